@@ -1,0 +1,86 @@
+"""Every error that the packages raise on purpose.
+
+The message is one line that names the place, the values, and the way out; the command lines print it as it is.
+"""
+
+
+class TagdexError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class InputError(TagdexError):
+    """A file, a record or a field that cannot be read as a document.
+
+    `source` is the file's name (or "-"), `line` counts from 1 (a row where the format has no lines), `field`
+    names the field; each is `None` where it does not apply.
+    """
+
+    def __init__(
+        self, problem: str, *, source: str | None = None, line: int | None = None, field: str | None = None
+    ) -> None:
+        self.problem = problem
+        self.source = source
+        self.line = line
+        self.field = field
+        place = ", ".join(
+            part
+            for part in (
+                source,
+                f"line {line}" if line is not None else None,
+                f"field '{field}'" if field is not None else None,
+            )
+            if part
+        )
+        super().__init__(f"{place}: {problem}" if place else problem)
+
+
+class ModelError(TagdexError):
+    """A model that cannot be found, loaded or used for what was asked."""
+
+
+class FingerprintError(ModelError):
+    """An index and a model that do not belong together."""
+
+
+class IndexFolderError(TagdexError):
+    """Base of errors about an index folder."""
+
+
+class NotAnIndexError(IndexFolderError):
+    """The path is not an index folder, or cannot be opened as one."""
+
+
+class LockedError(IndexFolderError):
+    """Another process is writing to the index."""
+
+
+class FormatError(IndexFolderError):
+    """The index folder has a format that this version cannot read."""
+
+
+class CorruptIndexError(IndexFolderError):
+    """The index folder contradicts its own checksums."""
+
+
+class StorageError(IndexFolderError):
+    """The disk refused a read or a write: full, read-only or failing."""
+
+
+class FilterError(TagdexError):
+    """A filter that does not parse or that names something unknown.
+
+    `position` is the code point offset of the fault in the filter's text, `None` for a filter built in Python.
+    """
+
+    def __init__(self, problem: str, *, text: str | None = None, position: int | None = None) -> None:
+        self.problem = problem
+        self.text = text
+        self.position = position
+        if text is None or position is None:
+            super().__init__(problem)
+        else:
+            super().__init__(f"{problem} at character {position + 1}: {text[:position]}⟨here⟩{text[position:]}")
+
+
+class QueryError(TagdexError):
+    """A query that cannot be answered as asked: k ≤ 0, an empty text, an unknown id, and so on."""

@@ -1,0 +1,131 @@
+"""Metadata and entity names as filters see them: pure functions from values to index keys."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+
+from indexer.records import Metadata
+
+Scalar = str | int | float | bool
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+
+class Kind(IntEnum):
+    """Type of a metadata value. Values of different kinds are never equal, and never ordered: true is not 1."""
+
+    BOOLEAN = 0
+    NUMBER = 1
+    STRING = 2
+
+
+def kind_of(value: Scalar) -> Kind:
+    """The kind of a scalar; `bool` before `int`, of which it is a subclass in Python."""
+    if isinstance(value, bool):
+        return Kind.BOOLEAN
+    if isinstance(value, int | float):
+        return Kind.NUMBER
+    return Kind.STRING
+
+
+def path_of(keys: Iterable[str]) -> str:
+    r"""Join nested keys with dots; a dot or backslash inside a key is escaped with a backslash.
+
+    >>> path_of(["author", "name"]), path_of(["a.b"])
+    ('author.name', 'a\\.b')
+    """
+    return ".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in keys)
+
+
+def flatten(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
+    """All scalar values of a metadata object as (path, kind, value).
+
+    Array elements stand under the path of their array, so that a comparison matches an array if it matches
+    any element; null has no row, so that a null field counts as missing.
+
+    >>> sorted(flatten({"year": 2020, "author": {"name": "Ada"}, "tags": ["x", "y"], "note": None}))
+    [('author.name', <Kind.STRING: 2>, 'Ada'), ('tags', <Kind.STRING: 2>, 'x'), ('tags', <Kind.STRING: 2>, 'y'), ('year', <Kind.NUMBER: 1>, 2020)]
+    """  # noqa: E501
+    rows: set[tuple[str, Kind, Scalar]] = set()
+    stack: list[tuple[tuple[str, ...], object]] = [((), metadata)]
+    while stack:
+        keys, value = stack.pop()
+        if isinstance(value, dict):
+            stack.extend(((*keys, key), inner) for key, inner in value.items())
+        elif isinstance(value, list | tuple):
+            stack.extend((keys, inner) for inner in value)
+        elif isinstance(value, str | int | float):
+            rows.add((path_of(keys), kind_of(value), value))
+    return rows
+
+
+def metadata_problems(metadata: Metadata) -> Iterator[tuple[str, str]]:
+    """(path, problem) for every value that an index cannot keep exactly.
+
+    Those are: NaN and infinities, integers beyond 64 bits, lone surrogates, keys that are not strings, and
+    types that JSON does not have.
+    """
+    stack: list[tuple[tuple[str, ...], object]] = [((), metadata)]
+    while stack:
+        keys, value = stack.pop()
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if not isinstance(key, str):
+                    yield path_of(keys), f"key {key!r} is not a string"
+                elif has_lone_surrogate(key):
+                    yield path_of(keys), f"key {key!r} has a lone surrogate"
+                else:
+                    stack.append(((*keys, key), inner))
+        elif isinstance(value, list | tuple):
+            stack.extend((keys, inner) for inner in value)
+        elif isinstance(value, str):
+            if has_lone_surrogate(value):
+                yield path_of(keys), "has a lone surrogate, which is not valid Unicode"
+        elif isinstance(value, bool) or value is None:
+            continue
+        elif isinstance(value, int):
+            if not INT64_MIN <= value <= INT64_MAX:
+                yield path_of(keys), f"integer {value} does not fit in 64 bits; give it as a string"
+        elif isinstance(value, float):
+            if not math.isfinite(value):
+                yield path_of(keys), f"{value} is not a number that JSON has; leave the field out or use null"
+        else:
+            yield path_of(keys), f"a value of type {type(value).__name__} is not JSON"
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """True where the text cannot be encoded as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def normalise_entity(text: str) -> str:
+    """The form under which entity texts are compared: NFKC, casefolded, white space collapsed.
+
+    >>> normalise_entity("  ACME\\u00a0 Corp. ")
+    'acme corp.'
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
+
+
+def prefix_upper_bound(prefix: str) -> str | None:
+    """The smallest string greater than every string that starts with `prefix`, in code point order.
+
+    `None` where there is none (an empty prefix, or one made of U+10FFFF only).
+
+    >>> prefix_upper_bound("acme")
+    'acmf'
+    """
+    for end in range(len(prefix), 0, -1):
+        code = ord(prefix[end - 1])
+        if code < 0x10FFFF:
+            following = 0xE000 if code + 1 == 0xD800 else code + 1
+            return prefix[: end - 1] + chr(following)
+    return None
