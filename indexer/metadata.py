@@ -6,6 +6,7 @@ schema and the connection settings; what is written in which transaction is `sto
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -81,13 +82,14 @@ def m001_create_tables(db: Database) -> None:
         """,
         "CREATE INDEX entities_by_term ON entities (term, doc)",
         # Metadata as filters see it (fields.py): one row a scalar; the numbers of `kind` are fields.Kind's.
+        # `doc` is no foreign key: checking it would scan the table for every document that is removed.
         "CREATE TABLE paths (path INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
         """
         CREATE TABLE fields (
             path INTEGER NOT NULL REFERENCES paths (path),
             kind INTEGER NOT NULL,
             value ANY NOT NULL,
-            doc INTEGER NOT NULL REFERENCES documents (doc),
+            doc INTEGER NOT NULL,
             PRIMARY KEY (path, kind, value, doc)
         ) STRICT, WITHOUT ROWID
         """,
@@ -133,3 +135,115 @@ def m001_create_tables(db: Database) -> None:
     )
     for statement in statements:
         db.execute(statement)
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_create_tables,)
+FORMAT = len(MIGRATIONS)
+
+
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """Open meta.sqlite for writing, creating or migrating it; the caller holds the folder's lock.
+
+    Raises `NotAnIndexError` for a file that is something else and `FormatError` for a newer format.
+    """
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
+    try:
+        # These two only take effect before the first table is made.
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        check_format(connection, path, may_be_new=True)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """Open meta.sqlite read-only. It may be used by several threads, one at a time.
+
+    On read-only media SQLite cannot make its shared-memory file; then the file is opened as immutable, which is
+    only right where the write-ahead log is empty. Raises `NotAnIndexError` and `FormatError`.
+    """
+    if not path.is_file():
+        raise NotAnIndexError(f"{path.parent} is not an index: it has no {path.name}")
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    connection = _connect_read_only(uri)
+    try:
+        try:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            connection.close()
+            connection = _connect_immutable(path, uri, error)
+        check_format(connection, path, may_be_new=False)
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("PRAGMA mmap_size = 268435456")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_read_only(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=30.0)
+
+
+def _connect_immutable(path: Path, uri: str, error: sqlite3.OperationalError) -> sqlite3.Connection:
+    log = path.with_name(path.name + "-wal")
+    if log.exists() and log.stat().st_size > 0:
+        raise NotAnIndexError(
+            f"{path.parent} cannot be written to, but its last changes are still in {log.name} "
+            f"({log.stat().st_size} bytes): copy the folder to a writable place, or close its writer cleanly first"
+        ) from error
+    if os.access(path.parent, os.W_OK):
+        raise NotAnIndexError(f"{path} cannot be opened: {error}") from error
+    return _connect_read_only(f"{uri}&immutable=1")
+
+
+def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool) -> None:
+    """Raise where a database is not ours, or of a format newer than this version knows."""
+    try:
+        application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise NotAnIndexError(f"{path} is not an index's database: {error}") from error
+    if tables == 0:
+        if may_be_new:
+            return
+        raise NotAnIndexError(f"{path.parent} is not an index: {path.name} is empty; make it with 'indexer add'")
+    if application_id != APPLICATION_ID:
+        raise NotAnIndexError(
+            f"{path} is a SQLite database, but not an index's (application id {application_id:#x}, "
+            f"expected {APPLICATION_ID:#x})"
+        )
+    if version > FORMAT:
+        raise FormatError(
+            f"{path.parent} has format {version}, this version of tagdex reads formats up to {FORMAT}: "
+            "use a newer tagdex"
+        )
+    if version < FORMAT and not may_be_new:
+        raise FormatError(
+            f"{path.parent} has the older format {version}: bring it to format {FORMAT} with "
+            f"'indexer compact {path.parent}'"
+        )
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring a database to the current format: all missing migrations in one transaction."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version == FORMAT:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for migration in MIGRATIONS[version:]:
+            migration(Database(connection))
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,24 @@
+"""Search an index by meaning, class and entity: `from search import Searcher`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.hits import Entity, Hit
+    from search.searcher import Searcher
+
+__all__ = ["Entity", "Hit", "Searcher"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: torch and faiss take seconds, and `search --help` needs neither."""
+    if name == "Searcher":
+        from search.searcher import Searcher
+
+        return Searcher
+    if name in ("Hit", "Entity"):
+        from search import hits
+
+        return getattr(hits, name)
+    raise AttributeError(f"module 'search' has no attribute {name!r}")

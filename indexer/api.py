@@ -1,0 +1,84 @@
+"""The index from Python, in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from indexer import pipeline
+from indexer.errors import InputError, TagdexError
+from indexer.fields import has_lone_surrogate, metadata_problems
+from indexer.pipeline import Report
+from indexer.records import Document
+from indexer.settings import settings_of
+from indexer.store import META, IndexWriter
+
+if TYPE_CHECKING:
+    from indexer.model import TextModel
+
+
+def add_documents(
+    path: str | Path,
+    documents: Iterable[Document],
+    *,
+    model: TextModel | str | Path | None = None,
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    tags: bool = True,
+    on_commit: Callable[[Report], None] | None = None,
+) -> Report:
+    """Add documents to an index, which is made where there is none; a known id is replaced, the same text skipped.
+
+    `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model.
+    `tags=False` makes a new index without class and entities. What `on_commit` was told of is durable.
+    Raises `InputError`, `ModelError`, `IndexFolderError` and what `documents` raises.
+    """
+    path = Path(path)
+    iterator = checked(documents)
+    if (path / META).is_file():
+        with IndexWriter(path) as writer:
+            if writer.settings.tagged and not tags:
+                raise TagdexError(
+                    f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
+                    "new index"
+                )
+            loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
+            return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
+    # Neither a bad first record nor a bad model leaves an empty index behind.
+    first = next(iterator, None)
+    if first is None:
+        raise InputError("there is nothing to add: no document was given")
+    loaded = _load(model, device, batch_tokens)
+    with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
+        return pipeline.index(chain([first], iterator), loaded, writer, on_commit=on_commit)
+
+
+def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:
+    """Remove documents in one transaction; returns the ids that were not there. Raises `IndexFolderError`."""
+    with IndexWriter(path) as writer:
+        return writer.remove(ids)
+
+
+def checked(documents: Iterable[Document]) -> Iterator[Document]:
+    """The documents, each checked for what an index cannot keep. Raises `InputError`."""
+    for number, document in enumerate(documents, start=1):
+        place = f"document {number}"
+        if not isinstance(document.id, str) or not document.id:
+            raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
+        if not isinstance(document.text, str) or not document.text.strip():
+            raise InputError("the text is empty", source=f"{place} ('{document.id}')")
+        if has_lone_surrogate(document.id) or has_lone_surrogate(document.text):
+            raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
+        for field, problem in metadata_problems(document.metadata):
+            raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
+        yield document
+
+
+def _load(model: TextModel | str | Path | None, device: str, batch_tokens: int | None) -> TextModel:
+    from indexer.model import TextModel
+
+    if isinstance(model, TextModel):
+        return model
+    return TextModel.load(model, device=device, batch_tokens=batch_tokens)

@@ -1,0 +1,113 @@
+"""What a model is: its backbone, how its layers are pooled, its heads and their labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from indexer.errors import ModelError
+
+CLASS_HEADS = ("linear",)
+TAG_HEADS = ("linear", "contextual")
+WORD_SPLITTERS = ("unicode",)
+
+
+class TagdexConfig(PreTrainedConfig):
+    """Configuration of a multi-task model; see `heads.MultiTaskModel`.
+
+    - `encoder_config`: the backbone's own configuration as a dict, with its `model_type`.
+    - `pool_layers`: indices into the backbone's hidden states, in the order of concatenation.
+    - `layer_weights`: one factor for each pooled layer; `None` means 1.0 for each.
+    - `normalize_layers`: L2-normalise each layer's mean before it is weighted.
+    - `tag_layers`: the layers whose token states, concatenated, feed the tag head.
+    - `class_labels`, `entity_types`: the heads' outputs; `None` where the model has no such head.
+    - `tag_head`: "linear", or "contextual" (projection, then a bidirectional LSTM of width `tag_head_width`).
+    - `max_length`: tokens of one window, special tokens and prefix included.
+    - `prefix`: text put before every text; it is pooled, but never tagged.
+    - `word_splitter`: how a text is cut into words for tagging; see `iob.split_words`.
+    - `class_temperature`, `class_threshold`: class scores are softmax(logits / temperature); the head abstains
+      where the best score is below the threshold.
+    - `backbone_source`: where the backbone's weights come from if the checkpoint does not hold them:
+      {"name", "revision", "sha256"}; see `sources.py`.
+    """
+
+    model_type = "tagdex"
+
+    encoder_config: dict[str, Any] | None = None
+    pool_layers: list[int] | None = None
+    layer_weights: list[float] | None = None
+    normalize_layers: bool = False
+    tag_layers: list[int] | None = None
+    class_labels: list[str] | None = None
+    entity_types: list[str] | None = None
+    tag_head: str = "linear"
+    tag_head_width: int = 256
+    head_dropout: float = 0.1
+    max_length: int = 256
+    prefix: str = ""
+    word_splitter: str = "unicode"
+    class_temperature: float = 1.0
+    class_threshold: float = 0.0
+    backbone_source: dict[str, Any] | None = None
+
+    def backbone_config(self) -> PreTrainedConfig:
+        """The backbone's configuration, rebuilt from `encoder_config`. Raises `ModelError` for an unknown type."""
+        fields = dict(self.encoder_config or {})
+        model_type = fields.pop("model_type", None)
+        if not model_type:
+            raise ModelError(
+                "the model's config.json has no encoder_config.model_type: which backbone is it?"
+            )
+        try:
+            config = AutoConfig.for_model(model_type, **fields)
+        except ValueError as error:
+            raise ModelError(f"unknown backbone type '{model_type}' in encoder_config: {error}") from error
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(f"backbone '{model_type}' is an encoder-decoder; only encoders can be used")
+        return config
+
+    @property
+    def pooled_layers(self) -> list[int]:
+        """The pooled layers, in order of concatenation: by default last, second last, third last, fourth last."""
+        return [-1, -2, -3, -4] if self.pool_layers is None else list(self.pool_layers)
+
+    @property
+    def weights(self) -> list[float]:
+        """One factor for each pooled layer."""
+        return [1.0] * len(self.pooled_layers) if self.layer_weights is None else list(self.layer_weights)
+
+    @property
+    def tagged_layers(self) -> list[int]:
+        """The layers that feed the tag head: by default the last."""
+        return [-1] if self.tag_layers is None else list(self.tag_layers)
+
+
+def check_config(config: TagdexConfig, *, layers: int) -> None:
+    """Raise `ModelError` where a configuration contradicts itself or its backbone of `layers` layers."""
+    states = layers + 1  # the embedding layer's output is the first hidden state
+    for name, wanted in (("pool_layers", config.pooled_layers), ("tag_layers", config.tagged_layers)):
+        if not wanted:
+            raise ModelError(f"{name} is empty: name at least one layer, such as [-1]")
+        for layer in wanted:
+            if not -states <= layer < states:
+                raise ModelError(
+                    f"{name} asks for hidden state {layer}, but the backbone has {states} of them"
+                )
+    if len(config.weights) != len(config.pooled_layers):
+        raise ModelError(
+            f"layer_weights has {len(config.weights)} values for {len(config.pooled_layers)} pool_layers"
+        )
+    if not any(config.weights):
+        raise ModelError("layer_weights are all zero: every embedding would be zero")
+    if config.tag_head not in TAG_HEADS:
+        raise ModelError(f"unknown tag_head '{config.tag_head}'; there are {', '.join(TAG_HEADS)}")
+    if config.word_splitter not in WORD_SPLITTERS:
+        raise ModelError(
+            f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}"
+        )
+    if config.class_temperature <= 0:
+        raise ModelError(f"class_temperature must be above 0, got {config.class_temperature}")
+    for name, labels in (("class_labels", config.class_labels), ("entity_types", config.entity_types)):
+        if labels is not None and (not labels or len(set(labels)) != len(labels)):
+            raise ModelError(f"{name} must be distinct and at least one, got {labels}")

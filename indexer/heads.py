@@ -1,0 +1,152 @@
+"""The multi-task model: one backbone call gives the pooled layers, class logits and tag logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import AutoModel, PreTrainedModel
+
+from indexer.config import TagdexConfig, check_config
+from indexer.encoder import pool_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one forward pass gives; a part that was not asked for, or has no head, is `None`.
+
+    - `layer_means`: fp32 (batch, L, width), in the order of `config.pool_layers`.
+    - `class_logits`: (batch, classes).
+    - `tag_logits`: (batch, seq, 2 · types + 1); what stands at padding means nothing.
+    """
+
+    layer_means: Tensor | None
+    class_logits: Tensor | None
+    tag_logits: Tensor | None
+
+
+class ClassHead(nn.Module):
+    """Linear classifier on the first token's state of the last layer: (batch, seq, width) → (batch, classes)."""
+
+    def __init__(self, width: int, classes: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, last: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.dropout(last[:, 0]))
+        return logits
+
+
+class LinearTagHead(nn.Module):
+    """Linear tagger on every token's state: (batch, seq, width) → (batch, seq, labels)."""
+
+    def __init__(self, width: int, labels: int, *, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, labels)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the heads share one signature
+        logits: Tensor = self.linear(self.dropout(states))
+        return logits
+
+
+class ContextualTagHead(nn.Module):
+    """Projection, bidirectional LSTM and linear layer over token states of a frozen backbone.
+
+    The feature-based setting of BERT (Devlin et al. 2019, section 5.3), which concatenates the last four layers.
+    (batch, seq, width) → (batch, seq, labels); padding does not change a token's logits.
+    """
+
+    def __init__(self, width: int, labels: int, *, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(width, inner)
+        self.lstm = nn.LSTM(inner, inner // 2, batch_first=True, bidirectional=True)
+        self.linear = nn.Linear(inner, labels)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        inner = torch.nn.functional.gelu(self.projection(self.dropout(self.norm(states))))
+        lengths = mask.sum(dim=1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(inner, lengths, batch_first=True, enforce_sorted=False)
+        context, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=states.shape[1])
+        logits: Tensor = self.linear(self.dropout(context))
+        return logits
+
+
+class MultiTaskModel(PreTrainedModel):
+    """A Hugging Face encoder with an optional class head and an optional tag head.
+
+    Built from its configuration alone, with random weights; `checkpoint.py` puts the trained ones in. Losses
+    live outside, in `training/`.
+    """
+
+    config_class = TagdexConfig
+    base_model_prefix = "backbone"
+
+    def __init__(self, config: TagdexConfig) -> None:
+        super().__init__(config)
+        backbone_config = config.backbone_config()
+        width = int(backbone_config.hidden_size)
+        check_config(config, layers=int(backbone_config.num_hidden_layers))
+        self.backbone = build_backbone(backbone_config)
+        self.class_head: ClassHead | None = None
+        self.tag_head: LinearTagHead | ContextualTagHead | None = None
+        if config.class_labels is not None:
+            self.class_head = ClassHead(width, len(config.class_labels), dropout=config.head_dropout)
+        if config.entity_types is not None:
+            labels, tag_width = 2 * len(config.entity_types) + 1, width * len(config.tagged_layers)
+            if config.tag_head == "linear":
+                self.tag_head = LinearTagHead(tag_width, labels, dropout=config.head_dropout)
+            else:
+                self.tag_head = ContextualTagHead(
+                    tag_width, labels, inner=config.tag_head_width, dropout=config.head_dropout
+                )
+        self.post_init()
+
+    @property
+    def dimension(self) -> int:
+        """Width of an embedding: pooled layers × hidden size."""
+        return len(self.config.pooled_layers) * int(self.backbone.config.hidden_size)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        embedding: bool = True,
+        classes: bool = True,
+        tags: bool = True,
+    ) -> Outputs:
+        """One backbone call. *Shapes:* `input_ids`, `attention_mask` int64 (batch, seq); see `Outputs`."""
+        config = self.config
+        tags = tags and self.tag_head is not None
+        wanted = set(config.pooled_layers if embedding else ()) | set(config.tagged_layers if tags else ())
+        result = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            # A list keeps only those states; the tuple stays as long as with True, so it can be indexed alike.
+            output_hidden_states=sorted(wanted) or None,
+        )
+        states = result.hidden_states
+        means = class_logits = tag_logits = None
+        if embedding:
+            means = pool_layers([states[layer] for layer in config.pooled_layers], attention_mask)
+        if classes and self.class_head is not None:
+            class_logits = self.class_head(result.last_hidden_state)
+        if tags and self.tag_head is not None:
+            tag_states = [states[layer] for layer in config.tagged_layers]
+            tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask)
+        return Outputs(layer_means=means, class_logits=class_logits, tag_logits=tag_logits)
+
+
+def build_backbone(config: object) -> nn.Module:
+    """An encoder with random weights, without the pooler that some families add and that nothing here uses."""
+    try:
+        backbone: nn.Module = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
+    except TypeError:  # families that have no pooler do not take the argument
+        backbone = AutoModel.from_config(config, trust_remote_code=False)
+    return backbone

@@ -1,0 +1,136 @@
+"""Words, IOB2 labels and spans: pure functions on arrays and offsets. No torch.
+
+Label ids: 0 is O; for entity type t (counting from 0), 1 + 2t is B-t and 2 + 2t is I-t.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Offsets = npt.NDArray[np.int64]
+"""(n, 2): start and end of words or tokens, code points, end exclusive."""
+
+IGNORED = -100
+"""Label of a token that carries none: padding, special tokens, and all but the first token of a word."""
+
+_UNICODE_WORDS = re.compile(r"[^\W_]+|[^\w\s]|_", re.UNICODE)
+
+
+def split_words(text: str) -> Offsets:
+    """Offsets of the words of a text: runs of letters and digits, and every other visible character by itself.
+
+    >>> [("it's 5%"[a:b]) for a, b in split_words("it's 5%")]
+    ['it', "'", 's', '5', '%']
+    """
+    offsets = [match.span() for match in _UNICODE_WORDS.finditer(text)]
+    return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def first_tokens(words: Offsets, tokens: Offsets) -> npt.NDArray[np.int64]:
+    """For each word the index of its first token, −1 for a word without one. Shape (words,).
+
+    A token belongs to the word that its first character stands in; empty tokens (special ones) belong to none.
+    `tokens` must not start with white space: see `trim_offsets`.
+    """
+    first = np.full(len(words), -1, dtype=np.int64)
+    if len(words) == 0 or len(tokens) == 0:
+        return first
+    candidates = np.flatnonzero(tokens[:, 1] > tokens[:, 0])
+    word_of = np.searchsorted(words[:, 0], tokens[candidates, 0], side="right") - 1
+    inside = (word_of >= 0) & (tokens[candidates, 0] < words[np.maximum(word_of, 0), 1])
+    candidates, word_of = candidates[inside], word_of[inside]
+    first[word_of[::-1]] = candidates[::-1]  # the last assignment wins, so the first token does
+    return first
+
+
+def trim_offsets(text: str, tokens: Offsets) -> Offsets:
+    """Move the starts of tokens past leading white space, which some tokenizers count as part of a token."""
+    trimmed = tokens.copy()
+    for index, (start, end) in enumerate(tokens):
+        while start < end and text[start].isspace():
+            start += 1
+        trimmed[index, 0] = start
+    return trimmed
+
+
+def label_names(entity_types: Sequence[str]) -> list[str]:
+    """The label of each id.
+
+    >>> label_names(["PER", "LOC"])
+    ['O', 'B-PER', 'I-PER', 'B-LOC', 'I-LOC']
+    """
+    return ["O", *(f"{prefix}-{name}" for name in entity_types for prefix in "BI")]
+
+
+def labels_of_spans(spans: Sequence[tuple[int, int, int]], words: Offsets) -> npt.NDArray[np.int64]:
+    """IOB2 label of each word for (type, start, end) spans that do not overlap. Shape (words,).
+
+    A word belongs to a span if it overlaps it.
+    """
+    labels = np.zeros(len(words), dtype=np.int64)
+    for entity_type, start, end in spans:
+        inside = np.flatnonzero((words[:, 0] < end) & (words[:, 1] > start))
+        labels[inside] = 2 + 2 * entity_type
+        labels[inside[:1]] = 1 + 2 * entity_type
+    return labels
+
+
+def spans_of_labels(labels: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """(type, first word, last word + 1) of a valid IOB2 sequence.
+
+    >>> spans_of_labels(np.array([1, 2, 0, 3, 3]))
+    [(0, 0, 2), (1, 3, 4), (1, 4, 5)]
+    """
+    spans = []
+    begins = np.flatnonzero(labels % 2 == 1)
+    for begin in begins:
+        inside, end = labels[begin] + 1, begin + 1
+        while end < len(labels) and labels[end] == inside:
+            end += 1
+        spans.append((int(labels[begin] - 1) // 2, int(begin), int(end)))
+    return spans
+
+
+def viterbi(log_probs: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The most probable valid IOB2 sequences, where I-t may only follow B-t or I-t of the same type.
+
+    *Shapes:* `log_probs` (batch, words, labels), `lengths` (batch,) the number of words of each sequence; returns
+    (batch, words), O beyond a sequence's length. All transitions that are allowed cost nothing, so that for O and
+    B-t the best predecessor is the best of all, and for I-t the better of B-t and I-t: O(words · labels).
+    """
+    batch, words, labels = log_probs.shape
+    begin, inside = np.arange(1, labels, 2), np.arange(2, labels, 2)
+    best = np.zeros((batch, words), dtype=np.int64)
+    if words == 0:
+        return best
+    came_from = np.zeros((batch, words, labels), dtype=np.int64)
+    score = log_probs[:, 0].astype(np.float64)
+    score[:, inside] = -np.inf
+    final = score.copy()
+    for word in range(1, words):
+        previous, step = score, np.empty_like(score)
+        top = previous.argmax(axis=1)
+        came_from[:, word] = top[:, None]
+        step[:] = previous[np.arange(batch), top][:, None]
+        from_begin = previous[:, begin] >= previous[:, inside]
+        came_from[:, word, 2::2] = np.where(from_begin, begin, inside)
+        step[:, inside] = np.where(from_begin, previous[:, begin], previous[:, inside])
+        score = step + log_probs[:, word]
+        final = np.where((lengths > word)[:, None], score, final)
+    rows, label = np.arange(batch), final.argmax(axis=1)
+    for word in range(words - 1, -1, -1):
+        inside_sequence = word < lengths
+        best[:, word] = np.where(inside_sequence, label, 0)
+        label = np.where(inside_sequence, came_from[rows, word, label], label)
+    return best
+
+
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Log of the softmax over the last axis, in fp32."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    result: npt.NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return result

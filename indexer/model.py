@@ -1,0 +1,287 @@
+"""Texts in, analyses out: passages, embeddings, classes and entities from one forward pass each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from indexer import iob
+from indexer.batches import plan_batches
+from indexer.checkpoint import Loaded, load_checkpoint
+from indexer.encoder import concatenate_layers
+from indexer.errors import ModelError
+from indexer.passages import split_passages
+from indexer.records import Analysis, FloatArray, Label, Passage, Span
+
+# Padded tokens of one batch: small on a CPU, where a batch should stay in the cache, large on a GPU.
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One passage as the model sees it. `offsets` are the tokens', relative to the passage, prefix at ≤ 0."""
+
+    text: int
+    start: int
+    end: int
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowResult:
+    """fp32 `means` (L, width), `class_logits` (classes,) or None, spans relative to the passage."""
+
+    means: FloatArray
+    class_logits: FloatArray | None
+    spans: list[Span]
+
+
+class TextModel:
+    """A multi-task model ready for use on one device. Safe to share between threads that only read."""
+
+    def __init__(self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None) -> None:
+        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for a device that is not there."""
+        self.device = choose_device(device)
+        self.model = loaded.model.to(self.device).eval()
+        self.config = loaded.model.config
+        self.tokenizer = loaded.tokenizer
+        self.name = loaded.name
+        self.fingerprint = loaded.fingerprint
+        self.heads_fingerprint = loaded.heads_fingerprint
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
+        self._special_tokens = int(self.tokenizer.num_special_tokens_to_add(False))
+        self._pad_id = int(getattr(self.model.backbone.config, "pad_token_id", None) or 0)
+        self._offsets_hold_spaces = _offsets_hold_spaces(self.tokenizer)
+
+    @classmethod
+    def load(
+        cls, name: str | Path | None = None, *, device: str = "auto", batch_tokens: int | None = None
+    ) -> TextModel:
+        """Load a model by name or folder (`None`: the default model). Raises `ModelError`."""
+        return cls(load_checkpoint(name), device=device, batch_tokens=batch_tokens)
+
+    @property
+    def dimension(self) -> int:
+        """Width of an embedding."""
+        return self.model.dimension
+
+    @property
+    def class_labels(self) -> tuple[str, ...] | None:
+        """What the class head tells apart; `None` without one."""
+        return None if self.config.class_labels is None else tuple(self.config.class_labels)
+
+    @property
+    def entity_types(self) -> tuple[str, ...] | None:
+        """What the tag head finds; `None` without one."""
+        return None if self.config.entity_types is None else tuple(self.config.entity_types)
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
+
+        A text longer than one window is pooled over all tokens of all its windows; nothing is cut off.
+        """
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return np.stack([analysis.pooled for analysis in self.analyse(texts, tags=False)])
+
+    def similarity(self, first: str, second: str) -> float:
+        """Cosine of the embeddings of two texts, in [−1, 1]."""
+        a, b = self.encode([first, second]).astype(np.float64)
+        return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1.0, 1.0))
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        """Everything the model says about each text, in the order given; class and entities only with `tags`."""
+        windows = self._windows(texts)
+        results: list[WindowResult | None] = [None] * len(windows)
+        lengths = [len(window.ids) for window in windows]
+        for batch in plan_batches(lengths, max_tokens=self.batch_tokens):
+            for index, result in zip(
+                batch, self._run([windows[i] for i in batch], texts, tags=tags), strict=True
+            ):
+                results[index] = result
+        grouped: list[list[tuple[Window, WindowResult]]] = [[] for _ in texts]
+        for window, found in zip(windows, results, strict=True):
+            if found is not None:
+                grouped[window.text].append((window, found))
+        return [self._combine(parts) for parts in grouped]
+
+    def _windows(self, texts: Sequence[str]) -> list[Window]:
+        """Tokenise, and split what is longer than one window."""
+        prefix, room = self.config.prefix, self.config.max_length - self._special_tokens
+        windows = []
+        encodings = self.tokenizer.encode_batch([prefix + text for text in texts])
+        for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+            if len(encoding.ids) <= self.config.max_length:
+                windows.append(self._window(number, 0, len(text), encoding))
+                continue
+            pieces = split_passages(
+                text,
+                tokens=len(encoding.ids),
+                max_tokens=room,
+                count=lambda piece: self._count(prefix + piece),
+            )
+            for (start, end), part in zip(
+                pieces, self.tokenizer.encode_batch([prefix + text[a:b] for a, b in pieces]), strict=True
+            ):
+                windows.append(self._window(number, start, end, part))
+        return windows
+
+    def _window(self, number: int, start: int, end: int, encoding: object) -> Window:
+        ids: list[int] = encoding.ids  # type: ignore[attr-defined]
+        offsets: list[tuple[int, int]] = encoding.offsets  # type: ignore[attr-defined]
+        if shift := len(self.config.prefix):
+            offsets = [(a - shift, b - shift) for a, b in offsets]
+        return Window(text=number, start=start, end=end, ids=ids, offsets=offsets)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> Iterator[WindowResult]:
+        """One batch through the model."""
+        ids, mask = self._pad(windows)
+        with torch.inference_mode():
+            outputs = self.model(ids, mask, classes=tags, tags=tags)
+        assert_finite(outputs.layer_means, name=self.name)
+        means = outputs.layer_means.cpu().numpy()
+        logits = None if outputs.class_logits is None else outputs.class_logits.float().cpu().numpy()
+        spans: list[list[Span]] = [[] for _ in windows]
+        if outputs.tag_logits is not None:
+            pieces = [texts[window.text][window.start : window.end] for window in windows]
+            spans = self._decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
+        for index in range(len(windows)):
+            yield WindowResult(
+                means=means[index], class_logits=None if logits is None else logits[index], spans=spans[index]
+            )
+
+    def _pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        longest = max(len(window.ids) for window in windows)
+        ids = np.full((len(windows), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(windows), longest), dtype=np.int64)
+        for row, window in enumerate(windows):
+            ids[row, : len(window.ids)] = window.ids
+            mask[row, : len(window.ids)] = 1
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def _decode(
+        self, logits: npt.NDArray[np.float32], windows: Sequence[Window], pieces: Sequence[str]
+    ) -> list[list[Span]]:
+        """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
+        types = self.entity_types or ()
+        words = [iob.split_words(piece) for piece in pieces]
+        firsts = [
+            iob.first_tokens(cut, self._token_offsets(window, piece))
+            for window, piece, cut in zip(windows, pieces, words, strict=True)
+        ]
+        lengths = np.array([len(cut) for cut in words], dtype=np.int64)
+        emissions = np.full(
+            (len(windows), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32
+        )
+        emissions[:, :, 0] = 0.0  # a word without a token is O
+        log_probs = iob.log_softmax(logits)
+        for row, first in enumerate(firsts):
+            known = np.flatnonzero(first >= 0)
+            emissions[row, known] = log_probs[row, first[known]]
+        labels = iob.viterbi(emissions, lengths)
+        spans: list[list[Span]] = []
+        for row, cut in enumerate(words):
+            chosen = labels[row, : lengths[row]]
+            probabilities = np.exp(emissions[row, np.arange(lengths[row]), chosen])
+            spans.append(
+                [
+                    Span(
+                        type=types[kind],
+                        start=int(cut[first, 0]),
+                        end=int(cut[end - 1, 1]),
+                        score=float(probabilities[first:end].mean()),
+                    )
+                    for kind, first, end in iob.spans_of_labels(chosen)
+                ]
+            )
+        return spans
+
+    def _token_offsets(self, window: Window, piece: str) -> iob.Offsets:
+        offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
+        if self.config.prefix:
+            offsets = np.where(
+                offsets[:, :1] < 0, 0, offsets
+            )  # a token that begins in the prefix is not tagged
+        return iob.trim_offsets(piece, offsets) if self._offsets_hold_spaces else offsets
+
+    def _combine(self, parts: Sequence[tuple[Window, WindowResult]]) -> Analysis:
+        """The windows of one text → its analysis: token-weighted means, and the union of the spans."""
+        tokens = np.array([len(window.ids) for window, _ in parts], dtype=np.float64)
+        share = tokens / tokens.sum()
+        means = np.stack([result.means for _, result in parts])
+        whole = np.tensordot(share, means, axes=1).astype(np.float32)[None]
+        label = None
+        if parts[0][1].class_logits is not None:
+            stacked = np.stack(
+                [result.class_logits for _, result in parts if result.class_logits is not None]
+            )
+            label = self._label(share @ stacked)
+        return Analysis(
+            passages=tuple(Passage(window.start, window.end, len(window.ids)) for window, _ in parts),
+            vectors=self._embedding(means),
+            pooled=self._embedding(whole)[0],
+            label=label,
+            spans=tuple(
+                Span(span.type, span.start + window.start, span.end + window.start, span.score)
+                for window, result in parts
+                for span in result.spans
+            ),
+        )
+
+    def _embedding(self, means: FloatArray) -> FloatArray:
+        tensor = concatenate_layers(
+            torch.from_numpy(means), weights=self.config.weights, normalize=self.config.normalize_layers
+        )
+        result: FloatArray = tensor.numpy()
+        return result
+
+    def _label(self, logits: npt.NDArray[np.float64]) -> Label | None:
+        """The class head's answer, `None` where its best score is below the threshold."""
+        scaled = logits / self.config.class_temperature
+        probabilities = np.exp(scaled - scaled.max())
+        probabilities /= probabilities.sum()
+        best = int(probabilities.argmax())
+        if probabilities[best] < self.config.class_threshold or self.class_labels is None:
+            return None
+        return Label(name=self.class_labels[best], score=float(probabilities[best]))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for a name: auto takes a GPU where there is one. Raises `ModelError`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"unknown device '{name}': use auto, cpu or cuda") from error
+    if device.type not in BATCH_TOKENS:
+        raise ModelError(f"device '{name}' is not supported: use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"device '{name}' was asked for, but this installation of torch sees no GPU: use cpu"
+        )
+    return device
+
+
+def assert_finite(means: Tensor, *, name: str) -> None:
+    """Raise `ModelError` where a model gives NaN or infinity."""
+    if not torch.isfinite(means).all():
+        raise ModelError(
+            f"the model {name} gave an embedding that is not finite; its weights cannot be right"
+        )
+
+
+def _offsets_hold_spaces(tokenizer: object) -> bool:
+    """True where a token's offsets include the white space before it (SentencePiece's way)."""
+    encoding = tokenizer.encode("a b", add_special_tokens=False)  # type: ignore[attr-defined]
+    return any("a b"[start:end].startswith(" ") for start, end in encoding.offsets)

@@ -1,0 +1,96 @@
+"""Documents → analysis → store: the whole way of the text in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from indexer.records import Document
+from indexer.settings import Analyser, check_model
+from indexer.store import Action, Entry, IndexWriter
+
+# One transaction holds at most so many documents, and closes early when their texts are long.
+BATCH_DOCUMENTS = 256
+BATCH_CHARACTERS = 500_000
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the documents. `duplicates`: ids that came again, the last one counts."""
+
+    added: int = 0
+    replaced: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    duplicates: int = 0
+
+    @property
+    def documents(self) -> int:
+        """Documents read."""
+        return self.added + self.replaced + self.updated + self.unchanged + self.duplicates
+
+
+def index(
+    documents: Iterable[Document],
+    model: Analyser,
+    writer: IndexWriter,
+    *,
+    on_commit: Callable[[Report], None] | None = None,
+) -> Report:
+    """Embed, tag and store documents; what is in the index already is skipped, so that a run can be repeated.
+
+    Each batch is durable when `on_commit` is called with the report so far. Raises `FingerprintError` where the
+    model is not the index's, and whatever `documents` raises, after the batch before it was stored.
+    """
+    check_model(writer.settings, model, place=str(writer.path), heads=True)
+    report, first_commit = Report(), writer.state.number + 1
+    for batch in batched(documents):
+        last = {document.id: document for document in batch}
+        report.duplicates += len(batch) - len(last)
+        plans = writer.plan(list(last.values()), since=first_commit)
+        to_embed = [plan.document.text for plan in plans if plan.action is Action.EMBED]
+        analyses = iter(model.analyse(to_embed, tags=writer.settings.tagged) if to_embed else [])
+        writer.write(
+            [
+                Entry(plan.document, next(analyses) if plan.action is Action.EMBED else None)
+                for plan in plans
+                if plan.action is not Action.SKIP
+            ]
+        )
+        for plan in plans:
+            if plan.action is Action.SKIP:
+                report.unchanged += 1
+            elif plan.repeated:
+                report.duplicates += 1
+            elif not plan.exists:
+                report.added += 1
+            elif plan.action is Action.UPDATE:
+                report.updated += 1
+            else:
+                report.replaced += 1
+        if on_commit is not None:
+            on_commit(report)
+    return report
+
+
+def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Batches of at most `BATCH_DOCUMENTS`; an error from `documents` is raised after what came before it."""
+    batch: list[Document] = []
+    characters = 0
+    iterator = iter(documents)
+    while True:
+        try:
+            document = next(iterator, None)
+        except Exception:
+            if batch:
+                yield batch
+            raise
+        if document is None:
+            break
+        batch.append(document)
+        characters += len(document.text)
+        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

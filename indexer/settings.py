@@ -1,0 +1,105 @@
+"""What an index is made of: its model and its heads, kept in the table `settings`."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from indexer.errors import FingerprintError, NotAnIndexError
+from indexer.records import Analysis
+
+
+class Analyser(Protocol):
+    """A model as the index sees it; `model.TextModel` is one."""
+
+    name: str
+    fingerprint: str
+    heads_fingerprint: str | None
+
+    @property
+    def dimension(self) -> int: ...
+    @property
+    def class_labels(self) -> tuple[str, ...] | None: ...
+    @property
+    def entity_types(self) -> tuple[str, ...] | None: ...
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSettings:
+    """Facts that hold for the whole index.
+
+    `class_labels` and `entity_types` are `None` where the index was made without such tags.
+    """
+
+    model: str
+    fingerprint: str
+    heads_fingerprint: str | None
+    dimension: int
+    class_labels: tuple[str, ...] | None
+    entity_types: tuple[str, ...] | None
+
+    @property
+    def tagged(self) -> bool:
+        """True where documents have a class, entities or both."""
+        return self.class_labels is not None or self.entity_types is not None
+
+
+def settings_of(model: Analyser, *, tags: bool = True) -> IndexSettings:
+    """The settings of a new index that this model fills."""
+    return IndexSettings(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        heads_fingerprint=model.heads_fingerprint if tags else None,
+        dimension=model.dimension,
+        class_labels=model.class_labels if tags else None,
+        entity_types=model.entity_types if tags else None,
+    )
+
+
+def check_model(settings: IndexSettings, model: Analyser, *, place: str, heads: bool) -> None:
+    """Raise `FingerprintError` unless the model gives the same embeddings, and with `heads` the same tags."""
+    if model.fingerprint != settings.fingerprint:
+        raise FingerprintError(
+            f"{place} was built with model {settings.model} (fingerprint {settings.fingerprint[:12]}, "
+            f"{settings.dimension} dimensions), got {model.name} (fingerprint {model.fingerprint[:12]}, "
+            f"{model.dimension} dimensions): pass --model {settings.model}, or build a new index"
+        )
+    if heads and settings.tagged and model.heads_fingerprint != settings.heads_fingerprint:
+        raise FingerprintError(
+            f"{place} was tagged with the heads of {settings.model} (fingerprint "
+            f"{(settings.heads_fingerprint or 'none')[:12]}), got those of {model.name} "
+            f"({(model.heads_fingerprint or 'none')[:12]}): tag it again first with "
+            f"'indexer retag {place} --model {model.name}'"
+        )
+
+
+def read_settings(connection: sqlite3.Connection) -> IndexSettings | None:
+    """The settings of an index, `None` for one that has none yet."""
+    rows = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
+    if not rows:
+        return None
+    try:
+        return IndexSettings(
+            model=rows["model"],
+            fingerprint=rows["fingerprint"],
+            heads_fingerprint=rows["heads_fingerprint"],
+            dimension=rows["dimension"],
+            class_labels=_tuple(rows["class_labels"]),
+            entity_types=_tuple(rows["entity_types"]),
+        )
+    except KeyError as error:
+        raise NotAnIndexError(f"the index lacks its setting {error}") from error
+
+
+def write_settings(connection: sqlite3.Connection, settings: IndexSettings) -> None:
+    """Put the settings into the table, in the caller's transaction."""
+    rows = [(name, json.dumps(value)) for name, value in asdict(settings).items()]
+    connection.executemany("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", rows)
+
+
+def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(values)

@@ -1,0 +1,115 @@
+"""Documents as the index keeps them: reading whole ones back, and the digest that guards each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from indexer.errors import CorruptIndexError
+from indexer.records import Label, Span
+
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassage:
+    """A passage with the number of its vector."""
+
+    vid: int
+    start: int
+    end: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document with everything that the index says about it. `metadata_json` is the JSON text as stored."""
+
+    doc: int
+    id: str
+    text: str
+    metadata_json: str
+    label: Label | None
+    passages: tuple[StoredPassage, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The metadata as Python values."""
+        metadata: dict[str, Any] = json.loads(self.metadata_json)
+        return metadata
+
+    def digest(self) -> bytes:
+        """BLAKE2b, 16 bytes, over every field but `doc`."""
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+        label = self.label
+        for text in (self.id, self.text, self.metadata_json, label.name if label else ""):
+            encoded = text.encode()
+            digest.update(struct.pack("<q", len(encoded)))
+            digest.update(encoded)
+        digest.update(struct.pack("<d", label.score if label else -1.0))
+        for passage in self.passages:
+            digest.update(struct.pack("<qqqq", passage.vid, passage.start, passage.end, passage.tokens))
+        for span in self.spans:
+            digest.update(struct.pack("<qqd", span.start, span.end, span.score) + span.type.encode() + b"\0")
+        return digest.digest()
+
+
+def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[int, StoredDocument]:
+    """The documents with these numbers, by number; numbers that do not exist are left out.
+
+    Raises `CorruptIndexError` where a document's rows do not have the digest that was stored with them.
+    """
+    chosen = json.dumps(list(docs))
+    passages: dict[int, list[StoredPassage]] = {}
+    spans: dict[int, list[Span]] = {}
+    for doc, *passage in connection.execute(
+        'SELECT doc, vid, start, "end", tokens FROM passages WHERE doc IN (SELECT value FROM json_each(?))'
+        " ORDER BY vid",
+        (chosen,),
+    ):
+        passages.setdefault(doc, []).append(StoredPassage(*passage))
+    for doc, *span in connection.execute(
+        'SELECT doc, type, start, "end", score FROM entities JOIN entity_terms USING (term)'
+        ' WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY doc, start, "end", type',
+        (chosen,),
+    ):
+        spans.setdefault(doc, []).append(Span(*span))
+    documents: dict[int, StoredDocument] = {}
+    for doc, id_, text, metadata, name, score, digest in connection.execute(
+        "SELECT doc, id, text, metadata, labels.name, label_score, digest FROM documents"
+        " LEFT JOIN labels USING (label) WHERE doc IN (SELECT value FROM json_each(?))",
+        (chosen,),
+    ):
+        document = StoredDocument(
+            doc=doc,
+            id=id_,
+            text=text,
+            metadata_json=metadata,
+            label=None if name is None else Label(name, score),
+            passages=tuple(passages.get(doc, ())),
+            spans=tuple(spans.get(doc, ())),
+        )
+        if document.digest() != digest:
+            raise CorruptIndexError(
+                f"document '{id_}' (number {doc}) does not match its stored digest: the index is damaged; "
+                "run 'indexer verify'"
+            )
+        documents[doc] = document
+    return documents
+
+
+def sum_digests(total: bytes, *, added: Iterable[bytes] = (), removed: Iterable[bytes] = ()) -> bytes:
+    """A running sum of digests modulo 2¹²⁸, so that a document that vanishes shows.
+
+    The order of documents does not matter (Bellare and Micciancio 1997, AdHash).
+    """
+    value = int.from_bytes(total, "little")
+    value += sum(int.from_bytes(digest, "little") for digest in added)
+    value -= sum(int.from_bytes(digest, "little") for digest in removed)
+    return (value % (1 << 8 * DIGEST_BYTES)).to_bytes(DIGEST_BYTES, "little")

@@ -1,0 +1,1 @@
+"""Training and evaluation of models: data, metrics. Never imports the store."""

@@ -1,0 +1,163 @@
+"""Query in, hits out: the whole way of a search in one method."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from indexer.errors import ModelError, QueryError
+from indexer.fields import has_lone_surrogate
+from indexer.filters import Filter, allowed, check_names, parse
+from indexer.reader import IndexInfo, IndexReader, Snapshot
+from indexer.records import FloatArray
+from indexer.settings import check_model
+from search.enrich import enrich
+from search.hits import Hit
+from search.query import Query
+from search.ranking import in_order, rank_documents
+
+if TYPE_CHECKING:
+    from indexer.model import TextModel
+
+
+class Searcher:
+    """An open index that answers queries, with the model that built it. Safe to use from several threads.
+
+    Commits of a writer, in this process or another, are seen by the next query.
+    """
+
+    def __init__(
+        self, path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto"
+    ) -> None:
+        """Open an index. The model is loaded with the first query that needs it.
+
+        `model`: by default the one that the index names; another one must have the same fingerprint.
+        Raises `NotAnIndexError`, `FormatError`.
+        """
+        self._reader = IndexReader(path)
+        self._given = model
+        self._device = device
+        self._model: TextModel | None = None
+        self._model_mutex = threading.Lock()
+
+    def __enter__(self) -> Searcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the index."""
+        self._reader.close()
+
+    @property
+    def info(self) -> IndexInfo:
+        """Counts, sizes and the model of the index."""
+        return self._reader.info()
+
+    @property
+    def model(self) -> TextModel:
+        """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
+        from indexer.model import TextModel
+
+        with self._model_mutex:
+            if self._model is None:
+                settings = self._reader.settings
+                model = self._given if isinstance(self._given, TextModel) else None
+                if model is None:
+                    name = settings.model if self._given is None else str(self._given)
+                    try:
+                        model = TextModel.load(name, device=self._device)
+                    except ModelError as error:
+                        if self._given is not None:
+                            raise
+                        raise ModelError(
+                            f"{self._reader.path} was built with model {name}, which cannot be loaded: {error}; "
+                            "pass its new place with --model"
+                        ) from error
+                check_model(settings, model, place=str(self._reader.path), heads=False)
+                self._model = model
+            return self._model
+
+    def search(
+        self,
+        text: str,
+        *,
+        k: int = 10,
+        filter: Filter | str | None = None,
+        mode: str = "cosine",
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The k documents nearest in meaning to the text, best first; ties in the order of ids.
+
+        `filter`: a tree from `indexer.filters`, or its text. A text longer than the model's window is pooled
+        over all of it. Raises `QueryError`, `FilterError`, `ModelError`.
+        """
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        if not text.strip():
+            raise QueryError("the query's text is empty")
+        if has_lone_surrogate(text):
+            raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
+        self._check_filter(query.filter)
+        vector = self.model.encode([text])[0]
+        with self._reader.snapshot() as snapshot:
+            return self._find(snapshot, vector, query)
+
+    def similar(
+        self,
+        id_: str,
+        *,
+        k: int = 10,
+        filter: Filter | str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The k documents nearest to a document of the index, itself left out. Needs no model.
+
+        Raises `QueryError` for an id that is not there, `FilterError`.
+        """
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        self._check_filter(query.filter)
+        with self._reader.snapshot() as snapshot:
+            doc = snapshot.number_of(id_)
+            if doc is None:
+                raise QueryError(f"no document has the id '{id_}'")
+            return self._find(snapshot, snapshot.document_vector(doc), query, exclude=doc)
+
+    def similarity(self, first: str, second: str) -> float:
+        """Cosine of two texts, in [−1, 1]."""
+        return self.model.similarity(first, second)
+
+    def _check_filter(self, filter: Filter | None) -> None:
+        """Unknown types and labels are errors before anything is computed."""
+        if filter is not None:
+            settings = self._reader.settings
+            check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
+
+    def _find(self, snapshot: Snapshot, vector: FloatArray, query: Query, exclude: int | None = None) -> list[Hit]:
+        """Filter → vector search → rank → enrich, on one commit of the index."""
+        chosen = None if query.filter is None else allowed(snapshot.connection, query.filter)
+        available = snapshot.count() if chosen is None else len(chosen)
+        if exclude is not None and (chosen is None or exclude in chosen):
+            available -= 1
+        if available <= query.offset:
+            return []
+        ranked = rank_documents(
+            lambda n: snapshot.search_vectors(vector, n, allowed=chosen),
+            wanted=query.offset + query.k,
+            available=available,
+            exclude=exclude,
+        )
+        if query.min_score is not None:
+            ranked = [document for document in ranked if document.score >= query.min_score]
+        ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
+        return enrich(snapshot, ordered[query.offset : query.offset + query.k])
+
+
+def _as_filter(filter: Filter | str | None) -> Filter | None:
+    return parse(filter) if isinstance(filter, str) else filter
