@@ -1,7 +1,7 @@
 """Build an index of your own texts: embedding, class and named entities from one forward pass.
 
-    from indexer import Document, add_documents
-    add_documents("myindex", [Document("1", "Some text", {"year": 2026})])
+from indexer import Document, add_documents
+add_documents("myindex", [Document("1", "Some text", {"year": 2026})])
 """
 
 from __future__ import annotations

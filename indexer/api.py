@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from indexer import pipeline
 from indexer.errors import InputError, TagdexError
 from indexer.fields import has_lone_surrogate, metadata_problems
+from indexer.filters import Filter, check_names, parse
 from indexer.pipeline import Report
 from indexer.records import Document
 from indexer.settings import settings_of
@@ -59,6 +60,14 @@ def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:
     """Remove documents in one transaction; returns the ids that were not there. Raises `IndexFolderError`."""
     with IndexWriter(path) as writer:
         return writer.remove(ids)
+
+
+def remove_matching(path: str | Path, where: Filter | str) -> int:
+    """Remove the documents for which a filter is true, in one transaction; returns how many. Raises `FilterError`."""
+    tree = parse(where) if isinstance(where, str) else where
+    with IndexWriter(path) as writer:
+        check_names(tree, labels=writer.settings.class_labels, entity_types=writer.settings.entity_types)
+        return writer.remove_matching(tree)
 
 
 def checked(documents: Iterable[Document]) -> Iterator[Document]:

@@ -84,9 +84,7 @@ def load_checkpoint(name: str | Path | None = None) -> Loaded:
     """Load a model by folder or name; see the module's docstring. Raises `ModelError`."""
     if name is None or str(name) == "default":
         if not (DEFAULT_MODEL / "config.json").is_file():
-            raise ModelError(
-                f"this installation lacks its default model, {DEFAULT_MODEL}; install tagdex again"
-            )
+            raise ModelError(f"this installation lacks its default model, {DEFAULT_MODEL}; install tagdex again")
         return _load_own(DEFAULT_MODEL, name="default")
     text = str(name)
     folder = Path(text).expanduser()
@@ -192,7 +190,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         tensor = tensors[key].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{key} {list(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.numpy()).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -302,9 +300,7 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ModelError(
-            f"{path.parent} has no {path.name}; weights in other forms (pickle) are never loaded"
-        )
+        raise ModelError(f"{path.parent} has no {path.name}; weights in other forms (pickle) are never loaded")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

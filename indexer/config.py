@@ -56,9 +56,7 @@ class TagdexConfig(PreTrainedConfig):
         fields = dict(self.encoder_config or {})
         model_type = fields.pop("model_type", None)
         if not model_type:
-            raise ModelError(
-                "the model's config.json has no encoder_config.model_type: which backbone is it?"
-            )
+            raise ModelError("the model's config.json has no encoder_config.model_type: which backbone is it?")
         try:
             config = AutoConfig.for_model(model_type, **fields)
         except ValueError as error:
@@ -91,21 +89,15 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
             raise ModelError(f"{name} is empty: name at least one layer, such as [-1]")
         for layer in wanted:
             if not -states <= layer < states:
-                raise ModelError(
-                    f"{name} asks for hidden state {layer}, but the backbone has {states} of them"
-                )
+                raise ModelError(f"{name} asks for hidden state {layer}, but the backbone has {states} of them")
     if len(config.weights) != len(config.pooled_layers):
-        raise ModelError(
-            f"layer_weights has {len(config.weights)} values for {len(config.pooled_layers)} pool_layers"
-        )
+        raise ModelError(f"layer_weights has {len(config.weights)} values for {len(config.pooled_layers)} pool_layers")
     if not any(config.weights):
         raise ModelError("layer_weights are all zero: every embedding would be zero")
     if config.tag_head not in TAG_HEADS:
         raise ModelError(f"unknown tag_head '{config.tag_head}'; there are {', '.join(TAG_HEADS)}")
     if config.word_splitter not in WORD_SPLITTERS:
-        raise ModelError(
-            f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}"
-        )
+        raise ModelError(f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}")
     if config.class_temperature <= 0:
         raise ModelError(f"class_temperature must be above 0, got {config.class_temperature}")
     for name, labels in (("class_labels", config.class_labels), ("entity_types", config.entity_types)):

@@ -16,9 +16,7 @@ def pool_layers(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
     """
     weights = mask.to(torch.float32)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
-    means = [
-        torch.bmm(weights.unsqueeze(1), layer.float()) for layer in hidden_states
-    ]  # each (batch, 1, width)
+    means = [torch.bmm(weights.unsqueeze(1), layer.float()) for layer in hidden_states]  # each (batch, 1, width)
     return torch.cat(means, dim=1)
 
 

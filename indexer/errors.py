@@ -79,9 +79,7 @@ class FilterError(TagdexError):
         if text is None or position is None:
             super().__init__(problem)
         else:
-            super().__init__(
-                f"{problem} at character {position + 1}: {text[:position]}⟨here⟩{text[position:]}"
-            )
+            super().__init__(f"{problem} at character {position + 1}: {text[:position]}⟨here⟩{text[position:]}")
 
 
 class QueryError(TagdexError):

@@ -93,6 +93,7 @@ class MultiTaskModel(PreTrainedModel):
         width = int(backbone_config.hidden_size)
         check_config(config, layers=int(backbone_config.num_hidden_layers))
         self.backbone = build_backbone(backbone_config)
+        self.width = width
         self.class_head: ClassHead | None = None
         self.tag_head: LinearTagHead | ContextualTagHead | None = None
         if config.class_labels is not None:
@@ -110,7 +111,7 @@ class MultiTaskModel(PreTrainedModel):
     @property
     def dimension(self) -> int:
         """Width of an embedding: pooled layers × hidden size."""
-        return len(self.config.pooled_layers) * int(self.backbone.config.hidden_size)
+        return len(self.config.pooled_layers) * self.width
 
     def forward(
         self,

@@ -70,7 +70,7 @@ class TextModel:
     @property
     def dimension(self) -> int:
         """Width of an embedding."""
-        return self.model.dimension
+        return int(self.model.dimension)
 
     @property
     def class_labels(self) -> tuple[str, ...] | None:
@@ -102,9 +102,7 @@ class TextModel:
         results: list[WindowResult | None] = [None] * len(windows)
         lengths = [len(window.ids) for window in windows]
         for batch in plan_batches(lengths, max_tokens=self.batch_tokens):
-            for index, result in zip(
-                batch, self._run([windows[i] for i in batch], texts, tags=tags), strict=True
-            ):
+            for index, result in zip(batch, self._run([windows[i] for i in batch], texts, tags=tags), strict=True):
                 results[index] = result
         grouped: list[list[tuple[Window, WindowResult]]] = [[] for _ in texts]
         for window, found in zip(windows, results, strict=True):
@@ -180,9 +178,7 @@ class TextModel:
             for window, piece, cut in zip(windows, pieces, words, strict=True)
         ]
         lengths = np.array([len(cut) for cut in words], dtype=np.int64)
-        emissions = np.full(
-            (len(windows), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32
-        )
+        emissions = np.full((len(windows), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32)
         emissions[:, :, 0] = 0.0  # a word without a token is O
         log_probs = iob.log_softmax(logits)
         for row, first in enumerate(firsts):
@@ -209,9 +205,7 @@ class TextModel:
     def _token_offsets(self, window: Window, piece: str) -> iob.Offsets:
         offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
         if self.config.prefix:
-            offsets = np.where(
-                offsets[:, :1] < 0, 0, offsets
-            )  # a token that begins in the prefix is not tagged
+            offsets = np.where(offsets[:, :1] < 0, 0, offsets)  # a token that begins in the prefix is not tagged
         return iob.trim_offsets(piece, offsets) if self._offsets_hold_spaces else offsets
 
     def _combine(self, parts: Sequence[tuple[Window, WindowResult]]) -> Analysis:
@@ -222,9 +216,7 @@ class TextModel:
         whole = np.tensordot(share, means, axes=1).astype(np.float32)[None]
         label = None
         if parts[0][1].class_logits is not None:
-            stacked = np.stack(
-                [result.class_logits for _, result in parts if result.class_logits is not None]
-            )
+            stacked = np.stack([result.class_logits for _, result in parts if result.class_logits is not None])
             label = self._label(share @ stacked)
         return Analysis(
             passages=tuple(Passage(window.start, window.end, len(window.ids)) for window, _ in parts),
@@ -267,18 +259,14 @@ def choose_device(name: str) -> torch.device:
     if device.type not in BATCH_TOKENS:
         raise ModelError(f"device '{name}' is not supported: use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(
-            f"device '{name}' was asked for, but this installation of torch sees no GPU: use cpu"
-        )
+        raise ModelError(f"device '{name}' was asked for, but this installation of torch sees no GPU: use cpu")
     return device
 
 
 def assert_finite(means: Tensor, *, name: str) -> None:
     """Raise `ModelError` where a model gives NaN or infinity."""
     if not torch.isfinite(means).all():
-        raise ModelError(
-            f"the model {name} gave an embedding that is not finite; its weights cannot be right"
-        )
+        raise ModelError(f"the model {name} gave an embedding that is not finite; its weights cannot be right")
 
 
 def _offsets_hold_spaces(tokenizer: object) -> bool:

@@ -7,9 +7,7 @@ from collections.abc import Callable
 import semchunk
 
 
-def split_passages(
-    text: str, *, tokens: int, max_tokens: int, count: Callable[[str], int]
-) -> list[tuple[int, int]]:
+def split_passages(text: str, *, tokens: int, max_tokens: int, count: Callable[[str], int]) -> list[tuple[int, int]]:
     """Offsets of the passages of a text, in order; together they hold every visible character of it.
 
     `tokens` is the text's own number of tokens, `max_tokens` what fits into one window, both without special

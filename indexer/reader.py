@@ -176,9 +176,7 @@ class IndexReader:
     def _open_segments(self, manifest: dict[str, int]) -> None:
         opened = {
             name: self._segments.get(name)
-            or vectors.Segment.open(
-                self.path / SEGMENTS, name, dimension=self.settings.dimension, rows=rows
-            )
+            or vectors.Segment.open(self.path / SEGMENTS, name, dimension=self.settings.dimension, rows=rows)
             for name, rows in manifest.items()
         }
         if opened.keys() - self._segments.keys():
@@ -242,9 +240,11 @@ class Snapshot:
         """The embedding of a whole document, fp32 (dimension,), of length 1 up to fp16."""
         row = self.connection.execute("SELECT vector FROM pooled WHERE doc = ?", (doc,)).fetchone()
         if row is not None:
-            return np.frombuffer(row[0], dtype="<f2").astype(np.float32)
+            pooled: FloatArray = np.frombuffer(row[0], dtype="<f2").astype(np.float32)
+            return pooled
         for segment in self.segments:
             at = np.flatnonzero((segment.docs == doc) & segment.live)
             if len(at):
-                return segment.rows(at)[0].astype(np.float32)
+                single: FloatArray = segment.rows(at)[0].astype(np.float32)
+                return single
         raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")

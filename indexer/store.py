@@ -29,6 +29,7 @@ import orjson
 from indexer import vectors
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError
 from indexer.fields import flatten, normalise_entity
+from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
 from indexer.metadata import connect_writer
 from indexer.records import Analysis, Document, Metadata, Span
@@ -40,6 +41,7 @@ META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
+REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
 
 
 class Action(Enum):
@@ -184,8 +186,7 @@ class IndexWriter:
         known = {
             id_: (text_hash, metadata, written)
             for id_, text_hash, metadata, written in self._connection.execute(
-                "SELECT id, text_hash, metadata, written FROM documents"
-                " WHERE id IN (SELECT value FROM json_each(?))",
+                "SELECT id, text_hash, metadata, written FROM documents WHERE id IN (SELECT value FROM json_each(?))",
                 (json.dumps([document.id for document in documents]),),
             )
         }
@@ -214,13 +215,30 @@ class IndexWriter:
         """Remove documents in one transaction; returns the ids that were not there."""
         wanted = list(dict.fromkeys(ids))
         with self._storage_errors(), self._transaction():
-            existing = self._existing(wanted)
+            removed = self._remove(wanted)
+        return [id_ for id_ in wanted if id_ not in removed]
+
+    def remove_matching(self, where: Filter) -> int:
+        """Remove the documents for which a filter is true, in one transaction; returns how many."""
+        with self._storage_errors(), self._transaction():
+            rows = self._connection.execute(
+                "SELECT id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
+                (json.dumps(list(allowed(self._connection, where))),),
+            )
+            return len(self._remove([id_ for (id_,) in rows.fetchall()]))
+
+    def _remove(self, ids: Sequence[str]) -> set[str]:
+        """Remove documents in the caller's transaction, some at a time; returns the ids that were there."""
+        removed: set[str] = set()
+        for start in range(0, len(ids), REMOVE_ROWS):
+            existing = self._existing(ids[start : start + REMOVE_ROWS])
             change = Change()
             for document, digest in existing.values():
                 self._take_out(change, document, digest)
-            if change.gone:
+            if existing:
                 self._apply(change)
-        return [id_ for id_ in wanted if id_ not in existing]
+            removed |= existing.keys()
+        return removed
 
     def seal(self) -> bool:
         """Move all pending vectors into a new segment; returns whether there were any."""
@@ -331,7 +349,8 @@ class IndexWriter:
 
     def _existing(self, ids: Sequence[str]) -> dict[str, tuple[StoredDocument, bytes]]:
         rows = self._connection.execute(
-            "SELECT doc, digest FROM documents WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(ids),)
+            "SELECT doc, digest FROM documents WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(ids),),
         ).fetchall()
         stored = read_documents(self._connection, [doc for doc, _ in rows])
         return {stored[doc].id: (stored[doc], digest) for doc, digest in rows}
@@ -415,9 +434,7 @@ class IndexWriter:
         change.fields_gone.extend(field_rows(stored))
         change.digests_gone.append(digest)
 
-    def _replace_metadata(
-        self, change: Change, stored: StoredDocument, digest: bytes, metadata: Metadata
-    ) -> None:
+    def _replace_metadata(self, change: Change, stored: StoredDocument, digest: bytes, metadata: Metadata) -> None:
         """Rows of a document whose text stays: its vectors, class and entities stay too."""
         self._take_out_document(change, stored, digest)
         self._put_document(change, replace(stored, metadata_json=metadata_json(metadata)))

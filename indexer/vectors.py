@@ -85,6 +85,8 @@ class Segment:
             raise CorruptIndexError(
                 f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"
             ) from error
+        if not isinstance(index, faiss.IndexScalarQuantizer):
+            raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
         if index.d != dimension or index.ntotal != rows or ids.shape != (2, rows):
             raise CorruptIndexError(
                 f"segment {name} has {index.ntotal} vectors of {index.d} dimensions and ids of shape {ids.shape}; "
@@ -126,7 +128,7 @@ class Segment:
             return chosen[np.argpartition(-scores, n - 1)[:n]]
         bits = np.packbits(allowed, bitorder="little")
         selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
-        parameters = faiss.SearchParameters(sel=selector)
+        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # faiss adds it when it is imported
         _, found = self.index.search(query[None], n, params=parameters)
         return np.asarray(found[0][found[0] >= 0], dtype=np.int64)
 
@@ -160,7 +162,8 @@ def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> npt.NDArra
     if not len(rows):
         return np.zeros(0)
     products = rows.astype(np.float64) * query.astype(np.float64)
-    return np.clip(products.sum(axis=1), -1.0, 1.0)
+    scores: npt.NDArray[np.float64] = np.clip(products.sum(axis=1), -1.0, 1.0)
+    return scores
 
 
 def write_segment(folder: Path, name: str, vids: IdArray, docs: IdArray, vectors: npt.NDArray[np.float16]) -> None:

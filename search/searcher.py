@@ -28,9 +28,7 @@ class Searcher:
     Commits of a writer, in this process or another, are seen by the next query.
     """
 
-    def __init__(
-        self, path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto"
-    ) -> None:
+    def __init__(self, path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto") -> None:
         """Open an index. The model is loaded with the first query that needs it.
 
         `model`: by default the one that the index names; another one must have the same fingerprint.

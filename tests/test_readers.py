@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -150,9 +150,7 @@ def test_sources_are_read_in_the_order_given(write: Write) -> None:
     assert [document.text for document in read(second, Path(first), second)] == ["two", "one", "two"]
 
 
-def test_a_folder_is_walked_in_sorted_order_without_hidden_and_unknown_files(
-    write: Write, tmp_path: Path
-) -> None:
+def test_a_folder_is_walked_in_sorted_order_without_hidden_and_unknown_files(write: Write, tmp_path: Path) -> None:
     for name in ("b.txt", "a.md", "Z.txt", "sub/2.txt", "sub/1.txt", "last/x.txt", "image.png", "README"):
         write(f"docs/{name}", name)
     for name in (".hidden.txt", ".git/a.txt", "sub/.b.txt"):
@@ -361,11 +359,11 @@ def test_compressed_files(write: Write, name: str, content: str, suffix: str) ->
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_a_cut_off_compressed_file_is_refused(write: Write, name: str, suffix: str) -> None:
-    content = os.urandom(3000).hex() + "\n"
-    path = write(name + suffix, COMPRESS[suffix](content.encode())[:-20])
-    error = refusal(path)
-    assert error.source == path
-    assert error.problem.startswith("the compressed data is damaged or cut off: ")
+    content = os.urandom(3000).hex().encode()
+    _, errors = read_all(write(name + suffix, COMPRESS[suffix](content)[:-50]))
+    assert errors[-1].problem == (
+        "the compressed data is damaged or cut off: Compressed file ended before the end-of-stream marker was reached"
+    )
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
@@ -588,9 +586,7 @@ def test_csv_cells_are_typed(write: Write) -> None:
     [document] = read(path)
     expected = {name: value for name, (_, value) in cells.items()}
     assert document.metadata == expected
-    assert [type(value) for value in document.metadata.values()] == [
-        type(value) for value in expected.values()
-    ]
+    assert [type(value) for value in document.metadata.values()] == [type(value) for value in expected.values()]
 
 
 def test_csv_ids_and_texts_stay_as_they_are(write: Write) -> None:
@@ -678,8 +674,8 @@ def test_a_csv_without_the_text_column_is_refused_once(write: Write) -> None:
 def test_a_csv_without_the_id_column_is_refused_once(write: Write) -> None:
     path = write("a.csv", "id,text\n1,one\n2,two\n")
     assert [str(error) for error in read_all(path, id_field="key")[1]] == [
-        f'{path}, line 1, field \'key\': the id is missing or null; fields here are "id", "text": name the id\'s'
-        " with --id-field"
+        f"{path}, line 1, field 'key': the id is missing or null;"
+        ' fields here are "id", "text": name the id\'s with --id-field'
     ]
 
 
@@ -716,9 +712,7 @@ def test_an_open_quote_is_named_by_the_line_where_its_row_starts(write: Write) -
 
 def test_a_text_file_is_one_document(write: Write) -> None:
     path = write("a.md", "# One\n\ntwo\r\n\n")
-    assert read(path) == [
-        Document(content_hash({"text": "# One\n\ntwo\r\n"}), "# One\n\ntwo\r\n", {"path": path})
-    ]
+    assert read(path) == [Document(content_hash({"text": "# One\n\ntwo\r\n"}), "# One\n\ntwo\r\n", {"path": path})]
 
 
 @pytest.mark.parametrize(
@@ -768,9 +762,7 @@ def test_a_line_keeps_its_id_when_it_moves(write: Write) -> None:
 
 @pytest.mark.parametrize(("value", "id"), [('"a b"', "a b"), ('"007"', "007"), ("7", "7"), ("-1", "-1")])
 def test_ids(write: Write, value: str, id: str) -> None:
-    assert read(write("a.jsonl", f'{{"id": {value}, "text": "one", "n": 1}}')) == [
-        Document(id, "one", {"n": 1})
-    ]
+    assert read(write("a.jsonl", f'{{"id": {value}, "text": "one", "n": 1}}')) == [Document(id, "one", {"n": 1})]
 
 
 def test_a_null_id_falls_back_to_the_hash(write: Write) -> None:
@@ -861,9 +853,7 @@ def test_texts_that_are_refused(write: Write, record: str, problem: str) -> None
         ('{"a": "one", "b": 2}', "b", "the text must be a string, not a number: 2"),
     ],
 )
-def test_several_text_fields_that_are_refused(
-    write: Write, record: str, field: str | None, problem: str
-) -> None:
+def test_several_text_fields_that_are_refused(write: Write, record: str, field: str | None, problem: str) -> None:
     error = refusal(write("a.jsonl", record), text_fields=("a", "b"))
     assert (error.field, error.problem) == (field, problem)
 
@@ -985,9 +975,7 @@ def test_a_file_that_is_not_parquet_is_refused(write: Write) -> None:
     assert str(refusal(path)).startswith(f"{path}: cannot be read as Parquet: Parquet magic bytes not found")
 
 
-def test_without_pyarrow_parquet_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_pyarrow_parquet_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": ["one"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert str(refusal(path)) == f"{path}: Parquet files need pyarrow: pip install 'tagdex[parquet]'"
@@ -1053,9 +1041,7 @@ def test_a_sqlite_file_without_a_row_is_refused(tmp_path: Path, script: str) -> 
 
 
 def test_a_blob_is_refused_with_its_row(tmp_path: Path) -> None:
-    path = write_sqlite(
-        tmp_path / "a.db", "CREATE TABLE t (text, x); INSERT INTO t VALUES ('one', 1), ('two', x'00')"
-    )
+    path = write_sqlite(tmp_path / "a.db", "CREATE TABLE t (text, x); INSERT INTO t VALUES ('one', 1), ('two', x'00')")
     documents, errors = read_all(path)
     assert [document.text for document in documents] == ["one"]
     assert [str(error) for error in errors] == [
@@ -1104,7 +1090,7 @@ def test_a_sqlite_file_is_opened_for_reading_only(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def every_format(tmp_path: Path) -> Iterator[list[str]]:
+def every_format(tmp_path: Path) -> list[str]:
     """A file of each format and compression, 500 documents in each but the plain text file."""
     rows = [{"id": str(number), "text": f"text {number} é", "n": number} for number in range(500)]
     jsonl = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -1190,22 +1176,23 @@ def test_an_error_of_the_callers_own_is_passed_on(every_format: list[str], name:
         list(read_documents([path], on_progress=fail))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv.xz", "a.txt.bz2"])
-def test_memory_does_not_grow_with_the_file(write: Write, name: str) -> None:
-    record = {"a.csv.xz": b"text\n", "a.txt.bz2": b""}.get(name)
-    line = b"some text " * 100 if record is not None else json.dumps({"text": "some text " * 100}).encode()
-    content = (record or b"") + (line + b"\n") * 20_000
-    path = write(
-        name, COMPRESS[Path(name).suffix if record is not None or name.endswith(".gz") else ""](content)
-    )
+@pytest.mark.parametrize(
+    ("name", "megabytes"),
+    [("a.jsonl", 1), ("a.jsonl.gz", 1), ("a.csv.bz2", 1), ("a.tsv", 1), ("a.txt", 1), ("a.txt.xz", 9)],
+)
+def test_memory_does_not_grow_with_the_file(write: Write, name: str, megabytes: int) -> None:
+    # xz needs 8 MiB for its window, whatever the file.
+    line = b'{"text": "' + b"some text " * 100 + b'"}\n' if "jsonl" in name else b"some text " * 100 + b"\n"
+    suffix = Path(name).suffix if name.count(".") > 1 else ""
+    path = write(name, COMPRESS[suffix](b"text\n" * ("sv" in name) + line * 10_000))
     tracemalloc.start()
     try:
         count = sum(1 for _ in read_documents([path], ReadOptions(lines=True)))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert count == 20_000
-    assert peak < len(content) / 10
+    assert count == 10_000
+    assert peak < megabytes * 2**20
 
 
 def test_a_stream_that_is_left_early_closes_its_file(every_format: list[str]) -> None:
@@ -1222,18 +1209,14 @@ def test_a_stream_that_is_left_early_closes_its_file(every_format: list[str]) ->
 
 def valid_file(name: str) -> bytes:
     """A small file of the format that the name says."""
-    rows = [
-        {"id": f"{number}", "text": f'a "{number}" é', "n": number, "by": {"x": [1]}} for number in range(5)
-    ]
+    rows = [{"id": f"{number}", "text": f'a "{number}" é', "n": number, "by": {"x": [1]}} for number in range(5)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         match name.split(".")[1]:
             case "parquet":
                 pq.write_table(pa.Table.from_pylist(rows), path, compression="none")
             case "db":
-                write_sqlite(
-                    path, "CREATE TABLE t (id, text, n); INSERT INTO t VALUES (1, 'one é', 2), (2, 'b', 3)"
-                )
+                write_sqlite(path, "CREATE TABLE t (id, text, n); INSERT INTO t VALUES (1, 'one é', 2), (2, 'b', 3)")
             case "csv":
                 path.write_text('id,text,n\n1,"one, ""é""\nmore",2\n2,two,3.5\n')
             case "tsv":
@@ -1249,7 +1232,7 @@ VALID = {name: valid_file(name) for name in NAMES}
 
 
 def check_any_bytes(name: str, data: bytes, *, lines: bool = False) -> None:
-    """Whatever the bytes, there are only documents that can be kept, `InputError`s, and the right progress."""
+    """Whatever the bytes: documents that can be kept, `InputError`s, the right progress, and nothing else."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(data)

@@ -92,10 +92,7 @@ class _Reader:
         inner, at = obj[form], _join(place, form)
         match form:
             case "and" | "or":
-                parts = [
-                    self.read(part, f"{at}[{number}]", depth + 1)
-                    for number, part in enumerate(_list(inner, at))
-                ]
+                parts = [self.read(part, f"{at}[{number}]", depth + 1) for number, part in enumerate(_list(inner, at))]
                 if not parts:
                     _fail(at, "expected at least one filter, got an empty array")
                 return _build(place, all_of if form == "and" else any_of, parts)
@@ -169,9 +166,7 @@ def _list(value: object, place: str) -> list[Any]:
     return value
 
 
-def _check_keys(
-    obj: dict[Any, Any], place: str, required: tuple[str, ...], *, optional: tuple[str, ...] = ()
-) -> None:
+def _check_keys(obj: dict[Any, Any], place: str, required: tuple[str, ...], *, optional: tuple[str, ...] = ()) -> None:
     for key in required:
         if key not in obj:
             _fail(place, f"the key {key!r} is missing")

@@ -148,9 +148,7 @@ class _Parser:
         if operator != "in":
             value = self.value()
             if scanner.next_is(".."):
-                scanner.fail(
-                    "a range is written with in, as in year in 2019..2021; a text with .. needs quotes"
-                )
+                scanner.fail("a range is written with in, as in year in 2019..2021; a text with .. needs quotes")
             return self.build(at, Compare, path, operator, value)
         if scanner.next_is("["):
             return self.build(start, In, path, tuple(self.bracketed(self.value)))
@@ -161,9 +159,7 @@ class _Parser:
         if not scanner.take(".."):
             scanner.fail("expected two dots (a range as in 2019..2021); a list stands in brackets: [a, b]")
         if scanner.next_is("."):
-            scanner.fail(
-                "expected two dots, got three; a value that starts with a dot needs quotes here", dots
-            )
+            scanner.fail("expected two dots, got three; a value that starts with a dot needs quotes here", dots)
         at = scanner.skip_space()
         word = scanner.peek_value(stop_at_dots=True)
         open_end = at == len(scanner.text) or scanner.next_is(")") or word.lower() in RESERVED
@@ -234,9 +230,7 @@ class _Parser:
             else:
                 word = scanner.peek_name()
                 if not word:
-                    scanner.fail(
-                        "expected a field name (in `backticks` unless made of letters, digits, _ and -)"
-                    )
+                    scanner.fail("expected a field name (in `backticks` unless made of letters, digits, _ and -)")
                 if not keys and word.lower() in RESERVED:
                     scanner.fail(f"expected a field name; a field called {word!r} needs backticks: `{word}`")
                 keys.append(word)
@@ -307,9 +301,7 @@ class _Parser:
         self.build(at, checked_kind, number)
         return number
 
-    def name(
-        self, *, what: str = "a value", reserved_allowed: bool = False, stop_at_dots: bool = False
-    ) -> str:
+    def name(self, *, what: str = "a value", reserved_allowed: bool = False, stop_at_dots: bool = False) -> str:
         """A quoted or bare text, taken as it stands: 007 and true are texts as well."""
         scanner = self.scanner
         if scanner.next_is('"') or scanner.next_is("'"):

@@ -72,9 +72,7 @@ def allowed(connection: sqlite3.Connection, filter: Filter) -> BitMap:
     return _Evaluation(connection).bitmap(filter)
 
 
-def check_names(
-    filter: Filter, *, labels: Collection[str] | None, entity_types: Collection[str] | None
-) -> None:
+def check_names(filter: Filter, *, labels: Collection[str] | None, entity_types: Collection[str] | None) -> None:
     """Raise FilterError for a class or an entity type that the index cannot have.
 
     `labels` and `entity_types` are those that the index knows, `None` where it was built without them.
@@ -163,7 +161,7 @@ class _Evaluation:
         for unwanted in (part.part for part in parts if isinstance(part, Not)):
             if not result:
                 return result
-            result = result - self.bitmap(unwanted)
+            result -= self.bitmap(unwanted)
         return result
 
     @cached_property

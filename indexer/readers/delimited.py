@@ -68,9 +68,7 @@ def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> 
 def _check_header(header: list[str], source: str, line: int) -> None:
     for column, name in enumerate(header, start=1):
         if not name.strip():
-            raise InputError(
-                f"column {column} has no name: the header must name all", source=source, line=line
-            )
+            raise InputError(f"column {column} has no name: the header must name all", source=source, line=line)
         if name in header[: column - 1]:
             raise InputError(f"two columns are named '{name}': rename one", source=source, line=line)
 
@@ -102,9 +100,7 @@ def _typed(cell: str) -> str | int | float:
     return number if math.isfinite(number) else cell
 
 
-def _read_rows(
-    file: SourceFile, meter: ByteMeter, *, delimiter: str
-) -> Iterator[tuple[int, list[str]] | InputError]:
+def _read_rows(file: SourceFile, meter: ByteMeter, *, delimiter: str) -> Iterator[tuple[int, list[str]] | InputError]:
     """(number of the line where it starts, cells) for every row that is not a blank line."""
     lines = _TextLines(file, meter)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)

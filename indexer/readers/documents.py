@@ -112,23 +112,17 @@ def _id_of(fields: Mapping[str, Any], options: ReadOptions) -> str | None:
             return None
         raise InputError(_missing_id(fields), field=name)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InputError(
-            f"an id must be a string or an integer, not {type_name(value)}: {quote(value)}", field=name
-        )
+        raise InputError(f"an id must be a string or an integer, not {type_name(value)}: {quote(value)}", field=name)
     if isinstance(value, int):
         if not INT64_MIN <= value <= INT64_MAX:
-            raise InputError(
-                f"integer {quote(value)} does not fit in 64 bits; give it as a string", field=name
-            )
+            raise InputError(f"integer {quote(value)} does not fit in 64 bits; give it as a string", field=name)
         return str(value)
     if not value:
         raise InputError('an id must have at least one character: ""', field=name)
     if has_lone_surrogate(value):
         raise InputError(f"an id must be valid Unicode, without lone surrogates: {value!a}", field=name)
     if len(value) > MAX_ID_LENGTH:
-        raise InputError(
-            f"an id can have {MAX_ID_LENGTH:,} characters, not {len(value):,}: {quote(value)}", field=name
-        )
+        raise InputError(f"an id can have {MAX_ID_LENGTH:,} characters, not {len(value):,}: {quote(value)}", field=name)
     if any(unicodedata.category(character) == "Cc" for character in value):
         raise InputError(f"an id cannot have control characters: {quote(value)}", field=name)
     return value

@@ -107,9 +107,7 @@ def detect_format(path: str | os.PathLike[str]) -> str | None:
     return _FORMAT_OF_SUFFIX.get(suffixes[-1])
 
 
-def find_files(
-    sources: Sequence[str | os.PathLike[str]], options: ReadOptions
-) -> Iterator[SourceFile | InputError]:
+def find_files(sources: Sequence[str | os.PathLike[str]], options: ReadOptions) -> Iterator[SourceFile | InputError]:
     """The files that the sources stand for, in the order they are read, and what is wrong with the others.
 
     A folder gives its own files sorted by name, then those of its subfolders. Hidden ones and links to
@@ -131,9 +129,7 @@ def find_files(
 def _standard_input(options: ReadOptions) -> SourceFile:
     format = options.format or "text"
     if format not in _STREAMED:
-        raise InputError(
-            f"{format} cannot be read from standard input: save it to a file and name that", source=STDIN
-        )
+        raise InputError(f"{format} cannot be read from standard input: save it to a file and name that", source=STDIN)
     return SourceFile(STDIN, format, None, None)
 
 

@@ -37,7 +37,7 @@ def read_jsonl(file: SourceFile, meter: ByteMeter) -> Iterator[Record | InputErr
 
 
 def _parse(line: Line, source: str) -> dict[str, Any]:
-    text = decode(line, source)
+    text = decode(line, source).rstrip(" \t\r\n")  # else the column of what is missing counts the line end
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:

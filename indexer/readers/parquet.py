@@ -37,9 +37,7 @@ def read_parquet(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> It
         import pyarrow
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise InputError(
-            "Parquet files need pyarrow: pip install 'tagdex[parquet]'", source=file.path
-        ) from error
+        raise InputError("Parquet files need pyarrow: pip install 'tagdex[parquet]'", source=file.path) from error
 
     row = 0
     try:
@@ -63,9 +61,7 @@ def read_parquet(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> It
                     yield _record(names, values, file.path, row)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot be read as Parquet: {reason}", source=file.path, line=row or None
-        ) from error
+        raise InputError(f"cannot be read as Parquet: {reason}", source=file.path, line=row or None) from error
 
 
 def _record(names: list[str], values: tuple[Any, ...], source: str, row: int) -> Record | InputError:

@@ -41,9 +41,7 @@ def read_documents(
                 on_error(item)
 
 
-def total_bytes(
-    sources: Sequence[str | os.PathLike[str]], options: ReadOptions = DEFAULT_OPTIONS
-) -> int | None:
+def total_bytes(sources: Sequence[str | os.PathLike[str]], options: ReadOptions = DEFAULT_OPTIONS) -> int | None:
     """Size on disk of all that `read_documents` would read, `None` where standard input takes part.
 
     Sources that cannot be read count nothing; `read_documents` reports them.

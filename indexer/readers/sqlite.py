@@ -72,9 +72,7 @@ def _order(connection: sqlite3.Connection, table: str, columns: list[str]) -> st
     """An ORDER BY clause; without one, SQLite may walk through an index instead of the table."""
     taken = {name.lower() for name in columns}
     hidden = next((name for name in ("rowid", "_rowid_", "oid") if name not in taken), None)
-    is_view = connection.execute(
-        "SELECT 1 FROM sqlite_master WHERE name = ? AND type = 'view'", (table,)
-    ).fetchone()
+    is_view = connection.execute("SELECT 1 FROM sqlite_master WHERE name = ? AND type = 'view'", (table,)).fetchone()
     if is_view:
         return ""
     if hidden is not None:
@@ -97,9 +95,7 @@ def _record(columns: list[str], values: tuple[object, ...], source: str, row: in
     fields = {}
     for name, value in zip(columns, values, strict=True):
         if isinstance(value, bytes):
-            problem = (
-                "a BLOB has no place in a document: make a view without this column and name it with --table"
-            )
+            problem = "a BLOB has no place in a document: make a view without this column and name it with --table"
             return InputError(problem, source=source, line=row, field=name)
         if value is not None:
             fields[name] = value

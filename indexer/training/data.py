@@ -1,6 +1,7 @@
 """Readers of published data sets: files as their authors distribute them → texts, spans, labels and pairs.
 
-Every reader yields raw text, as a user would have written it: what a data set cut into tokens is joined again.
+Every reader yields raw text, as a user would have written it: what a data set cut into tokens is joined
+again.
 All offsets are code points into the text, end exclusive.
 """
 
@@ -58,7 +59,7 @@ class Retrieval:
     relevant: Mapping[str, Mapping[str, float]]
 
 
-# Tagged tokens -------------------------------------------------------------------------------------------------
+# Tagged tokens
 
 
 def read_columns(
@@ -71,10 +72,10 @@ def read_columns(
 ) -> list[TaggedText]:
     """Read a CoNLL-like file: one token a line in columns separated by tabs, sentences by blank lines.
 
-    `token` and `tag` are column numbers from 0. A `# text = …` comment gives a sentence's raw text; without one,
-    the tokens are joined by `join_tokens`. `types` renames the entity types, and those it does not name are
-    dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than other data
-    does. Raises `DataError` for a line without the columns, and for tokens that are not in the raw text.
+    `token` and `tag` are column numbers from 0. A `# text = …` comment gives a sentence's raw text; without
+    one, the tokens are joined by `join_tokens`. `types` renames the entity types, and those it does not name
+    are dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than other
+    data does. Raises `DataError` for a line without the columns, and for tokens that are not in the raw text.
     """
     texts = []
     for sentence in _sentences(Path(path), columns=max(token, tag) + 1):
@@ -146,7 +147,7 @@ def align_tokens(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
 def merge_handles(
     tokens: Sequence[str], spans: Sequence[tuple[str, int, int]]
 ) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """Join "@" and the name behind it to one token, and their tags, also where each begins a span, to one span.
+    """Join "@" and the name behind it to one token, and their tags, even where each begins a span, to one.
 
     >>> merge_handles(["RT", "@", "ann", ":"], [("PER", 1, 2), ("PER", 2, 3)])
     (['RT', '@ann', ':'], [('PER', 1, 2)])
@@ -174,16 +175,14 @@ _NO_SPACE_BEHIND = re.compile(r"[(\[{«“‘#$£€@]")
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """A text from its tokens, and their offsets: no space before , . ; : ! ? ) 's n't, behind ( # and their like.
+    """A text from its tokens, and their offsets: no space before , . ; : ! ? ) 's n't and behind ( # and alike.
 
     >>> join_tokens(["It", "'s", "(", "very", ")", "#", "good", "."])[0]
     "It's (very) #good."
     """
     text, offsets = "", []
     for index, token in enumerate(tokens):
-        glued = (
-            index == 0 or _NO_SPACE_BEFORE.fullmatch(token) or _NO_SPACE_BEHIND.fullmatch(tokens[index - 1])
-        )
+        glued = index == 0 or _NO_SPACE_BEFORE.fullmatch(token) or _NO_SPACE_BEHIND.fullmatch(tokens[index - 1])
         text += token if glued else " " + token
         offsets.append((len(text) - len(token), len(text)))
     return text, offsets
@@ -210,11 +209,11 @@ def join_windows(
     return windows
 
 
-# Pairs, labels, retrieval --------------------------------------------------------------------------------------
+# Pairs, labels, retrieval
 
 
 def read_stsb(path: str | Path) -> list[ScoredPair]:
-    """STS benchmark: tab-separated without quoting; columns 5, 6 and 7 are the score from 0 to 5 and two texts."""
+    """STS benchmark: tab-separated, no quoting; columns 5 to 7 are the score from 0 to 5 and two texts."""
     pairs = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split("\t")
@@ -225,7 +224,7 @@ def read_stsb(path: str | Path) -> list[ScoredPair]:
 
 
 def read_dbpedia(path: str | Path) -> list[LabelledText]:
-    """DBpedia topics: `label,text` a line, tokens separated by spaces, sentences by tabs; joined by `detokenise`."""
+    """DBpedia topics: `label,text` a line, tokens separated by spaces, sentences by tabs; see `detokenise`."""
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         label, comma, text = line.partition(",")
@@ -274,9 +273,7 @@ def read_beir(folder: str | Path, *, split: str) -> Retrieval:
             if float(row["score"]) > 0:
                 relevant.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
     queries = {
-        str(row["_id"]): str(row["text"])
-        for row in read_jsonl(folder / "queries.jsonl")
-        if str(row["_id"]) in relevant
+        str(row["_id"]): str(row["text"]) for row in read_jsonl(folder / "queries.jsonl") if str(row["_id"]) in relevant
     }
     return Retrieval(documents, queries, relevant)
 
@@ -335,5 +332,5 @@ def _lines(path: Path) -> Iterable[str]:
 
 def _open(path: Path) -> io.TextIOBase:
     if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")  # type: ignore[return-value]
+        return lzma.open(path, "rt", encoding="utf-8")
     return path.open(encoding="utf-8")

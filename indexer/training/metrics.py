@@ -24,9 +24,7 @@ class SpanScore:
     support: int
 
 
-def span_scores(
-    gold: Sequence[Iterable[TypedSpan]], predicted: Sequence[Iterable[TypedSpan]]
-) -> dict[str, SpanScore]:
+def span_scores(gold: Sequence[Iterable[TypedSpan]], predicted: Sequence[Iterable[TypedSpan]]) -> dict[str, SpanScore]:
     """Strict scores over texts, for each type and, under "micro", over all types together.
 
     A predicted span is right if a gold span of the same text has the same type, start and end (Tjong Kim Sang
@@ -38,8 +36,7 @@ def span_scores(
     found = {(number, *span) for number, spans in enumerate(predicted) for span in spans}
     types = sorted({span[1] for span in wanted | found})
     scores = {
-        kind: _span_score({s for s in wanted if s[1] == kind}, {s for s in found if s[1] == kind})
-        for kind in types
+        kind: _span_score({s for s in wanted if s[1] == kind}, {s for s in found if s[1] == kind}) for kind in types
     }
     return {"micro": _span_score(wanted, found), **scores}
 
@@ -58,7 +55,7 @@ def accuracy(gold: Ints, predicted: Ints) -> float:
 
 
 def spearman(first: Floats, second: Floats) -> float:
-    """Rank correlation: Pearson's correlation of the ranks, equal values sharing their mean rank (Spearman 1904).
+    """Rank correlation: Pearson's correlation of the ranks, ties sharing their mean rank (Spearman 1904).
 
     *Shapes:* (n,), (n,). NaN where all values of one side are equal.
     """
@@ -92,12 +89,10 @@ def _dcg(gains: Sequence[float]) -> float:
     return float(sum(gain / np.log2(rank + 1) for rank, gain in enumerate(gains, start=1)))
 
 
-def expected_calibration_error(
-    confidence: Floats, correct: npt.NDArray[np.bool_], *, bins: int = 15
-) -> float:
-    """Mean distance of confidence and accuracy over equally wide bins, weighted by their sizes (Guo et al. 2017).
+def expected_calibration_error(confidence: Floats, correct: npt.NDArray[np.bool_], *, bins: int = 15) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width, weighted by size (Guo et al. 2017).
 
-    ECE = Σ_b |b| / n · |accuracy(b) − confidence(b)|. *Shapes:* `confidence` (n,) in [0, 1], `correct` (n,).
+    ECE = Σ_b |b| / n · |accuracy(b) - confidence(b)|. *Shapes:* `confidence` (n,) in [0, 1], `correct` (n,).
     """
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
     bin_of = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)

@@ -1,0 +1,341 @@
+"""`indexer`: build and maintain an index, and run the model over files. A thin layer over `indexer.api`.
+
+Whatever takes long to import is imported inside the commands, so that `indexer --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from indexer import __version__
+from indexer.command import CONTEXT, model_options, one_line, run
+from indexer.errors import InputError
+
+if TYPE_CHECKING:
+    from indexer.pipeline import Report
+    from indexer.readers import ReadOptions
+    from indexer.records import Document
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHOWN_ERRORS = 5  # of the records that --on-error skip passes over
+
+
+@click.group(context_settings={**CONTEXT, "auto_envvar_prefix": "INDEXER"})
+@click.version_option(__version__, prog_name="indexer")
+def cli() -> None:
+    """Build a search index over your own texts: embedding, class and named entities from one forward pass."""
+
+
+def reading_options(command: F) -> F:
+    """The options that say how files are read."""
+    options = (
+        click.option(
+            "--format",
+            type=click.Choice(["jsonl", "csv", "tsv", "parquet", "text", "sqlite"]),
+            help="Format of all files. Default: by each file's suffix.",
+        ),
+        click.option("--id-field", metavar="F", help="Field with the id. Default: id, else a hash of the content."),
+        click.option(
+            "--text-field",
+            "text_fields",
+            multiple=True,
+            metavar="F",
+            help="Field with the text; several are joined by a newline. Default: text.",
+        ),
+        click.option("--lines", is_flag=True, help="Text files: one document per line instead of one per file."),
+        click.option("--table", metavar="T", help="SQLite files: which table, where there are several."),
+        click.option(
+            "--on-error",
+            type=click.Choice(["stop", "skip"]),
+            default="stop",
+            show_default=True,
+            help="What a record that cannot be read does.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+batch_tokens_option = click.option(
+    "--batch-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of one batch, padding included. Default: 1024 on a CPU, 65536 on a GPU.",
+)
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True)
+@reading_options
+@model_options
+@batch_tokens_option
+@click.option("--no-tags", is_flag=True, help="A new index without class and entities; it has no such filters.")
+def add(
+    index: Path,
+    files: tuple[str, ...],
+    model: str | None,
+    device: str,
+    batch_tokens: int | None,
+    no_tags: bool,
+    on_error: str,
+    **reading: Any,
+) -> None:
+    """Add the documents in FILES to INDEX, which is made if it is not there.
+
+    FILES are JSONL, CSV, TSV, Parquet, SQLite or text files, compressed ones too, or folders of such; '-' reads
+    one text per line from standard input. A known id is replaced; a text that has not changed is not embedded
+    again, so a run that was stopped goes on where it was.
+
+    \b
+    Example: indexer add myindex articles.jsonl --text-field title --text-field body
+    """
+    from indexer.api import add_documents
+
+    started = time.monotonic()
+    with source_documents(files, reading, on_error=on_error) as source:
+        report = add_documents(
+            index,
+            source.documents,
+            model=model,
+            device=device,
+            batch_tokens=batch_tokens,
+            tags=not no_tags,
+            on_commit=source.show,
+        )
+    click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("ids", nargs=-1)
+@click.option("--where", metavar="EXPR", help="Remove the documents for which this filter is true.")
+def remove(index: Path, ids: tuple[str, ...], where: str | None) -> None:
+    """Remove documents from INDEX, by their IDS or by a filter.
+
+    \b
+    Examples: indexer remove myindex article-17 article-18
+              indexer remove myindex --where 'year < 2015'
+    """
+    from indexer.api import remove_documents, remove_matching
+
+    if bool(ids) == bool(where):
+        raise click.UsageError("give either IDS or --where EXPR")
+    if where:
+        click.echo(f"{index}: {remove_matching(index, where)} documents removed")
+        return
+    missing = remove_documents(index, ids)
+    found = len(set(ids)) - len(missing)
+    click.echo(f"{index}: {found} documents removed")
+    if missing:
+        shown = ", ".join(missing[:SHOWN_ERRORS]) + (", …" if len(missing) > SHOWN_ERRORS else "")
+        raise InputError(f"{len(missing)} of the ids are not in {index}: {shown}")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(index: Path, as_json: bool) -> None:
+    """Show what INDEX holds: documents, model, labels, segments, size.
+
+    \b
+    Example: indexer info myindex --json
+    """
+    from indexer.reader import IndexReader
+
+    with IndexReader(index) as reader:
+        facts = asdict(reader.info())
+    if as_json:
+        click.echo(dumps(facts))
+        return
+    segments = facts.pop("segments")
+    for name, value in facts.items():
+        if isinstance(value, tuple):
+            value = ", ".join(value)
+        elif name == "disk_bytes":
+            value = f"{value:,} ({value / max(1, facts['documents']):,.0f} per document)"
+        elif isinstance(value, int):
+            value = f"{value:,}"
+        click.echo(f"{name.replace('_', ' '):<18} {'none' if value is None else value}")
+    for segment in segments:
+        click.echo(f"{'segment':<18} {segment['name']}  {segment['rows']:,} vectors  {segment['bytes']:,} bytes")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .npy file.")
+@reading_options
+@model_options
+@batch_tokens_option
+def encode(
+    files: tuple[str, ...],
+    output: Path,
+    model: str | None,
+    device: str,
+    batch_tokens: int | None,
+    on_error: str,
+    **reading: Any,
+) -> None:
+    """Write the embeddings of the texts in FILES: one fp32 row each, in their order, not normalised.
+
+    \b
+    Example: indexer encode texts.txt --lines --output texts.npy
+    """
+    from indexer.model import TextModel
+    from indexer.npy import NpyWriter
+
+    with source_documents(files, reading, on_error=on_error) as source:
+        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
+        with NpyWriter(output, dimension=text_model.dimension) as rows:
+            for batch in source.batches():
+                rows.append(text_model.encode([document.text for document in batch]))
+    click.echo(f"{output}: {rows.rows} rows of {text_model.dimension} dimensions")
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True)
+@reading_options
+@model_options
+@batch_tokens_option
+def tag(
+    files: tuple[str, ...],
+    model: str | None,
+    device: str,
+    batch_tokens: int | None,
+    on_error: str,
+    **reading: Any,
+) -> None:
+    """Print the class and the entities of the texts in FILES: one JSON object each, in their order.
+
+    \b
+    Example: echo "Ada Lovelace lived in London." | indexer tag -
+    """
+    from indexer.model import TextModel
+
+    with source_documents(files, reading, on_error=on_error) as source:
+        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
+        if text_model.class_labels is None and text_model.entity_types is None:
+            raise InputError(f"model {text_model.name} has no heads: it gives embeddings, but no class or entities")
+        for batch in source.batches():
+            for document, analysis in zip(
+                batch, text_model.analyse([document.text for document in batch]), strict=True
+            ):
+                label = analysis.label
+                entities = [
+                    {
+                        "type": span.type,
+                        "text": document.text[span.start : span.end],
+                        "start": span.start,
+                        "end": span.end,
+                        "score": span.score,
+                    }
+                    for span in analysis.spans
+                ]
+                click.echo(
+                    dumps(
+                        {
+                            "id": document.id,
+                            "label": None if label is None else {"name": label.name, "score": label.score},
+                            "entities": entities,
+                        }
+                    )
+                )
+
+
+class Source:
+    """Documents from files, with a progress bar on a terminal and a count of what was skipped."""
+
+    def __init__(self, files: tuple[str, ...], options: ReadOptions, *, skip: bool) -> None:
+        from tqdm import tqdm
+
+        from indexer.readers import read_documents, total_bytes
+
+        self.skipped: list[InputError] = []
+        self.skipped_count = 0
+        total = total_bytes(files, options)
+        self._bar = tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self._started = time.monotonic()
+        self.documents: Iterator[Document] = read_documents(
+            files, options, on_error=self._skip if skip else None, on_progress=self._bar.update
+        )
+
+    def show(self, report: Report) -> None:
+        """The number of documents and their rate, beside the bar."""
+        rate = report.documents / max(1e-9, time.monotonic() - self._started)
+        self._bar.set_postfix_str(f"{report.documents:,} documents, {rate:,.0f}/s")
+
+    def batches(self) -> Iterator[list[Document]]:
+        """The documents in batches for the model."""
+        from indexer.pipeline import batched
+
+        done = 0
+        for batch in batched(self.documents):
+            yield batch
+            done += len(batch)
+            rate = done / max(1e-9, time.monotonic() - self._started)
+            self._bar.set_postfix_str(f"{done:,} texts, {rate:,.0f}/s")
+
+    def close(self) -> None:
+        """End the bar; say what was skipped."""
+        self._bar.close()
+        if self.skipped_count:
+            click.echo(f"skipped {self.skipped_count} records that could not be read:", err=True)
+            for error in self.skipped:
+                click.echo(f"  {one_line(str(error))}", err=True)
+            if self.skipped_count > len(self.skipped):
+                click.echo(f"  … and {self.skipped_count - len(self.skipped)} more", err=True)
+
+    def _skip(self, error: InputError) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < SHOWN_ERRORS:
+            self.skipped.append(error)
+
+
+@contextmanager
+def source_documents(files: tuple[str, ...], reading: dict[str, Any], *, on_error: str) -> Iterator[Source]:
+    """The documents of FILES under the reading options of a command."""
+    from indexer.readers import ReadOptions
+
+    source = Source(files, ReadOptions(**reading), skip=on_error == "skip")
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+def describe(report: Report) -> str:
+    """A report in words: what is zero is left out, but for what was added."""
+    parts = [f"{report.added:,} documents added"]
+    parts += [
+        f"{count:,} {what}"
+        for count, what in (
+            (report.replaced, "replaced"),
+            (report.updated, "with new metadata"),
+            (report.unchanged, "unchanged"),
+            (report.duplicates, "with an id that came again (the last one counts)"),
+        )
+        if count
+    ]
+    return ", ".join(parts)
+
+
+def dumps(value: object) -> str:
+    """Compact JSON."""
+    import orjson
+
+    return orjson.dumps(value).decode()
+
+
+def main() -> None:
+    """Entry point of the command `indexer`."""
+    run(cli, name="indexer")

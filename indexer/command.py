@@ -1,0 +1,75 @@
+"""What both command lines share: how errors end a command, and the options of every command with a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from indexer.errors import TagdexError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+def run(group: click.Group, *, name: str) -> NoReturn:
+    """Run a command line: 0 done, 2 usage, 1 any other error, with one line on stderr and no traceback.
+
+    With TAGDEX_DEBUG=1 in the environment an error that nobody foresaw shows its traceback.
+    """
+    try:
+        code = group.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped; what was acknowledged before is kept")
+    except TagdexError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does; nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except MemoryError:
+        _fail("out of memory: add fewer or shorter texts at once, or pass a smaller --batch-tokens")
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+    except Exception as error:
+        if os.environ.get("TAGDEX_DEBUG"):
+            raise
+        message = " ".join(str(error).split())[:500]
+        _fail(f"unexpected {type(error).__name__}: {message} (TAGDEX_DEBUG=1 shows where; please report it)")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"Error: {one_line(message)}", err=True)
+    sys.exit(1)
+
+
+def one_line(message: str) -> str:
+    """A message with control characters made visible, so that it stays one line and cannot steer a terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in message
+    )
+
+
+def model_options(command: F) -> F:
+    """--model and --device."""
+    command = click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        metavar="auto|cpu|cuda",
+        help="Where the model runs; auto takes a GPU where there is one.",
+    )(command)
+    return click.option(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="A model folder or a Hugging Face encoder. Default: the index's own model, else the default model.",
+    )(command)

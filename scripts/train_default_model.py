@@ -1,0 +1,911 @@
+"""Train the default model: layer weights, tag head and class head on a frozen all-MiniLM-L6-v2.
+
+    python scripts/train_default_model.py --data DATA --cache CACHE --output indexer/models/default
+
+`DATA` holds the data sets that MODEL_CARD.md names, one folder each. Every stage leaves its result in `CACHE`, under
+a name made from everything that it depends on, so that a run that was stopped goes on where it was. About half an
+hour on two cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from indexer import iob
+from indexer.batches import plan_batches
+from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
+from indexer.config import TagdexConfig
+from indexer.encoder import concatenate_layers, pool_layers
+from indexer.heads import ClassHead, ContextualTagHead, MultiTaskModel
+from indexer.model import TextModel
+from indexer.passages import split_passages
+from indexer.sources import MINILM
+from indexer.training import data, metrics
+from indexer.training.data import LabelledText, TaggedText
+
+ENTITY_TYPES = ["PER", "ORG", "LOC"]
+WNUT_TYPES = {"person": "PER", "location": "LOC", "corporation": "ORG", "group": "ORG"}
+TOPICS = [
+    "Company",
+    "EducationalInstitution",
+    "Artist",
+    "Athlete",
+    "OfficeHolder",
+    "MeanOfTransportation",
+    "Building",
+    "NaturalPlace",
+    "Village",
+    "Animal",
+    "Plant",
+    "Album",
+    "Film",
+    "WrittenWork",
+]
+# Glosses of these kinds may well describe one of the 14 topics, so they cannot stand for what is none of them.
+TOPICAL_GLOSSES = (
+    "noun.animal",
+    "noun.plant",
+    "noun.location",
+    "noun.person",
+    "noun.object",
+    "noun.artifact",
+)
+LAYERS = [-1, -2, -3, -4]
+MAX_LENGTH = 256
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TagSettings:
+    """How the tag head is trained."""
+
+    width: int = 192
+    dropout: float = 0.3
+    epochs: int = 12
+    batch_tokens: int = 3072
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    averaging: float = 0.998  # decay of the moving average of the weights, which is what is kept
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSettings:
+    """How the class head is trained."""
+
+    epochs: int = 60
+    batch: int = 512
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    exposure: float = 0.5  # weight of the outliers' loss (Hendrycks et al. 2019 use 0.5)
+    false_abstention: float = 0.02  # share of held-out texts of the topics that may be abstained on
+    seed: int = 1
+
+
+@click.command()
+@click.option("--data", "data_folder", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
+@click.option("--cache", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--width", type=int, default=192, show_default=True, help="Width of the tag head.")
+@click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for all scores.")
+def main(data_folder: Path, cache: Path, output: Path, seed: int, width: int, scores: Path | None) -> None:
+    """Train the default model."""
+    began = time.monotonic()
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    backbone = load_checkpoint(MINILM.name)
+    encoder = Encoder(backbone, cache)
+
+    weights, embedding_scores = choose_layer_weights(encoder, data_folder)
+    tag_head, tag_scores = train_tag_head(encoder, data_folder, TagSettings(width=width, seed=seed))
+    classifier, class_scores = train_class_head(encoder, data_folder, ClassSettings(seed=seed))
+    assemble(backbone, weights, tag_head, width, classifier, output)
+    report = {
+        "embedding": embedding_scores,
+        "tags": tag_scores,
+        "classes": class_scores,
+        "product": evaluate_product(output, data_folder, encoder),
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    print_table(report)
+    if scores is not None:
+        scores.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+# a. Features: the frozen backbone, once over everything --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What the backbone says about n texts: fp32 `means` (n, 4, 384) of its layers, `first` (n, 384) the last
+    layer's state of the first token, which is of the first window where a text has several."""
+
+    means: Floats
+    first: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStates:
+    """Token states for the tag head: `states` fp16 (tokens, 4 · 384) of all texts one behind the other,
+    `labels` (tokens,), `starts` (texts + 1,) where each text begins."""
+
+    states: npt.NDArray[np.float16]
+    labels: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int64]
+
+    def lengths(self) -> list[int]:
+        return [int(length) for length in np.diff(self.starts)]
+
+
+class Encoder:
+    """The frozen backbone with a cache."""
+
+    def __init__(self, loaded: Loaded, cache: Path) -> None:
+        self.loaded = loaded
+        self.cache = cache
+        self.backbone = loaded.model.backbone
+        self.tokenizer = loaded.tokenizer
+        self.half: nn.Module | None = None
+
+    def features(self, name: str, texts: Sequence[str]) -> Features:
+        """Layer means over all tokens of all windows, as the product pools them."""
+        path = self.cache / f"features-{name}-{key_of(list(texts))}.npz"
+        if path.is_file():
+            with np.load(path) as saved:
+                return Features(saved["means"], saved["first"])
+        windows: list[tuple[int, list[int]]] = []
+        for number, encoding in enumerate(self.tokenizer.encode_batch(list(texts))):
+            if len(encoding.ids) <= MAX_LENGTH:
+                windows.append((number, encoding.ids))
+                continue
+            pieces = split_passages(
+                texts[number], tokens=len(encoding.ids), max_tokens=MAX_LENGTH - 2, count=self._count
+            )
+            windows += [(number, self.tokenizer.encode(texts[number][a:b]).ids) for a, b in pieces]
+        means = np.zeros((len(texts), len(LAYERS), 384), dtype=np.float64)
+        first = np.zeros((len(texts), 384), dtype=np.float32)
+        total = np.zeros(len(texts))
+        seen: dict[int, int] = {}
+        for index, (number, _) in enumerate(windows):
+            seen.setdefault(number, index)
+        for batch in progress(name, plan_batches([len(ids) for _, ids in windows], max_tokens=1024)):
+            ids, mask = pad([windows[index][1] for index in batch])
+            with torch.inference_mode():
+                states = self.backbone(
+                    input_ids=ids, attention_mask=mask, output_hidden_states=sorted(LAYERS)
+                ).hidden_states
+                pooled = pool_layers([states[layer] for layer in LAYERS], mask).numpy()
+            for row, index in enumerate(batch):
+                number, tokens = windows[index][0], len(windows[index][1])
+                means[number] += tokens * pooled[row]
+                total[number] += tokens
+                if seen[number] == index:
+                    first[number] = states[-1][row, 0].numpy()
+        result = Features((means / total[:, None, None]).astype(np.float32), first)
+        save_npz(path, means=result.means, first=result.first)
+        return result
+
+    def token_states(self, name: str, texts: Sequence[TaggedText], *, exact: bool) -> TokenStates:
+        """Token states and labels; texts longer than one window are left out. `exact`: fp32, else bfloat16."""
+        stem = f"states-{name}-{key_of([asdict(text) for text in texts], exact)}"
+        paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "labels", "states")]
+        if not paths[2].is_file():
+            self._compute_states(name, texts, paths, exact=exact)
+        starts, labels = np.load(paths[0]), np.load(paths[1])
+        return TokenStates(np.load(paths[2], mmap_mode="r"), labels, starts)
+
+    def _compute_states(self, name: str, texts: Sequence[TaggedText], paths: Sequence[Path], *, exact: bool) -> None:
+        if not exact and self.half is None:
+            self.half = load_checkpoint(MINILM.name).model.backbone.to(torch.bfloat16)
+        backbone = self.backbone if exact else self.half
+        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch([text.text for text in texts])]
+        offsets = [encoding.offsets for encoding in self.tokenizer.encode_batch([text.text for text in texts])]
+        kept = [index for index, ids in enumerate(encoded) if len(ids) <= MAX_LENGTH]
+        starts = np.concatenate([[0], np.cumsum([len(encoded[index]) for index in kept])]).astype(np.int64)
+        labels = np.concatenate([token_labels(texts[index], offsets[index]) for index in kept])
+        temporary = paths[2].with_suffix(".tmp")
+        states = np.lib.format.open_memmap(
+            temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(LAYERS) * 384)
+        )
+        lengths = [len(encoded[index]) for index in kept]
+        for batch in progress(name, plan_batches(lengths, max_tokens=1024 if exact else 4096)):
+            ids, mask = pad([encoded[kept[row]] for row in batch])
+            with torch.inference_mode():
+                hidden = backbone(  # type: ignore[misc]
+                    input_ids=ids, attention_mask=mask, output_hidden_states=sorted(LAYERS)
+                ).hidden_states
+                joined = torch.cat([hidden[layer] for layer in LAYERS], dim=2).to(torch.float16).numpy()
+            for row, index in enumerate(batch):
+                states[starts[index] : starts[index + 1]] = joined[row, : lengths[index]]
+        states.flush()
+        np.save(paths[0], starts)
+        np.save(paths[1], labels)
+        temporary.rename(paths[2])
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def token_labels(text: TaggedText, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    """The label of each token: that of the word it begins, `iob.IGNORED` for the others."""
+    words = iob.split_words(text.text)
+    spans = [(ENTITY_TYPES.index(kind), start, end) for kind, start, end in text.spans]
+    first = iob.first_tokens(words, np.array(offsets, dtype=np.int64).reshape(-1, 2))
+    labels = np.full(len(offsets), iob.IGNORED, dtype=np.int64)
+    known = np.flatnonzero(first >= 0)
+    labels[first[known]] = iob.labels_of_spans(spans, words)[known]
+    return labels
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 (rows, longest)."""
+    ids = torch.zeros((len(rows), max(len(row) for row in rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+# b. Layer weights ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PairSimilarities:
+    """Cosines of each layer for scored pairs: `cosines` (4, pairs), `scores` (pairs,)."""
+
+    cosines: Floats
+    scores: Floats
+
+    def score(self, shares: Floats) -> float:
+        return metrics.spearman(np.tensordot(shares, self.cosines, axes=1), self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class QuerySimilarities:
+    """Cosines of each layer for queries and documents: `cosines` (4, queries, documents).
+
+    `relevant`: for each query the columns of its relevant documents.
+    """
+
+    cosines: Floats
+    relevant: list[list[int]]
+
+    def score(self, shares: Floats) -> float:
+        """nDCG@10, all grades 1."""
+        scores = np.tensordot(shares, self.cosines, axes=1)
+        if all(len(columns) == 1 for columns in self.relevant):
+            own = scores[np.arange(len(scores)), [columns[0] for columns in self.relevant]]
+            ranks = 1 + (scores > own[:, None]).sum(axis=1)
+            return float(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0.0).mean())
+        values = []
+        for row, columns in zip(scores, self.relevant, strict=True):
+            best = np.argsort(-row, kind="stable")[:10]
+            values.append(metrics.ndcg([str(column) for column in best], {str(column): 1.0 for column in columns}))
+        return float(np.mean(values))
+
+
+def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], dict[str, Any]]:
+    """Weights for normalised layers, chosen on the sets in `chosen_on`; the others only check.
+
+    With normalised layers, the cosine of two embeddings is Σ aₗ · cosₗ with shares aₗ = wₗ² / Σ w², so each layer's
+    cosines are computed once, and a share vector costs one weighted sum.
+    """
+    chosen_on, checks = similarity_sets(encoder, folder)
+    floor = np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32)
+    floors = {name: found.score(floor) for name, found in (chosen_on | checks).items()}
+
+    def gain(shares: Floats) -> float:
+        """Mean gain over the last layer alone; a loss on any set counts ten times."""
+        gains = [found.score(shares) - floors[name] for name, found in chosen_on.items()]
+        return float(np.mean([value if value >= 0 else 10 * value for value in gains]))
+
+    best, value = floor, 0.0
+    for step in (0.1, 0.03, 0.01):
+        around = best
+        for moves in itertools.product((0, 1, 2, 3) if step == 0.1 else (-2, -1, 0, 1, 2), repeat=3):
+            others = (np.zeros(3) if step == 0.1 else around[1:]) + step * np.array(moves)
+            if others.min() < -1e-9 or others.sum() > 0.9:
+                continue
+            shares = np.concatenate([[1 - others.sum()], others.clip(min=0)]).astype(np.float32)
+            if (found := gain(shares)) > value + 1e-6:
+                best, value = shares, found
+    weights = [round(float(weight), 4) for weight in np.sqrt(best / best.max())]
+    exact = np.array(weights, dtype=np.float32) ** 2
+    exact /= exact.sum()
+    report: dict[str, Any] = {"layer_weights": weights, "chosen_on": list(chosen_on), "scores": {}}
+    equal = np.full(4, 0.25, dtype=np.float32)
+    for name, found in (chosen_on | checks).items():
+        report["scores"][name] = {
+            "last layer": floors[name],
+            "equal": found.score(equal),
+            "chosen": found.score(exact),
+        }
+    return weights, report
+
+
+Similarities = Mapping[str, PairSimilarities | QuerySimilarities]
+
+
+def similarity_sets(
+    encoder: Encoder, folder: Path
+) -> tuple[dict[str, PairSimilarities | QuerySimilarities], dict[str, PairSimilarities | QuerySimilarities]]:
+    """Sets to choose the weights on, and sets to check them on."""
+    generator = random.Random(7)
+    papers = [row for row in data.read_jsonl(folder / "acl-anthology" / "acl-2016-2024.jsonl.xz") if row["abstract"]]
+    papers = generator.sample(papers, 3000)
+    trivia = list(data.read_jsonl(folder / "opentrivia" / "opentrivia.jsonl.xz"))
+    trivia = list({row["answer"].lower(): row for row in generator.sample(trivia, 4000)}.values())[:2500]
+    synsets = [row for row in data.read_jsonl(folder / "oewn" / "oewn-synsets.jsonl.xz") if row["examples"]]
+    synsets = generator.sample(synsets, 2500)
+    paragraphs = wiki_pairs(folder, 1500, generator)
+
+    def pairs(name: str, path: Path) -> PairSimilarities:
+        rows = data.read_stsb(path)
+        first = encoder.features(f"{name}-1", [row.first for row in rows]).means
+        second = encoder.features(f"{name}-2", [row.second for row in rows]).means
+        cosines = np.einsum("nld,nld->ln", unit(first), unit(second))
+        return PairSimilarities(cosines, np.array([row.score for row in rows], dtype=np.float32))
+
+    def twins(name: str, queries: Sequence[str], documents: Sequence[str]) -> QuerySimilarities:
+        first = encoder.features(f"{name}-queries", queries).means
+        second = encoder.features(f"{name}-documents", documents).means
+        return QuerySimilarities(layer_cosines(first, second), [[row] for row in range(len(queries))])
+
+    def titles(name: str, rows: Sequence[Mapping[str, Any]]) -> QuerySimilarities:
+        return twins(name, [row["title"] for row in rows], [row["abstract"] for row in rows])
+
+    chosen_on: dict[str, PairSimilarities | QuerySimilarities] = {
+        "STS-B train": pairs("stsb-train", folder / "stsb" / "sts-train.csv"),
+        "ACL titles": titles("acl-1", papers[:1500]),
+        "wiki paragraphs": twins("wiki", [a for a, _ in paragraphs], [b for _, b in paragraphs]),
+        "trivia answers": twins("trivia", [row["question"] for row in trivia], [str(row["answer"]) for row in trivia]),
+        "OEWN examples": twins("oewn", [row["examples"][0] for row in synsets], [row["definition"] for row in synsets]),
+    }
+    checks: dict[str, PairSimilarities | QuerySimilarities] = {
+        "STS-B dev": pairs("stsb-dev", folder / "stsb" / "sts-dev.csv"),
+        "ACL titles held out": titles("acl-2", papers[1500:]),
+        "SciFact train": scifact(encoder, folder, generator),
+    }
+    return chosen_on, checks
+
+
+def scifact(encoder: Encoder, folder: Path, generator: random.Random) -> QuerySimilarities:
+    """All training queries, on the documents that are relevant to one and 1,000 others."""
+    found = data.read_beir(folder / "scifact", split="train")
+    wanted = {document for relevant in found.relevant.values() for document in relevant}
+    others = sorted(found.documents.keys() - wanted)
+    names = sorted(wanted) + generator.sample(others, 1000)
+    column = {name: index for index, name in enumerate(names)}
+    queries = encoder.features("scifact-queries", list(found.queries.values())).means
+    documents = encoder.features("scifact-documents", [found.documents[name] for name in names]).means
+    relevant = [[column[name] for name in found.relevant[query]] for query in found.queries]
+    return QuerySimilarities(layer_cosines(queries, documents), relevant)
+
+
+def wiki_pairs(folder: Path, count: int, generator: random.Random) -> list[tuple[str, str]]:
+    """Two paragraphs each of `count` articles."""
+    articles: dict[str, list[str]] = {}
+    for row in data.read_jsonl(folder / "wiki-en" / "wiki-paragraphs.jsonl.xz"):
+        if len(row["text"]) > 150:
+            articles.setdefault(row["title"], []).append(row["text"])
+    titles = sorted(title for title, texts in articles.items() if len(texts) > 1)
+    return [(articles[title][0], articles[title][1]) for title in generator.sample(titles, count)]
+
+
+def unit(means: Floats) -> Floats:
+    result: Floats = means / np.linalg.norm(means, axis=-1, keepdims=True)
+    return result
+
+
+def layer_cosines(queries: Floats, documents: Floats) -> Floats:
+    """(q, 4, d), (n, 4, d) → (4, q, n)."""
+    result: Floats = np.einsum("qld,nld->lqn", unit(queries), unit(documents), optimize=True)
+    return result
+
+
+# c. Tag head ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TagSets:
+    """Texts to train on, by name, and texts to measure on."""
+
+    train: dict[str, list[TaggedText]]
+    dev: dict[str, list[TaggedText]]
+
+
+def tag_sets(folder: Path) -> TagSets:
+    ewt, btc, wnut = folder / "uner-ewt", folder / "btc", folder / "wnut17"
+    single = {
+        "ewt": data.read_columns(ewt / "en_ewt-ud-train.v0-normalised.iob2", token=1, tag=2),
+        "btc": data.read_columns(btc / "btc.train", token=0, tag=1),
+        # BTC tags "@name" as PER or ORG, WNUT-17 as nothing: a model cannot learn both.
+        "wnut": data.read_columns(wnut / "wnut17train.conll", token=0, tag=1, types=WNUT_TYPES, drop_handles=True),
+    }
+    train = dict(single)
+    for name, texts in single.items():
+        for seed in (1, 2):
+            train[f"{name}-windows-{seed}"] = data.join_windows(texts, seed=seed)
+    dev = {
+        "ewt dev": data.read_columns(ewt / "en_ewt-ud-dev.iob2", token=1, tag=2),
+        "btc dev": data.read_columns(btc / "btc.dev", token=0, tag=1),
+        "wnut dev": data.read_columns(wnut / "emerging.dev.conll", token=0, tag=1, types=WNUT_TYPES),
+    }
+    return TagSets(train, dev)
+
+
+def train_tag_head(encoder: Encoder, folder: Path, settings: TagSettings) -> tuple[ContextualTagHead, dict[str, Any]]:
+    """The head with the best mean F1 on the dev sets of EWT and BTC, over the epochs."""
+    sets = tag_sets(folder)
+    head = ContextualTagHead(
+        384 * len(LAYERS), 2 * len(ENTITY_TYPES) + 1, inner=settings.width, dropout=settings.dropout
+    )
+    path = encoder.cache / f"tag-head-{key_of(asdict(settings), describe(sets))}.pt"
+    if path.is_file():
+        saved = torch.load(path, weights_only=True)
+        head.load_state_dict(saved["weights"])
+        return head.eval(), json.loads(saved["report"])
+    train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
+    dev = {
+        name: (encoder.token_states(name.replace(" ", "-"), texts, exact=True), texts)
+        for name, texts in sets.dev.items()
+    }
+    report = fit_tag_head(head, train, dev, settings)
+    save_torch(path, {"weights": head.state_dict(), "report": json.dumps(report)})
+    return head, report
+
+
+def describe(sets: TagSets) -> list[Any]:
+    return [[name, key_of([asdict(text) for text in texts])] for name, texts in (sets.train | sets.dev).items()]
+
+
+def fit_tag_head(
+    head: ContextualTagHead,
+    train: Sequence[TokenStates],
+    dev: Mapping[str, tuple[TokenStates, list[TaggedText]]],
+    settings: TagSettings,
+) -> dict[str, Any]:
+    """Train in place. Each epoch sees every text twice: alone, and inside one of its windows."""
+    torch.manual_seed(settings.seed)
+    generator = random.Random(settings.seed)
+    average = {name: value.clone() for name, value in head.state_dict().items()}
+    optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    plans = [tag_batches(train, settings, generator, epoch) for epoch in range(settings.epochs)]
+    total, step = sum(len(plan) for plan in plans), 0
+    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+    history = []
+    for epoch, plan in enumerate(plans):
+        head.train()
+        losses = []
+        for batch in progress(f"tag head, epoch {epoch + 1}", plan):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * learning_rate_factor(step, total)
+            states, mask, labels = tag_batch(train, batch)
+            logits = head(states, mask)
+            loss = nn.functional.cross_entropy(logits.flatten(end_dim=1), labels.flatten(), ignore_index=iob.IGNORED)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+            optimizer.step()
+            decay = min(settings.averaging, (step + 1) / (step + 10))
+            for name, value in head.state_dict().items():
+                average[name].lerp_(value, 1 - decay)
+            losses.append(loss.item())
+            step += 1
+        current = {name: value.clone() for name, value in head.state_dict().items()}
+        head.load_state_dict(average)
+        scores = {
+            name: metrics.span_scores([text.spans for text in texts], predict_spans(head, states_of, texts))
+            for name, (states_of, texts) in dev.items()
+        }
+        f1 = {name: score["micro"].f1 for name, score in scores.items()}
+        history.append({"loss": float(np.mean(losses)), **f1})
+        log(f"tag head {settings.width}, epoch {epoch + 1}: {history[-1]}")
+        chosen = (f1["ewt dev"] + f1["btc dev"]) / 2
+        if chosen > best[0]:
+            best = (chosen, {name: value.clone() for name, value in average.items()})
+        head.load_state_dict(current)
+    head.load_state_dict(best[1])
+    head.eval()
+    return {"settings": asdict(settings), "history": history, "best mean F1": best[0]}
+
+
+def learning_rate_factor(step: int, total: int, *, warmup: float = 0.05) -> float:
+    """Linear rise to 1 over the first steps, then half a cosine to 0."""
+    done = step / total
+    if done < warmup:
+        return (done + 1 / total) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def tag_batches(
+    train: Sequence[TokenStates], settings: TagSettings, generator: random.Random, epoch: int
+) -> list[list[tuple[int, int]]]:
+    """Batches of (set, text) of one epoch, of texts of about the same length, in random order."""
+    singles, variants = range(3), range(3 + epoch % 2, len(train), 2)
+    texts = [(number, row) for number in (*singles, *variants) for row in range(len(train[number].starts) - 1)]
+    generator.shuffle(texts)
+    lengths = {number: train[number].lengths() for number in (*singles, *variants)}
+    batches = []
+    for start in range(0, len(texts), 4000):
+        part = texts[start : start + 4000]
+        plan = plan_batches([lengths[number][row] for number, row in part], max_tokens=settings.batch_tokens)
+        batches += [[part[index] for index in batch] for batch in plan]
+    generator.shuffle(batches)
+    return batches
+
+
+def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """States fp32 (batch, seq, 1536), mask and labels int64 (batch, seq)."""
+    bounds = [(number, sets[number].starts[row], sets[number].starts[row + 1]) for number, row in batch]
+    longest = max(int(end - start) for _, start, end in bounds)
+    states = np.zeros((len(batch), longest, sets[0].states.shape[1]), dtype=np.float32)
+    labels = np.full((len(batch), longest), iob.IGNORED, dtype=np.int64)
+    mask = np.zeros((len(batch), longest), dtype=np.int64)
+    for row, (number, start, end) in enumerate(bounds):
+        states[row, : end - start] = sets[number].states[start:end]
+        labels[row, : end - start] = sets[number].labels[start:end]
+        mask[row, : end - start] = 1
+    return torch.from_numpy(states), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
+def predict_spans(
+    head: ContextualTagHead, states: TokenStates, texts: Sequence[TaggedText]
+) -> list[list[tuple[str, int, int]]]:
+    """Spans in character offsets, decoded as the product does; no text may be longer than one window."""
+    head.eval()
+    found: list[list[tuple[str, int, int]]] = [[] for _ in texts]
+    for batch in plan_batches(states.lengths(), max_tokens=4096):
+        tensors, mask, labels = tag_batch([states], [(0, row) for row in batch])
+        with torch.inference_mode():
+            log_probs = iob.log_softmax(head(tensors, mask).numpy())
+        for row, number in enumerate(batch):
+            words = iob.split_words(texts[number].text)
+            first = np.flatnonzero(labels[row].numpy() != iob.IGNORED)
+            if len(first) != len(words):
+                raise click.ClickException(f"a word without a token in: {texts[number].text}")
+            if not len(words):
+                continue
+            tags = iob.viterbi(log_probs[row : row + 1, first], np.array([len(words)]))[0]
+            found[number] = [
+                (ENTITY_TYPES[kind], int(words[a, 0]), int(words[b - 1, 1])) for kind, a, b in iob.spans_of_labels(tags)
+            ]
+    return found
+
+
+# d. Class head -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A linear class head with its calibration."""
+
+    weight: Tensor
+    bias: Tensor
+    temperature: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSets:
+    """DBpedia texts to train on and held out; other people's texts to push to uniform, and only to measure."""
+
+    train: list[LabelledText]
+    held_out: list[LabelledText]
+    exposed: dict[str, list[str]]
+    measured: dict[str, list[str]]
+
+
+def class_sets(folder: Path) -> ClassSets:
+    generator = random.Random(11)
+    rows = data.read_dbpedia(folder / "dbpedia14-sub" / "train.csv")
+    generator.shuffle(rows)
+    cut = len(rows) // 10
+    train = rows[cut:]
+    # First sentences as well: users' texts can be shorter than an encyclopaedia's paragraphs.
+    shorter = [
+        LabelledText(text, row.label)
+        for row in train
+        if len(text := first_sentence(row.text)) > 40 and text != row.text
+    ]
+    outliers = outlier_texts(folder)
+    exposed, measured = {}, {}
+    for name, texts in outliers.items():
+        texts = generator.sample(texts, min(len(texts), 2500))
+        exposed[name], measured[f"{name} (held out)"] = texts[: -len(texts) // 5], texts[-len(texts) // 5 :]
+    for name, texts in unseen_texts(folder).items():
+        measured[name] = generator.sample(texts, min(len(texts), 1000))
+    return ClassSets(train + shorter, rows[:cut], exposed, measured)
+
+
+def outlier_texts(folder: Path) -> dict[str, list[str]]:
+    """Texts that are none of the topics, of kinds that the head is trained to abstain on."""
+    clinc = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))
+    tags = tag_sets(folder).train
+    papers = data.read_jsonl(folder / "acl-anthology" / "acl-2016-2024.jsonl.xz")
+    abstracts = data.read_jsonl(folder / "scifact" / "corpus.jsonl.xz")
+    synsets = data.read_jsonl(folder / "oewn" / "oewn-synsets.jsonl.xz")
+    trivia = data.read_jsonl(folder / "opentrivia" / "opentrivia.jsonl.xz")
+    return {
+        "banking77": data.read_csv_column(folder / "banking77" / "train.csv", "text"),
+        "clinc150": [text for text, _ in clinc["train"]],
+        "acl-anthology": [row["abstract"] for row in papers if 200 < len(row["abstract"]) < 1000][:1000],
+        "scifact": [row["text"] for row in abstracts if len(row["text"]) < 1200][:1000],
+        "oewn": [row["definition"] for row in synsets if row["lexfile"] not in TOPICAL_GLOSSES],
+        "opentrivia": [row["question"] for row in trivia],
+        "uner-ewt": [text.text for text in tags["ewt"] if len(text.text) > 20],
+        "uner-ewt windows": [text.text for text in tags["ewt-windows-1"]][:1500],
+        "btc": [text.text for text in tags["btc"] if len(text.text) > 20],
+    }
+
+
+def unseen_texts(folder: Path) -> dict[str, list[str]]:
+    """Texts that are none of the topics, of kinds that the head was never trained on."""
+    snli = (folder / "snli" / "snli-dev.tsv").read_text(encoding="utf-8").splitlines()
+    return {
+        "snli": [data.detokenise(line.split("\t")[1]) for line in snli],
+        "stsb": [pair.first for pair in data.read_stsb(folder / "stsb" / "sts-train.csv")],
+        "hwu64": data.read_csv_column(folder / "hwu64" / "kfold1-train.csv", "answer_from_user", delimiter=";"),
+        "wnut17": [
+            text.text
+            for text in data.read_columns(folder / "wnut17" / "emerging.dev.conll", token=0, tag=1)
+            if len(text.text) > 20
+        ],
+    }
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop behind a word of at least three letters."""
+    for index in range(40, len(text) - 1):
+        if text[index] == "." and text[index + 1] == " " and text[index - 3 : index].isalpha():
+            return text[: index + 1]
+    return text
+
+
+def train_class_head(encoder: Encoder, folder: Path, settings: ClassSettings) -> tuple[Classifier, dict[str, Any]]:
+    """Linear head with outlier exposure, its temperature, and the threshold below which it abstains."""
+    sets = class_sets(folder)
+    inside = encoder.features("dbpedia-train", [row.text for row in sets.train]).first
+    targets = torch.tensor([row.label for row in sets.train])
+    held = encoder.features("dbpedia-held-out", [row.text for row in sets.held_out]).first
+    gold = np.array([row.label for row in sets.held_out])
+    exposed = [encoder.features(f"{name}-exposed", texts).first for name, texts in sets.exposed.items()]
+    outside = np.concatenate(exposed)
+    weight, bias = fit_class_head(inside, targets, outside, settings)
+
+    logits = torch.from_numpy(held) @ weight.T + bias
+    temperature = fit_temperature(logits, torch.from_numpy(gold))
+    before, after = logits.softmax(1).numpy(), (logits / temperature).softmax(1).numpy()
+    right = after.argmax(1) == gold
+    measured = {
+        name: ((torch.from_numpy(encoder.features(name, texts).first) @ weight.T + bias) / temperature)
+        .softmax(1)
+        .amax(1)
+        .numpy()
+        for name, texts in sets.measured.items()
+    }
+    threshold = round(float(np.quantile(after.max(1), settings.false_abstention)), 2)
+    report = {
+        "settings": asdict(settings),
+        "temperature": temperature,
+        "threshold": threshold,
+        "held-out accuracy": metrics.accuracy(gold, after.argmax(1)),
+        "held-out abstention": float((after.max(1) < threshold).mean()),
+        "ECE before": metrics.expected_calibration_error(before.max(1), right),
+        "ECE after": metrics.expected_calibration_error(after.max(1), right),
+        "abstention": {name: float((best < threshold).mean()) for name, best in measured.items()},
+        "trade-off": {
+            str(value): {
+                "topics": float((after.max(1) < value).mean()),
+                **{name: float((best < value).mean()) for name, best in measured.items()},
+            }
+            for value in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+        },
+    }
+    return Classifier(weight, bias, temperature, threshold), report
+
+
+def fit_class_head(inside: Floats, targets: Tensor, outside: Floats, settings: ClassSettings) -> tuple[Tensor, Tensor]:
+    """Cross-entropy on the topics plus, weighted, cross-entropy to uniform on the outliers (Hendrycks et al. 2019).
+
+    Trained on standardised features; the standardisation is then folded into the weights (14, 384) and bias (14,).
+    """
+    torch.manual_seed(settings.seed)
+    mean = torch.from_numpy(np.concatenate([inside, outside]).mean(0))
+    scale = torch.from_numpy(np.concatenate([inside, outside]).std(0))
+    x, z = (torch.from_numpy(inside) - mean) / scale, (torch.from_numpy(outside) - mean) / scale
+    linear = nn.Linear(x.shape[1], len(TOPICS))
+    optimizer = torch.optim.AdamW(linear.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = settings.epochs * (len(x) // settings.batch)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * learning_rate_factor(step, steps)
+        rows, others = torch.randint(len(x), (settings.batch,)), torch.randint(len(z), (settings.batch,))
+        loss = nn.functional.cross_entropy(linear(x[rows]), targets[rows])
+        loss = loss - settings.exposure * linear(z[others]).log_softmax(1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        weight = linear.weight / scale
+        return weight, linear.bias - weight @ mean
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature with the smallest cross-entropy (Guo et al. 2017)."""
+    candidates = np.exp(np.linspace(np.log(0.2), np.log(5), 321))
+    losses = [float(nn.functional.cross_entropy(logits / value, targets)) for value in candidates]
+    return round(float(candidates[int(np.argmin(losses))]), 4)
+
+
+# e. Assemble and evaluate --------------------------------------------------------------------------------------
+
+
+def assemble(
+    backbone: Loaded,
+    weights: list[float],
+    tag_head: ContextualTagHead,
+    width: int,
+    classifier: Classifier,
+    output: Path,
+) -> None:
+    """Write the heads and the configuration; the backbone is named, not copied."""
+    config = TagdexConfig(
+        encoder_config=portable(backbone.model.backbone.config.to_dict()),
+        pool_layers=LAYERS,
+        layer_weights=weights,
+        normalize_layers=True,
+        tag_layers=LAYERS,
+        class_labels=TOPICS,
+        entity_types=ENTITY_TYPES,
+        tag_head="contextual",
+        tag_head_width=width,
+        max_length=MAX_LENGTH,
+        class_temperature=classifier.temperature,
+        class_threshold=classifier.threshold,
+        backbone_source={"name": MINILM.name, "revision": MINILM.revision, "sha256": MINILM.sha256},
+    )
+    model = MultiTaskModel(config)
+    model.backbone = backbone.model.backbone
+    if not isinstance(model.class_head, ClassHead) or model.tag_head is None:
+        raise click.ClickException("the configuration gave no heads")
+    model.tag_head.load_state_dict(tag_head.state_dict())
+    with torch.no_grad():
+        model.class_head.linear.weight.copy_(classifier.weight)
+        model.class_head.linear.bias.copy_(classifier.bias)
+    temporary = output.with_name(output.name + ".new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_checkpoint(attach(model, backbone.tokenizer, name="default"), temporary, backbone=False)
+    output.mkdir(parents=True, exist_ok=True)
+    for file in temporary.iterdir():  # a model card that stands there stays
+        file.replace(output / file.name)
+    temporary.rmdir()
+
+
+def portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the path that it was loaded from, and what does not describe the architecture."""
+    return {name: value for name, value in config.items() if name not in ("_name_or_path", "architectures")}
+
+
+def evaluate_product(output: Path, folder: Path, encoder: Encoder) -> dict[str, Any]:
+    """Everything again through `TextModel`, as a user gets it."""
+    model = TextModel.load(output)
+    report: dict[str, Any] = {"fingerprint": model.fingerprint, "tags": {}, "abstention": {}}
+    for name, texts in tag_sets(folder).dev.items():
+        analyses = model.analyse([text.text for text in texts])
+        scores = metrics.span_scores(
+            [text.spans for text in texts],
+            [[(span.type, span.start, span.end) for span in analysis.spans] for analysis in analyses],
+        )
+        report["tags"][name] = {kind: asdict(score) for kind, score in scores.items()}
+    sets = class_sets(folder)
+    held_out = model.analyse([row.text for row in sets.held_out])
+    answers = [TOPICS.index(found.label.name) if found.label else -1 for found in held_out]
+    gold = [row.label for row in sets.held_out]
+    answered = [(a, b) for a, b in zip(answers, gold, strict=True) if a >= 0]
+    report["DBpedia held out"] = {
+        "abstained": answers.count(-1) / len(answers),
+        "right, of all": float(np.mean([a == b for a, b in zip(answers, gold, strict=True)])),
+        "right, of those answered": float(np.mean([a == b for a, b in answered])),
+    }
+    for name, texts in sets.measured.items():
+        found = model.analyse(texts)
+        report["abstention"][name] = sum(analysis.label is None for analysis in found) / len(found)
+    pairs = data.read_stsb(folder / "stsb" / "sts-dev.csv")
+    first, second = (
+        model.encode([pair.first for pair in pairs]),
+        model.encode([pair.second for pair in pairs]),
+    )
+    cosines = (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+    report["STS-B dev"] = metrics.spearman(cosines, np.array([pair.score for pair in pairs]))
+    report["embeddings identical"] = embeddings_identical(model, encoder.loaded, [pair.first for pair in pairs])
+    return report
+
+
+def embeddings_identical(model: TextModel, raw: Loaded, texts: Sequence[str]) -> bool:
+    """Whether the layer means are bit for bit those of the untouched backbone."""
+    means = torch.from_numpy(TextModel(raw, device="cpu").encode(texts).reshape(len(texts), len(LAYERS), -1))
+    wanted = concatenate_layers(means, weights=model.config.weights, normalize=True).numpy()
+    return bool(np.array_equal(model.encode(texts), wanted))
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    click.echo(f"layer weights {report['embedding']['layer_weights']}")
+    for name, row in report["embedding"]["scores"].items():
+        click.echo(f"{name:24}" + "".join(f"  {column} {value:.4f}" for column, value in row.items()))
+    product = report["product"]
+    for name, scores in product["tags"].items():
+        columns = "".join(f"  {kind} {score['f1']:.4f}" for kind, score in scores.items())
+        click.echo(f"{name:24}{columns}")
+    classes = report["classes"]
+    for name in (
+        "temperature",
+        "threshold",
+        "held-out accuracy",
+        "held-out abstention",
+        "ECE before",
+        "ECE after",
+    ):
+        click.echo(f"{name:24}  {classes[name]:.4f}")
+    for name, value in product["DBpedia held out"].items():
+        click.echo(f"DBpedia {name:26}  {value:.4f}")
+    for name, share in product["abstention"].items():
+        click.echo(f"abstains on {name:26}  {share:.4f}")
+    click.echo(f"STS-B dev {product['STS-B dev']:.4f}; embeddings identical: {product['embeddings identical']}")
+    click.echo(f"{report['minutes']} minutes")
+
+
+# Small helpers -------------------------------------------------------------------------------------------------
+
+
+def key_of(*facts: Any) -> str:
+    """Short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_npz(path: Path, **arrays: npt.NDArray[Any]) -> None:
+    write_whole(path, lambda temporary: np.savez(temporary, **arrays))
+
+
+def save_torch(path: Path, values: dict[str, Any]) -> None:
+    write_whole(path, lambda temporary: torch.save(values, temporary))
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """A file of this name is always complete."""
+    temporary = path.with_name("unfinished-" + path.name)
+    write(temporary)
+    temporary.rename(path)
+
+
+def progress(name: str, batches: Sequence[Any]) -> Any:
+    return tqdm(batches, desc=name, disable=not sys.stderr.isatty(), leave=False)
+
+
+def log(message: str) -> None:
+    click.echo(message, err=True)
+
+
+if __name__ == "__main__":
+    main()

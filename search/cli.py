@@ -1,0 +1,180 @@
+"""`search`: ask an index. A thin layer over `search.Searcher`.
+
+Whatever takes long to import is imported inside the commands, so that `search --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from indexer import __version__
+from indexer.command import CONTEXT, model_options, run
+
+if TYPE_CHECKING:
+    from indexer.filters import Filter
+    from search.hits import Hit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(context_settings={**CONTEXT, "auto_envvar_prefix": "SEARCH"})
+@click.version_option(__version__, prog_name="search")
+def cli() -> None:
+    """Search an index by meaning, and filter by entity, class and metadata."""
+
+
+def hit_options(command: F) -> F:
+    """The options of every command that prints hits."""
+    options = (
+        click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
+        click.option(
+            "--entity",
+            "entities",
+            multiple=True,
+            metavar="TYPE:TEXT",
+            help="Only documents that name this entity: ORG:Acme, ORG:acme* (begins with), ORG (any), '!ORG:Acme' "
+            "(not). Several must all hold.",
+        ),
+        click.option(
+            "--label",
+            "labels",
+            multiple=True,
+            metavar="NAME",
+            help="Only documents of this class; of several, any.",
+        ),
+        click.option(
+            "--where",
+            metavar="EXPR",
+            help="Only documents for which this is true, as in 'year >= 2020 and lang in [de, fr]'.",
+        ),
+        click.option(
+            "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
+        ),
+        click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("text")
+@hit_options
+@click.option("--mode", type=click.Choice(["cosine"]), default="cosine", show_default=True, help="How hits are ranked.")
+@model_options
+def query(
+    index: Path,
+    text: str,
+    k: int,
+    entities: tuple[str, ...],
+    labels: tuple[str, ...],
+    where: str | None,
+    offset: int,
+    min_score: float | None,
+    as_json: bool,
+    mode: str,
+    model: str | None,
+    device: str,
+) -> None:
+    """Show the documents in INDEX that are nearest in meaning to TEXT.
+
+    \b
+    Example: search query myindex "supply problems" --entity "ORG:Halden Steel" --where "year >= 2020"
+    """
+    from search.searcher import Searcher
+
+    with Searcher(index, model=model, device=device) as searcher:
+        hits = searcher.search(
+            text,
+            k=k,
+            filter=flag_filter(entities, labels, where),
+            mode=mode,
+            offset=offset,
+            min_score=min_score,
+        )
+    show_hits(hits, as_json=as_json, offset=offset)
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--id", "id_", required=True, metavar="ID", help="The document to compare with.")
+@hit_options
+def similar(
+    index: Path,
+    id_: str,
+    k: int,
+    entities: tuple[str, ...],
+    labels: tuple[str, ...],
+    where: str | None,
+    offset: int,
+    min_score: float | None,
+    as_json: bool,
+) -> None:
+    """Show the documents in INDEX that are most like one of its own. Needs no model.
+
+    \b
+    Example: search similar myindex --id article-17 -k 5
+    """
+    from search.searcher import Searcher
+
+    with Searcher(index) as searcher:
+        hits = searcher.similar(
+            id_, k=k, filter=flag_filter(entities, labels, where), offset=offset, min_score=min_score
+        )
+    show_hits(hits, as_json=as_json, offset=offset)
+
+
+@cli.command()
+@click.argument("text1")
+@click.argument("text2")
+@model_options
+def similarity(text1: str, text2: str, model: str | None, device: str) -> None:
+    """Print the cosine of the embeddings of two texts.
+
+    \b
+    Example: search similarity "Well, hello there" "Hi!"
+    """
+    from indexer.model import TextModel
+
+    click.echo(f"{TextModel.load(model, device=device).similarity(text1, text2):.8f}")
+
+
+def flag_filter(entities: Sequence[str], labels: Sequence[str], where: str | None) -> Filter | None:
+    """The filter of the flags: all entities, any of the labels, and the expression."""
+    from indexer.filters import HasLabel, all_of, any_of, parse, parse_entity_flag
+
+    parts = [parse_entity_flag(entity) for entity in entities]
+    if labels:
+        parts.append(any_of([HasLabel(label) for label in labels]))
+    if where is not None:
+        parts.append(parse(where))
+    return all_of(parts) if parts else None
+
+
+def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
+    """Print hits as JSON lines, or for reading."""
+    if as_json:
+        import orjson
+
+        for hit in hits:
+            click.echo(orjson.dumps(hit.to_json()).decode())
+        return
+    from search.render import render_hits, wants_colour
+
+    if not hits:
+        click.echo("no document fits", err=True)
+        return
+    colour = wants_colour(terminal=sys.stdout.isatty())
+    click.echo(render_hits(hits, colour=colour, offset=offset), color=colour)
+
+
+def main() -> None:
+    """Entry point of the command `search`."""
+    run(cli, name="search")
