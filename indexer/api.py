@@ -70,6 +70,23 @@ def remove_matching(path: str | Path, where: Filter | str) -> int:
         return writer.remove_matching(tree)
 
 
+def retag_documents(
+    path: str | Path,
+    *,
+    model: TextModel | str | Path | None = None,
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    on_commit: Callable[[int], None] | None = None,
+) -> int:
+    """Give every document of an index new classes and entities without embedding it again; returns how many.
+
+    `model` must embed as the index's own does; by default it is that one. Raises `FingerprintError`.
+    """
+    with IndexWriter(path) as writer:
+        loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
+        return pipeline.retag(loaded, writer, on_commit=on_commit)
+
+
 def checked(documents: Iterable[Document]) -> Iterator[Document]:
     """The documents, each checked for what an index cannot keep. Raises `InputError`."""
     for number, document in enumerate(documents, start=1):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,39 @@ def save_checkpoint(loaded: Loaded, folder: str | Path, *, backbone: bool = True
     }
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
+
+
+def with_heads(
+    base: Loaded,
+    *,
+    class_labels: Sequence[str] | None = None,
+    entity_types: Sequence[str] | None = None,
+    tag_head: str = "linear",
+    tag_layers: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Loaded:
+    """A new model on the same backbone and pooling, with fresh heads, to be trained, for the labels given.
+
+    A head whose labels are not given is taken over from `base`, weights included, if it has one. Embeddings stay
+    what they were, and so does the fingerprint. `base` is not changed, but shares its backbone's weights.
+    """
+    config = type(base.model.config).from_dict(base.model.config.to_dict())
+    if class_labels is not None:
+        config.class_labels = list(class_labels)
+        config.class_temperature, config.class_threshold = 1.0, 0.0
+    if entity_types is not None:
+        config.entity_types, config.tag_head = list(entity_types), tag_head
+        config.tag_layers = None if tag_layers is None else list(tag_layers)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MultiTaskModel(config)
+    model.backbone = base.model.backbone
+    if class_labels is None:
+        model.class_head = base.model.class_head
+    if entity_types is None:
+        model.tag_head = base.model.tag_head
+    model.eval()
+    return replace(base, model=model, heads_fingerprint=heads_fingerprint(model))
 
 
 def attach(

@@ -17,7 +17,7 @@ import click
 
 from indexer import __version__
 from indexer.command import CONTEXT, model_options, one_line, run
-from indexer.errors import InputError
+from indexer.errors import CorruptIndexError, InputError
 
 if TYPE_CHECKING:
     from indexer.pipeline import Report
@@ -169,6 +169,47 @@ def info(index: Path, as_json: bool) -> None:
         click.echo(f"{name.replace('_', ' '):<18} {'none' if value is None else value}")
     for segment in segments:
         click.echo(f"{'segment':<18} {segment['name']}  {segment['rows']:,} vectors  {segment['bytes']:,} bytes")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@model_options
+@batch_tokens_option
+def retag(index: Path, model: str | None, device: str, batch_tokens: int | None) -> None:
+    """Find the class and the entities of all documents in INDEX again, with other heads; embeddings stay.
+
+    \b
+    Example: indexer retag myindex --model my-model
+    """
+    from tqdm import tqdm
+
+    from indexer.api import retag_documents
+
+    with tqdm(unit=" documents", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        done = retag_documents(
+            index, model=model, device=device, batch_tokens=batch_tokens, on_commit=lambda n: bar.update(n - bar.n)
+        )
+    click.echo(f"{index}: {done:,} documents tagged again")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+def verify(index: Path) -> None:
+    """Check everything in INDEX against its checksums, and the parts against each other.
+
+    Prints one line for each fault, and ends with exit code 1 if there is any.
+
+    \b
+    Example: indexer verify myindex
+    """
+    from indexer.verify import verify_index
+
+    report = verify_index(index)
+    for fault in report.faults:
+        click.echo(f"{one_line(fault.place)}: {one_line(fault.problem)}")
+    if report.faults:
+        raise CorruptIndexError(f"{index} is damaged: {len(report.faults)} faults")
+    click.echo(f"{index}: {report.documents:,} documents and {report.passages:,} passages, no fault")
 
 
 @cli.command()

@@ -66,6 +66,9 @@ class StorageError(IndexFolderError):
     """The disk refused a read or a write: full, read-only or failing."""
 
 
+_EXCERPT = 60  # characters of a filter shown on either side of a fault
+
+
 class FilterError(TagdexError):
     """A filter that does not parse or that names something unknown.
 
@@ -79,7 +82,10 @@ class FilterError(TagdexError):
         if text is None or position is None:
             super().__init__(problem)
         else:
-            super().__init__(f"{problem} at character {position + 1}: {text[:position]}⟨here⟩{text[position:]}")
+            before, after = text[max(0, position - _EXCERPT) : position], text[position : position + _EXCERPT]
+            before = before if position <= _EXCERPT else "…" + before
+            after = after if len(text) - position <= _EXCERPT else after + "…"
+            super().__init__(f"{problem} at character {position + 1}: {before}⟨here⟩{after}")
 
 
 class QueryError(TagdexError):

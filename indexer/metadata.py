@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database
 
@@ -17,6 +18,8 @@ from indexer.errors import FormatError, NotAnIndexError
 
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
+
+_VARIABLES = 500  # in one statement; old builds of SQLite allow 999
 
 Migration = Callable[[Database], None]
 
@@ -230,6 +233,16 @@ def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool
             f"{path.parent} has the older format {version}: bring it to format {FORMAT} with "
             f"'indexer compact {path.parent}'"
         )
+
+
+def select_in(connection: sqlite3.Connection, statement: str, values: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Rows of a statement that ends with IN, for any number of values.
+
+    Texts are bound one by one, because a list in JSON would cut them off at a NUL character.
+    """
+    for start in range(0, len(values), _VARIABLES):
+        chunk = values[start : start + _VARIABLES]
+        yield from connection.execute(f"{statement} ({', '.join('?' * len(chunk))})", tuple(chunk))
 
 
 def migrate(connection: sqlite3.Connection) -> None:

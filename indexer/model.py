@@ -48,6 +48,7 @@ class TextModel:
 
     def __init__(self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None) -> None:
         """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for a device that is not there."""
+        self.loaded = loaded
         self.device = choose_device(device)
         self.model = loaded.model.to(self.device).eval()
         self.config = loaded.model.config
@@ -81,6 +82,16 @@ class TextModel:
     def entity_types(self) -> tuple[str, ...] | None:
         """What the tag head finds; `None` without one."""
         return None if self.config.entity_types is None else tuple(self.config.entity_types)
+
+    def tensors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, int64 (batch, seq), of texts that fit into one window each: a batch to train on.
+
+        Raises `ModelError` for a text that is longer.
+        """
+        windows = self._windows(texts)
+        if len(windows) != len(texts):
+            raise ModelError(f"a text is longer than one window of {self.config.max_length} tokens: split it first")
+        return self._pad(windows)
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.

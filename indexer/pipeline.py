@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from indexer.errors import ModelError
 from indexer.records import Document
-from indexer.settings import Analyser, check_model
+from indexer.settings import Analyser, check_model, settings_of
 from indexer.store import Action, Entry, IndexWriter
 
 # One transaction holds at most so many documents, and closes early when their texts are long.
@@ -71,6 +72,27 @@ def index(
         if on_commit is not None:
             on_commit(report)
     return report
+
+
+def retag(model: Analyser, writer: IndexWriter, *, on_commit: Callable[[int], None] | None = None) -> int:
+    """Give every document the class and entities that the model finds now; embeddings stay as they are.
+
+    Returns how many documents were tagged. A run that was stopped goes on where it was. Raises
+    `FingerprintError` where the model's embeddings are not the index's, and `ModelError` where it has no heads.
+    """
+    check_model(writer.settings, model, place=str(writer.path), heads=False)
+    settings = settings_of(model)
+    if not settings.tagged:
+        raise ModelError(f"model {model.name} has no heads: it gives embeddings, but no class or entities")
+    writer.begin_retagging(settings)
+    done, last = 0, writer.retagged_up_to or 0
+    while documents := writer.documents_after(last, BATCH_DOCUMENTS):
+        writer.retag(documents, model.analyse([stored.text for stored in documents]))
+        done, last = done + len(documents), documents[-1].doc
+        if on_commit is not None:
+            on_commit(done)
+    writer.end_retagging()
+    return done
 
 
 def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -101,5 +101,19 @@ def write_settings(connection: sqlite3.Connection, settings: IndexSettings) -> N
     connection.executemany("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", rows)
 
 
+def read_setting(connection: sqlite3.Connection, name: str) -> int | None:
+    """A single number kept beside the settings, `None` where it is not set."""
+    row = connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+    return None if row is None else int(json.loads(row[0]))
+
+
+def write_setting(connection: sqlite3.Connection, name: str, value: int | None) -> None:
+    """Set a single number, or with `None` unset it, in the caller's transaction."""
+    if value is None:
+        connection.execute("DELETE FROM settings WHERE name = ?", (name,))
+    else:
+        connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+
+
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:
     return None if values is None else tuple(values)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from indexer.errors import CorruptIndexError
+from indexer.metadata import select_in
 from indexer.records import Label, Span
 
 DIGEST_BYTES = 16
@@ -83,7 +84,7 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
     documents: dict[int, StoredDocument] = {}
     for doc, id_, text, metadata, name, score, digest in connection.execute(
         "SELECT doc, id, text, metadata, labels.name, label_score, digest FROM documents"
-        " LEFT JOIN labels USING (label) WHERE doc IN (SELECT value FROM json_each(?))",
+        " LEFT JOIN labels USING (label) WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY doc",
         (chosen,),
     ):
         document = StoredDocument(
@@ -102,6 +103,12 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
             )
         documents[doc] = document
     return documents
+
+
+def read_by_id(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, StoredDocument]:
+    """The documents with these ids, by id; ids that do not exist are left out. Raises `CorruptIndexError`."""
+    docs = [doc for (doc,) in select_in(connection, "SELECT doc FROM documents WHERE id IN", ids)]
+    return {document.id: document for document in read_documents(connection, docs).values()}
 
 
 def sum_digests(total: bytes, *, added: Iterable[bytes] = (), removed: Iterable[bytes] = ()) -> bytes:

@@ -7,9 +7,10 @@ vids, ascending, and the document of each. Callers see vids and documents; posit
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import faiss
 import numpy as np
@@ -85,7 +86,7 @@ class Segment:
             raise CorruptIndexError(
                 f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"
             ) from error
-        if not isinstance(index, faiss.IndexScalarQuantizer):
+        if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
             raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
         if index.d != dimension or index.ntotal != rows or ids.shape != (2, rows):
             raise CorruptIndexError(
@@ -174,14 +175,30 @@ def write_segment(folder: Path, name: str, vids: IdArray, docs: IdArray, vectors
     index = _new_index(vectors.shape[1])
     index.add(np.ascontiguousarray(vectors, dtype=np.float32))
     path, ids_path = folder / (name + VECTORS_SUFFIX), folder / (name + IDS_SUFFIX)
-    faiss.write_index(index, str(path) + ".tmp")
-    with open(str(ids_path) + ".tmp", "wb") as file:
-        np.save(file, np.stack([vids, docs]).astype("<i8"), allow_pickle=False)
-    for final in (path, ids_path):
-        temporary = Path(str(final) + ".tmp")
-        sync(temporary)
-        temporary.rename(final)
+    # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
+    # at all; a Python file raises.
+    _write_file(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
+    _write_file(ids_path, lambda file: _write_ids(file, np.stack([vids, docs]).astype("<i8")))
     sync(folder)
+
+
+def _write_ids(file: BinaryIO, ids: IdArray) -> None:
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
+    file.write(ids.tobytes())
+
+
+def _write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sync(path: Path) -> None:

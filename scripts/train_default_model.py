@@ -2,9 +2,9 @@
 
     python scripts/train_default_model.py --data DATA --cache CACHE --output indexer/models/default
 
-`DATA` holds the data sets that MODEL_CARD.md names, one folder each. Every stage leaves its result in `CACHE`, under
-a name made from everything that it depends on, so that a run that was stopped goes on where it was. About half an
-hour on two cores.
+`DATA` holds the data sets that MODEL_CARD.md names, one folder each. Every stage leaves its result in `CACHE`,
+under a name made from everything that it depends on, so that a run that was stopped goes on where it was.
+About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ TOPICS = [
     "Film",
     "WrittenWork",
 ]
-# Glosses of these kinds may well describe one of the 14 topics, so they cannot stand for what is none of them.
+# Glosses of these kinds may describe one of the 14 topics, so they cannot stand for what is none of them.
 TOPICAL_GLOSSES = (
     "noun.animal",
     "noun.plant",
@@ -132,7 +132,7 @@ def main(data_folder: Path, cache: Path, output: Path, seed: int, width: int, sc
         scores.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-# a. Features: the frozen backbone, once over everything --------------------------------------------------------
+# a. Features: the frozen backbone, once over everything
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +206,7 @@ class Encoder:
         return result
 
     def token_states(self, name: str, texts: Sequence[TaggedText], *, exact: bool) -> TokenStates:
-        """Token states and labels; texts longer than one window are left out. `exact`: fp32, else bfloat16."""
+        """Token states and labels; texts longer than a window are left out. `exact`: fp32, else bfloat16."""
         stem = f"states-{name}-{key_of([asdict(text) for text in texts], exact)}"
         paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "labels", "states")]
         if not paths[2].is_file():
@@ -267,7 +267,7 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-# b. Layer weights ----------------------------------------------------------------------------------------------
+# b. Layer weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,12 +308,13 @@ class QuerySimilarities:
 def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], dict[str, Any]]:
     """Weights for normalised layers, chosen on the sets in `chosen_on`; the others only check.
 
-    With normalised layers, the cosine of two embeddings is Σ aₗ · cosₗ with shares aₗ = wₗ² / Σ w², so each layer's
-    cosines are computed once, and a share vector costs one weighted sum.
+    With normalised layers, the cosine of two embeddings is Σ aₗ · cosₗ with shares aₗ = wₗ² / Σ w², so each
+    layer's cosines are computed once, and a share vector costs one weighted sum.
     """
-    chosen_on, checks = similarity_sets(encoder, folder)
+    sets = similarity_sets(encoder, folder)
+    chosen_on, every = sets.chosen_on, {**sets.chosen_on, **sets.checks}
     floor = np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32)
-    floors = {name: found.score(floor) for name, found in (chosen_on | checks).items()}
+    floors = {name: found.score(floor) for name, found in every.items()}
 
     def gain(shares: Floats) -> float:
         """Mean gain over the last layer alone; a loss on any set counts ten times."""
@@ -328,14 +329,14 @@ def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], d
             if others.min() < -1e-9 or others.sum() > 0.9:
                 continue
             shares = np.concatenate([[1 - others.sum()], others.clip(min=0)]).astype(np.float32)
-            if (found := gain(shares)) > value + 1e-6:
-                best, value = shares, found
+            if (improved := gain(shares)) > value + 1e-6:
+                best, value = shares, improved
     weights = [round(float(weight), 4) for weight in np.sqrt(best / best.max())]
     exact = np.array(weights, dtype=np.float32) ** 2
     exact /= exact.sum()
     report: dict[str, Any] = {"layer_weights": weights, "chosen_on": list(chosen_on), "scores": {}}
     equal = np.full(4, 0.25, dtype=np.float32)
-    for name, found in (chosen_on | checks).items():
+    for name, found in every.items():
         report["scores"][name] = {
             "last layer": floors[name],
             "equal": found.score(equal),
@@ -344,13 +345,18 @@ def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], d
     return weights, report
 
 
-Similarities = Mapping[str, PairSimilarities | QuerySimilarities]
+Similarities = PairSimilarities | QuerySimilarities
 
 
-def similarity_sets(
-    encoder: Encoder, folder: Path
-) -> tuple[dict[str, PairSimilarities | QuerySimilarities], dict[str, PairSimilarities | QuerySimilarities]]:
-    """Sets to choose the weights on, and sets to check them on."""
+@dataclass(frozen=True, slots=True)
+class SimilaritySets:
+    """Sets to choose the weights on, and sets that only check them."""
+
+    chosen_on: dict[str, Similarities]
+    checks: dict[str, Similarities]
+
+
+def similarity_sets(encoder: Encoder, folder: Path) -> SimilaritySets:
     generator = random.Random(7)
     papers = [row for row in data.read_jsonl(folder / "acl-anthology" / "acl-2016-2024.jsonl.xz") if row["abstract"]]
     papers = generator.sample(papers, 3000)
@@ -375,19 +381,19 @@ def similarity_sets(
     def titles(name: str, rows: Sequence[Mapping[str, Any]]) -> QuerySimilarities:
         return twins(name, [row["title"] for row in rows], [row["abstract"] for row in rows])
 
-    chosen_on: dict[str, PairSimilarities | QuerySimilarities] = {
+    chosen_on: dict[str, Similarities] = {
         "STS-B train": pairs("stsb-train", folder / "stsb" / "sts-train.csv"),
         "ACL titles": titles("acl-1", papers[:1500]),
         "wiki paragraphs": twins("wiki", [a for a, _ in paragraphs], [b for _, b in paragraphs]),
         "trivia answers": twins("trivia", [row["question"] for row in trivia], [str(row["answer"]) for row in trivia]),
         "OEWN examples": twins("oewn", [row["examples"][0] for row in synsets], [row["definition"] for row in synsets]),
     }
-    checks: dict[str, PairSimilarities | QuerySimilarities] = {
+    checks: dict[str, Similarities] = {
         "STS-B dev": pairs("stsb-dev", folder / "stsb" / "sts-dev.csv"),
         "ACL titles held out": titles("acl-2", papers[1500:]),
         "SciFact train": scifact(encoder, folder, generator),
     }
-    return chosen_on, checks
+    return SimilaritySets(chosen_on, checks)
 
 
 def scifact(encoder: Encoder, folder: Path, generator: random.Random) -> QuerySimilarities:
@@ -424,7 +430,7 @@ def layer_cosines(queries: Floats, documents: Floats) -> Floats:
     return result
 
 
-# c. Tag head ---------------------------------------------------------------------------------------------------
+# c. Tag head
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,7 +511,7 @@ def fit_tag_head(
             logits = head(states, mask)
             loss = nn.functional.cross_entropy(logits.flatten(end_dim=1), labels.flatten(), ignore_index=iob.IGNORED)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
             optimizer.step()
             decay = min(settings.averaging, (step + 1) / (step + 10))
@@ -594,7 +600,7 @@ def predict_spans(
     return found
 
 
-# d. Class head -------------------------------------------------------------------------------------------------
+# d. Class head
 
 
 @dataclass(frozen=True, slots=True)
@@ -609,7 +615,7 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True)
 class ClassSets:
-    """DBpedia texts to train on and held out; other people's texts to push to uniform, and only to measure."""
+    """DBpedia texts to train on and held out; other texts to push to uniform, and others only to measure."""
 
     train: list[LabelledText]
     held_out: list[LabelledText]
@@ -727,9 +733,9 @@ def train_class_head(encoder: Encoder, folder: Path, settings: ClassSettings) ->
 
 
 def fit_class_head(inside: Floats, targets: Tensor, outside: Floats, settings: ClassSettings) -> tuple[Tensor, Tensor]:
-    """Cross-entropy on the topics plus, weighted, cross-entropy to uniform on the outliers (Hendrycks et al. 2019).
+    """Cross-entropy on the topics plus, weighted, that to uniform on the outliers (Hendrycks et al. 2019).
 
-    Trained on standardised features; the standardisation is then folded into the weights (14, 384) and bias (14,).
+    Trained on standardised features; the standardisation is then folded into weights (14, 384) and bias (14,).
     """
     torch.manual_seed(settings.seed)
     mean = torch.from_numpy(np.concatenate([inside, outside]).mean(0))
@@ -759,7 +765,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     return round(float(candidates[int(np.argmin(losses))]), 4)
 
 
-# e. Assemble and evaluate --------------------------------------------------------------------------------------
+# e. Assemble and evaluate
 
 
 def assemble(
@@ -772,7 +778,7 @@ def assemble(
 ) -> None:
     """Write the heads and the configuration; the backbone is named, not copied."""
     config = TagdexConfig(
-        encoder_config=portable(backbone.model.backbone.config.to_dict()),
+        encoder_config=portable(backbone.model.config.encoder_config),
         pool_layers=LAYERS,
         layer_weights=weights,
         normalize_layers=True,
@@ -829,8 +835,8 @@ def evaluate_product(output: Path, folder: Path, encoder: Encoder) -> dict[str, 
         "right, of all": float(np.mean([a == b for a, b in zip(answers, gold, strict=True)])),
         "right, of those answered": float(np.mean([a == b for a, b in answered])),
     }
-    for name, texts in sets.measured.items():
-        found = model.analyse(texts)
+    for name, outliers in sets.measured.items():
+        found = model.analyse(outliers)
         report["abstention"][name] = sum(analysis.label is None for analysis in found) / len(found)
     pairs = data.read_stsb(folder / "stsb" / "sts-dev.csv")
     first, second = (
@@ -876,7 +882,7 @@ def print_table(report: Mapping[str, Any]) -> None:
     click.echo(f"{report['minutes']} minutes")
 
 
-# Small helpers -------------------------------------------------------------------------------------------------
+# Small helpers
 
 
 def key_of(*facts: Any) -> str:
@@ -885,7 +891,7 @@ def key_of(*facts: Any) -> str:
 
 
 def save_npz(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    write_whole(path, lambda temporary: np.savez(temporary, **arrays))
+    write_whole(path, lambda temporary: np.savez(str(temporary), **arrays))  # type: ignore[arg-type]
 
 
 def save_torch(path: Path, values: dict[str, Any]) -> None:

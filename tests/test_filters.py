@@ -511,7 +511,7 @@ AWKWARD = ["", "a", "A", "b", "1", "true", "'", '"', "\\", "%", "_", "a%", "a.b"
            "\n", "and", "İ"]  # fmt: skip
 KEYS = ["a", "b", "a.b", "a\\", "", ".", "label", "in", "strange name", "`", "東", "e\u0301", "/", "a/", "😀"]
 ENTITIES = ["Acme", "ACME  corp", "acme corporation", "acmé", "東京", "東京都", "😀", "\U0010ffff", "\ud7ff",
-            "%", "ﬁrst", "First", "straße", "STRASSE", "a\0b", "a"]  # fmt: skip
+            "%", "ﬁrst", "First", "straße", "STRASSE", "a\0b", "a", "b"]  # fmt: skip
 NUMBERS = [0, 1, -1, 0.0, -0.0, 1.0, 0.5, 2**53, 2**53 + 1, 2**53 - 1, float(2**53), float(2**53 + 2),
            2**63 - 1, -(2**63), float(2**63), -float(2**63), 1e308, 5e-324, 0.1, 1e16, 10**16]  # fmt: skip
 TYPES = ["ORG", "PER", "org", "*", "my type", "or"]
@@ -712,8 +712,10 @@ def test_long_lists() -> None:
     facts = [DocumentFacts(f"id {n}", {"n": n, "s": f"s{n}"}) for n in range(1, 1201)]
     ids = HasId(tuple(f"id {n}" for n in range(600, 50_600)))
     values = In("n", (*range(600, 50_600), *(f"s{n}" for n in range(50_000)), True))
-    assert answer(facts, ids) == list(range(600, 1201))
-    assert answer(facts, values) == list(range(600, 1201))
+    with closing(index_of(facts)) as connection:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)  # that of old builds
+        assert list(allowed(connection, ids)) == list(range(600, 1201))
+        assert list(allowed(connection, values)) == list(range(600, 1201))
     assert parse(format_filter(ids & values)) == ids & values
     assert from_json(to_json(ids & values)) == ids & values
 

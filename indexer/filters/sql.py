@@ -161,7 +161,7 @@ class _Evaluation:
         for unwanted in (part.part for part in parts if isinstance(part, Not)):
             if not result:
                 return result
-            result -= self.bitmap(unwanted)
+            result = result - self.bitmap(unwanted)
         return result
 
     @cached_property

@@ -74,8 +74,8 @@ def read_columns(
 
     `token` and `tag` are column numbers from 0. A `# text = …` comment gives a sentence's raw text; without
     one, the tokens are joined by `join_tokens`. `types` renames the entity types, and those it does not name
-    are dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than other
-    data does. Raises `DataError` for a line without the columns, and for tokens that are not in the raw text.
+    are dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than the
+    rest. Raises `DataError` for a line without the columns, and for tokens that are not in the raw text.
     """
     texts = []
     for sentence in _sentences(Path(path), columns=max(token, tag) + 1):
@@ -175,7 +175,7 @@ _NO_SPACE_BEHIND = re.compile(r"[(\[{«“‘#$£€@]")
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """A text from its tokens, and their offsets: no space before , . ; : ! ? ) 's n't and behind ( # and alike.
+    """A text from its tokens, and their offsets: no space before , . ; : ! ? ) 's n't nor behind ( # @.
 
     >>> join_tokens(["It", "'s", "(", "very", ")", "#", "good", "."])[0]
     "It's (very) #good."
@@ -224,7 +224,7 @@ def read_stsb(path: str | Path) -> list[ScoredPair]:
 
 
 def read_dbpedia(path: str | Path) -> list[LabelledText]:
-    """DBpedia topics: `label,text` a line, tokens separated by spaces, sentences by tabs; see `detokenise`."""
+    """DBpedia topics: `label,text` a line, tokenised with spaces, sentences separated by tabs."""
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         label, comma, text = line.partition(",")
