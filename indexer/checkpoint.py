@@ -48,11 +48,25 @@ _ARCHITECTURE = (
     "norm_eps",
     "max_position_embeddings",
     "position_embedding_type",
+    "position_biased_input",
     "relative_attention",
+    "pos_att_type",
+    "position_buckets",
+    "max_relative_positions",
+    "relative_attention_num_buckets",
+    "share_att_key",
     "local_attention",
+    "sliding_window",
+    "layer_types",
     "global_attn_every_n_layers",
+    "rope_parameters",
+    "num_hidden_groups",
+    "inner_group_num",
+    "is_decoder",
     "pad_token_id",
 )
+
+MIN_ROOM = 8  # tokens of text in a window beside special tokens and prefix: more than one character ever takes
 
 # Texts that tokenizers treat differently: case, accents, scripts, white space, joined and very long words.
 _TOKENIZER_PROBE = (
@@ -162,11 +176,13 @@ def attach(
 ) -> Loaded:
     """A `Loaded` for a model built in memory: computes its fingerprints.
 
-    `cache` may name the files that the backbone's weights come from, so that their digest is remembered.
+    `cache` may name the files that the backbone's weights come from, so that their digest is remembered. Raises
+    `ModelError` where tokenizer, window and backbone do not fit each other.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
     model.eval()
+    _check_fit(model, tokenizer, name=name)
 
     def digest() -> str:
         return tensors_digest(model.backbone.state_dict())
@@ -286,6 +302,8 @@ def _load_raw(source: str, *, name: str) -> Loaded:
             raise ModelError(_cannot_load(source, error)) from error
     if not hasattr(fast, "backend_tokenizer"):
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which offsets need")
+    if len(fast.get_vocab().keys() - set(fast.all_special_tokens)) < 2:  # made up by the loader: no file was there
+        raise ModelError(f"{name} has no tokenizer: tokenizer.json is missing, or holds nothing but special tokens")
     backbone = _load_backbone(source, name=name)
     config = TagdexConfig(
         encoder_config=backbone_config.to_dict(), max_length=_window(backbone_config, fast.model_max_length)
@@ -303,6 +321,7 @@ def _load_backbone(source: str, *, name: str) -> nn.Module:
             "trust_remote_code": False,
             "use_safetensors": True,
             "dtype": torch.float32,
+            "ignore_mismatched_sizes": True,  # they are reported, and refused below
             "output_loading_info": True,
         }
         try:
@@ -314,8 +333,9 @@ def _load_backbone(source: str, *, name: str) -> nn.Module:
             raise ModelError(_cannot_load(source, error)) from error
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
-        wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
-        raise ModelError(f"{name} lacks {len(wrong)} weights of its backbone, such as {wrong[0]}")
+        wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
+        problem = "lacks" if missing else "has in another shape than config.json says"
+        raise ModelError(f"{name} {problem} {len(wrong)} weights of its backbone, such as {wrong[0]}")
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; only encoders can be used")
     return backbone  # type: ignore[no-any-return]
@@ -373,10 +393,33 @@ def _published_folder(reference: Mapping[str, Any]) -> Path:
 
 def _window(config: PreTrainedConfig, tokenizer_limit: int) -> int:
     """256 tokens, or fewer where the backbone's positions end earlier."""
+    return min(256, _positions(config), int(tokenizer_limit))
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    """How many tokens a backbone can take, special ones included."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+    if not getattr(config, "position_biased_input", True):  # DeBERTa with relative positions alone
+        return 2**31
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= int(config.pad_token_id or 0) + 1  # their positions start behind the padding's id
-    return min(256, positions, int(tokenizer_limit))
+    return positions
+
+
+def _check_fit(model: MultiTaskModel, tokenizer: Tokenizer, *, name: str) -> None:
+    """Raise `ModelError` where the tokenizer, the window and the backbone do not fit each other."""
+    config, backbone = model.config, model.backbone.config
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if largest >= (entries := int(getattr(backbone, "vocab_size", None) or 2**31)):
+        raise ModelError(f"{name}: the tokenizer gives ids up to {largest}, but the backbone knows {entries} entries")
+    if config.max_length > (positions := _positions(backbone)):
+        raise ModelError(f"{name}: max_length is {config.max_length}, but the backbone takes {positions} tokens")
+    taken = len(tokenizer.encode(config.prefix).ids)
+    if config.max_length < taken + MIN_ROOM:
+        raise ModelError(
+            f"{name}: max_length is {config.max_length}, but special tokens and prefix take {taken} of them, "
+            f"and a text needs at least {MIN_ROOM} more"
+        )
 
 
 def _cannot_load(source: str, error: Exception) -> str:
@@ -389,8 +432,8 @@ def _cannot_load(source: str, error: Exception) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Label ids: 0 is O; for entity type t (counting from 0), 1 + 2t is B-t and 2 + 2t
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,11 +24,30 @@ _UNICODE_WORDS = re.compile(r"[^\W_]+|[^\w\s]|_", re.UNICODE)
 def split_words(text: str) -> Offsets:
     """Offsets of the words of a text: runs of letters and digits, and every other visible character by itself.
 
+    Combining marks, such as accents in decomposed form or Indic vowel signs, belong to the word they stand in.
+
     >>> [("it's 5%"[a:b]) for a, b in split_words("it's 5%")]
     ['it', "'", 's', '5', '%']
     """
     offsets = [match.span() for match in _UNICODE_WORDS.finditer(text)]
+    if not text.isascii():
+        offsets = _join_marks(text, offsets)
     return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _join_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Join each combining mark to the word before it, and to what follows it where letters stand on both sides."""
+    joined: list[tuple[int, int]] = []
+    for start, end in offsets:
+        if joined and joined[-1][1] == start:
+            first, _ = joined[-1]
+            mark = unicodedata.category(text[start]).startswith("M")
+            continues = text[first].isalnum() and text[start].isalnum()
+            if mark or continues:  # two runs of letters touch only where a mark parted them
+                joined[-1] = (first, end)
+                continue
+        joined.append((start, end))
+    return joined
 
 
 def first_tokens(words: Offsets, tokens: Offsets) -> npt.NDArray[np.int64]:

@@ -151,10 +151,10 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=30.0)
     try:
+        check_format(connection, path, may_be_new=True)
         # These two only take effect before the first table is made.
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        check_format(connection, path, may_be_new=True)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
@@ -181,6 +181,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             connection.close()
             connection = _connect_immutable(path, uri, error)
+        except sqlite3.DatabaseError:
+            pass  # not a database at all: `check_format` says so
         check_format(connection, path, may_be_new=False)
         connection.execute("PRAGMA query_only = ON")
         connection.execute("PRAGMA mmap_size = 268435456")

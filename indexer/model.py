@@ -215,9 +215,12 @@ class TextModel:
 
     def _token_offsets(self, window: Window, piece: str) -> iob.Offsets:
         offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
-        if self.config.prefix:
+        shift = len(self.config.prefix)
+        if self._offsets_hold_spaces:  # the first word's token may begin with the prefix's last space
+            offsets = iob.trim_offsets(self.config.prefix + piece, offsets + shift) - shift
+        if shift:
             offsets = np.where(offsets[:, :1] < 0, 0, offsets)  # a token that begins in the prefix is not tagged
-        return iob.trim_offsets(piece, offsets) if self._offsets_hold_spaces else offsets
+        return offsets
 
     def _combine(self, parts: Sequence[tuple[Window, WindowResult]]) -> Analysis:
         """The windows of one text → its analysis: token-weighted means, and the union of the spans."""

@@ -103,7 +103,7 @@ def cached_digest(kind: str, files: list[Path], compute: Callable[[], str]) -> s
     entry = Path(home) / "tagdex" / "digests" / key
     try:
         cached = entry.read_text(encoding="ascii").strip()
-        if len(cached) == 64:
+        if len(cached) == 64 and set(cached) <= set("0123456789abcdef"):
             return cached
     except (OSError, UnicodeDecodeError):
         pass

@@ -100,7 +100,8 @@ def _read_each(connection: sqlite3.Connection, docs: list[int]) -> Iterator[Stor
         yield from read_documents(connection, docs).values()
     except (CorruptIndexError, ValueError) as error:
         if len(docs) == 1:
-            yield Fault(f"document number {docs[0]}", str(error))
+            damaged = isinstance(error, CorruptIndexError)
+            yield Fault(f"document number {docs[0]}", "does not match its digest" if damaged else str(error))
             return
         for doc in docs:
             yield from _read_each(connection, [doc])

@@ -495,6 +495,7 @@ def fit_tag_head(
     """Train in place. Each epoch sees every text twice: alone, and inside one of its windows."""
     torch.manual_seed(settings.seed)
     generator = random.Random(settings.seed)
+    plain, head.dropout = head.dropout, LockedDropout(settings.dropout)  # type: ignore[assignment]
     average = {name: value.clone() for name, value in head.state_dict().items()}
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     plans = [tag_batches(train, settings, generator, epoch) for epoch in range(settings.epochs)]
@@ -508,8 +509,11 @@ def fit_tag_head(
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * learning_rate_factor(step, total)
             states, mask, labels = tag_batch(train, batch)
-            logits = head(states, mask)
-            loss = nn.functional.cross_entropy(logits.flatten(end_dim=1), labels.flatten(), ignore_index=iob.IGNORED)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits = head(states, mask)
+            loss = nn.functional.cross_entropy(
+                logits.float().flatten(end_dim=1), labels.flatten(), ignore_index=iob.IGNORED
+            )
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -533,8 +537,23 @@ def fit_tag_head(
             best = (chosen, {name: value.clone() for name, value in average.items()})
         head.load_state_dict(current)
     head.load_state_dict(best[1])
+    head.dropout = plain
     head.eval()
     return {"settings": asdict(settings), "history": history, "best mean F1": best[0]}
+
+
+class LockedDropout(nn.Module):
+    """Dropout with one mask for all tokens of a text (Gal and Ghahramani 2016), which is also cheaper to draw."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, states: Tensor) -> Tensor:
+        if not self.training:
+            return states
+        mask = torch.rand(states.shape[0], 1, states.shape[2]) >= self.share
+        return states * (mask.to(states.dtype) / (1 - self.share))
 
 
 def learning_rate_factor(step: int, total: int, *, warmup: float = 0.05) -> float:

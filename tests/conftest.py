@@ -1,10 +1,12 @@
-"""What holds for every test: nothing is read from or written to the user's own cache of digests."""
+"""What holds for every test: one thread, and nothing read from or written to the user's own cache of digests."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; small models gain nothing from more
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,197 @@
+"""A deterministic stand-in for the model, an index's reference in plain Python, and what the tests share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexer.fields import flatten
+from indexer.records import Analysis, Document, FloatArray, Label, Passage, Span
+from indexer.settings import settings_of
+from indexer.store import Entry, IndexWriter
+from indexer.stored import read_documents, sum_digests
+
+if TYPE_CHECKING:
+    from indexer.model import TextModel
+
+LABELS = ("sport", "science", "music")
+LABEL_OF = {"ball": "sport", "race": "sport", "atom": "science", "cell": "science", "song": "music"}
+TYPES = ("PER", "ORG", "LOC")
+
+
+class DemoAnalyser:
+    """Implements `settings.Analyser` by rules that a test can predict.
+
+    A passage is `passage_words` words long, and its vector the mean of its words' vectors, which follow from a
+    hash. Capitalised words are entities: PER from A to I, ORG from J to R, LOC from S to Z. The first word that
+    stands in `LABEL_OF` gives the class; without one it abstains. `analysed` collects the texts that were given.
+    """
+
+    def __init__(
+        self, *, dimension: int = 16, passage_words: int = 8, name: str = "demo", seed: int = 0, heads: bool = True
+    ) -> None:
+        self.name = name
+        self.dimension = dimension
+        self.passage_words = passage_words
+        self.seed = seed
+        self.fingerprint = hashlib.sha256(f"{dimension} {passage_words} {seed}".encode()).hexdigest()
+        self.heads_fingerprint = hashlib.sha256(b"heads").hexdigest() if heads else None
+        self.class_labels = LABELS if heads else None
+        self.entity_types = TYPES if heads else None
+        self.analysed: list[str] = []
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        self.analysed += texts
+        return [self._analyse(text, tags=tags and self.class_labels is not None) for text in texts]
+
+    def vector(self, text: str) -> FloatArray:
+        """The embedding of a whole text, fp32 (dimension,)."""
+        return self._analyse(text, tags=False).pooled
+
+    def _analyse(self, text: str, *, tags: bool) -> Analysis:
+        words = list(re.finditer(r"\w+", text)) or list(re.finditer(r".+", text, re.DOTALL))
+        table = np.stack([self._word_vector(word.group()) for word in words])
+        parts = [words[at : at + self.passage_words] for at in range(0, len(words), self.passage_words)]
+        starts = [0, *(part[0].start() for part in parts[1:])]
+        ends = [*(part[-1].end() for part in parts[:-1]), len(text)]
+        rows = [table[at : at + self.passage_words].mean(axis=0) for at in range(0, len(words), self.passage_words)]
+        label = next((LABEL_OF[word.group()] for word in words if word.group() in LABEL_OF), None) if tags else None
+        return Analysis(
+            passages=tuple(
+                Passage(start, end, len(part)) for start, end, part in zip(starts, ends, parts, strict=True)
+            ),
+            vectors=np.stack(rows).astype(np.float32),
+            pooled=table.mean(axis=0).astype(np.float32),
+            label=None if label is None else Label(label, 0.75),
+            spans=tuple(
+                Span(TYPES[(ord(word.group()[0]) - 65) // 9], word.start(), word.end(), 0.5)
+                for word in words
+                if tags and "A" <= word.group()[0] <= "Z"
+            ),
+        )
+
+    def _word_vector(self, word: str) -> FloatArray:
+        digest = hashlib.blake2b(f"{self.seed} {word}".encode(), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little")).normal(size=self.dimension).astype(np.float32)
+
+
+def as_text_model(analyser: DemoAnalyser) -> TextModel:
+    """A `TextModel` that answers as the analyser does, for the callers that ask for one."""
+    from indexer.model import TextModel
+
+    class DemoTextModel(TextModel):
+        dimension = class_labels = entity_types = None  # instance attributes, not the properties of TextModel
+
+        def __init__(self) -> None:
+            self.name, self.fingerprint = analyser.name, analyser.fingerprint
+            self.heads_fingerprint, self.dimension = analyser.heads_fingerprint, analyser.dimension
+            self.class_labels, self.entity_types = analyser.class_labels, analyser.entity_types
+            self.analyse = analyser.analyse
+
+    return DemoTextModel()
+
+
+def entries(documents: Iterable[Document], analyser: DemoAnalyser, *, tags: bool = True) -> list[Entry]:
+    """What the store is given for new or changed texts."""
+    wanted = list(documents)
+    analyses = analyser.analyse([document.text for document in wanted], tags=tags)
+    return [Entry(document, analysis) for document, analysis in zip(wanted, analyses, strict=True)]
+
+
+def build_index(
+    path: Path, documents: Iterable[Document], analyser: DemoAnalyser | None = None, *, seal: bool = False
+) -> Path:
+    """An index of these documents, closed; with `seal` all vectors are in one segment."""
+    model = analyser or DemoAnalyser()
+    with IndexWriter(path, create=settings_of(model)) as writer:
+        for start in range(0, len(wanted := list(documents)), 500):
+            writer.write(entries(wanted[start : start + 500], model))
+        if seal:
+            writer.seal()
+    return path
+
+
+def unit_fp16(vectors: FloatArray) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Vectors as an index keeps them, by the plain formula: divided by their length, rounded to fp16; fp64."""
+    exact = vectors.astype(np.float64)
+    unit = (exact / np.sqrt((exact**2).sum(axis=1, keepdims=True))).astype(np.float32)
+    return unit.astype(np.float16).astype(np.float64)
+
+
+def passage_scores(
+    documents: Mapping[str, str], query: FloatArray, analyser: DemoAnalyser
+) -> dict[tuple[str, int], float]:
+    """Brute force: the cosine of every passage, by (id, start of the passage)."""
+    exact = query.astype(np.float64)
+    unit = (exact / np.linalg.norm(exact)).astype(np.float32).astype(np.float64)
+    scores = {}
+    for id_, text in documents.items():
+        analysis = analyser._analyse(text, tags=False)
+        for passage, row in zip(analysis.passages, unit_fp16(analysis.vectors), strict=True):
+            scores[id_, passage.start] = float(np.clip(row @ unit, -1.0, 1.0))
+    return scores
+
+
+def document_scores(documents: Mapping[str, str], query: FloatArray, analyser: DemoAnalyser) -> dict[str, float]:
+    """Brute force: the score of every document, that of its best passage."""
+    best: dict[str, float] = {}
+    for (id_, _), score in passage_scores(documents, query, analyser).items():
+        best[id_] = max(score, best.get(id_, -2.0))
+    return best
+
+
+def table_rows(path: Path, table: str) -> list[tuple[Any, ...]]:
+    """All rows of a table of an index, in the order of its primary key."""
+    with closing(sqlite3.connect(f"file:{path}/meta.sqlite?mode=ro", uri=True)) as connection:
+        return sorted(connection.execute(f"SELECT * FROM {table}").fetchall())
+
+
+def check_consistent(path: Path) -> None:
+    """What must hold after every commit: the commit row, vectors and fields all follow from the other tables."""
+    with closing(sqlite3.connect(f"file:{path}/meta.sqlite?mode=ro", uri=True)) as connection:
+        connection.execute("BEGIN")
+
+        def column(sql: str) -> list[Any]:
+            return [row[0] for row in connection.execute(sql)]
+
+        documents = read_documents(connection, column("SELECT doc FROM documents"))
+        fields = {
+            (name, kind, value, doc)
+            for name, kind, value, doc in connection.execute(
+                "SELECT name, kind, value, doc FROM fields JOIN paths USING (path)"
+            )
+        }
+        assert fields == {
+            (name, int(kind), value, stored.doc)
+            for stored in documents.values()
+            for name, kind, value in flatten(stored.metadata)
+        }
+        (commit,) = connection.execute("SELECT documents, passages, entities, fields, digest_sum FROM commits")
+        assert commit == (
+            len(documents),
+            sum(len(stored.passages) for stored in documents.values()),
+            sum(len(stored.spans) for stored in documents.values()),
+            len(fields),
+            sum_digests(bytes(16), added=(stored.digest() for stored in documents.values())),
+        )
+        assert column("SELECT DISTINCT doc FROM entities WHERE doc NOT IN (SELECT doc FROM documents)") == []
+        assert sorted(column("SELECT doc FROM pooled")) == sorted(
+            stored.doc for stored in documents.values() if len(stored.passages) > 1
+        )
+        vids = set(column("SELECT vid FROM passages"))
+        pending = set(column("SELECT vid FROM pending"))
+        sealed: set[int] = set()
+        for (name,) in connection.execute("SELECT name FROM segments"):
+            sealed |= set(np.load(path / "segments" / f"{name}.ids.npy")[0].tolist())
+        removed = set(column("SELECT vid FROM changes WHERE op = 'remove'"))
+        assert not pending & sealed
+        assert vids == (pending | sealed) - removed
+
+

@@ -1,0 +1,818 @@
+"""The writer: rows of every table, numbers never used twice, one transaction a batch, one writer, and faults."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import DemoAnalyser, build_index, check_consistent, document_scores, entries, passage_scores, table_rows
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from indexer import store
+from indexer.errors import (
+    CorruptIndexError,
+    FormatError,
+    InputError,
+    LockedError,
+    NotAnIndexError,
+    StorageError,
+)
+from indexer.filters import Compare, HasLabel, allowed, parse
+from indexer.reader import IndexReader
+from indexer.records import Analysis, Document, Label, Passage, Span
+from indexer.settings import IndexSettings, settings_of
+from indexer.store import Action, Entry, IndexWriter
+
+SETTINGS = IndexSettings(
+    model="demo",
+    fingerprint="f" * 64,
+    heads_fingerprint="h" * 64,
+    dimension=2,
+    class_labels=("sport", "music"),
+    entity_types=("PER", "LOC"),
+)
+TABLES = ("passages", "pooled", "pending", "entity_terms", "entities", "paths", "fields", "labels", "changes")
+
+EAST, NORTH = np.array([1, 0], dtype=np.float32), np.array([0, 1], dtype=np.float32)
+EAST_BLOB, NORTH_BLOB = bytes.fromhex("003c0000"), bytes.fromhex("0000003c")
+
+
+def entry(
+    id_: str, text: str, *vectors: Any, metadata: dict[str, Any] | None = None, label: Label | None = None, spans: Any = ()
+) -> Entry:
+    """A document cut into as many passages of equal length as there are vectors."""
+    step = len(text) // len(vectors)
+    return Entry(
+        Document(id_, text, metadata or {}),
+        Analysis(
+            passages=tuple(Passage(at * step, (at + 1) * step, 5) for at in range(len(vectors))),
+            vectors=np.stack(vectors),
+            pooled=np.stack(vectors).mean(axis=0),
+            label=label,
+            spans=tuple(spans),
+        ),
+    )
+
+
+def documents_of(path: Path) -> list[tuple[Any, ...]]:
+    """Rows of `documents` without the digest, which `check_consistent` looks at."""
+    return [row[:-1] for row in table_rows(path, "documents")]
+
+
+def text_hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def kept(path: Path) -> dict[str, list[tuple[Any, ...]]]:
+    return {table: table_rows(path, table) for table in (*TABLES, "documents", "commits", "segments")}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index"
+
+
+@pytest.fixture
+def writer(path: Path) -> Iterator[IndexWriter]:
+    with IndexWriter(path, create=SETTINGS) as opened:
+        yield opened
+
+
+# Rows
+
+
+def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: IndexWriter) -> None:
+    assert writer.settings == SETTINGS
+    assert dict(table_rows(path, "settings")) == {
+        "model": '"demo"',
+        "fingerprint": '"' + "f" * 64 + '"',
+        "heads_fingerprint": '"' + "h" * 64 + '"',
+        "dimension": "2",
+        "class_labels": '["sport", "music"]',
+        "entity_types": '["PER", "LOC"]',
+    }
+    assert table_rows(path, "commits") == [(0, 0, 0, 0, 0, bytes(16), bytes(16))]
+    assert sorted(file.name for file in path.iterdir() if not file.name.startswith("meta.sqlite-")) == [
+        "LOCK",
+        "meta.sqlite",
+        "segments",
+    ]
+
+
+def test_the_settings_survive_closing(path: Path) -> None:
+    for settings in (SETTINGS, IndexSettings("raw", "a" * 64, None, 3, None, None)):
+        folder = path.with_name(settings.model)
+        IndexWriter(folder, create=settings).close()
+        with IndexWriter(folder) as again:
+            assert again.settings == settings
+
+
+def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
+    text = "Ada in Rome  "
+    writer.write(
+        [
+            entry(
+                "a",
+                text,
+                EAST * 3,
+                metadata={"year": 2020, "tags": ["x", True], "n": None},
+                label=Label("music", 0.75),
+                spans=[Span("PER", 0, 3, 0.5), Span("LOC", 7, 11, 0.25)],
+            )
+        ]
+    )
+    assert documents_of(path) == [
+        (1, "a", text, '{"year":2020,"tags":["x",true],"n":null}', text_hash(text), 1, 0.75, 1)
+    ]
+    assert {table: table_rows(path, table) for table in TABLES} == {
+        "passages": [(1, 1, 0, 13, 5)],
+        "pooled": [],
+        "pending": [(1, 1, EAST_BLOB, zlib.crc32(EAST_BLOB))],
+        "entity_terms": [(1, "LOC", "rome"), (2, "PER", "ada")],
+        "entities": [(1, 0, 3, 2, 0.5), (1, 7, 11, 1, 0.25)],
+        "paths": [(1, "tags"), (2, "year")],
+        "fields": [(1, 0, 1, 1), (1, 2, "x", 1), (2, 1, 2020, 1)],
+        "labels": [(1, "music")],
+        "changes": [(1, "add", 1, 1)],
+    }
+    assert table_rows(path, "commits")[0][:5] == (1, 1, 1, 2, 3)
+    check_consistent(path)
+
+
+def test_a_long_document_has_a_row_for_each_passage_and_its_pooled_vector(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "one two ", EAST, EAST)])
+    assert table_rows(path, "passages") == [(1, 1, 0, 4, 5), (2, 1, 4, 8, 5)]
+    assert table_rows(path, "pooled") == [(1, EAST_BLOB)]
+    assert [row[:2] for row in table_rows(path, "pending")] == [(1, 1), (2, 1)]
+    assert table_rows(path, "changes") == [(1, "add", 1, 1), (2, "add", 1, 2)]
+
+
+def test_a_replaced_text_keeps_its_number_and_takes_new_vids(path: Path, writer: IndexWriter) -> None:
+    writer.write(
+        [entry("a", "Ada met ", EAST, EAST, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+    )
+    writer.write([entry("a", "Rome", NORTH, metadata={"city": "Rome"}, spans=[Span("LOC", 0, 4, 0.5)])])
+    assert documents_of(path) == [(1, "a", "Rome", '{"city":"Rome"}', text_hash("Rome"), None, None, 2)]
+    assert {table: table_rows(path, table) for table in TABLES} == {
+        "passages": [(3, 1, 0, 4, 5)],
+        "pooled": [],
+        "pending": [(3, 1, NORTH_BLOB, zlib.crc32(NORTH_BLOB))],
+        "entity_terms": [(1, "PER", "ada"), (2, "LOC", "rome")],
+        "entities": [(1, 0, 4, 2, 0.5)],
+        "paths": [(1, "year"), (2, "city")],
+        "fields": [(2, 2, "Rome", 1)],
+        "labels": [(1, "sport")],
+        "changes": [
+            (1, "add", 1, 1),
+            (2, "add", 1, 2),
+            (3, "remove", 1, 1),
+            (4, "remove", 1, 2),
+            (5, "add", 1, 3),
+        ],
+    }
+    assert table_rows(path, "commits")[0][:5] == (2, 1, 1, 1, 1)
+    check_consistent(path)
+
+
+def test_new_metadata_alone_keeps_vectors_class_and_entities(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    before = kept(path)
+    writer.write([Entry(Document("a", "Ada ", {"year": 2, "new": "x"}), None)])
+    after = kept(path)
+    for table in ("passages", "pooled", "pending", "entity_terms", "entities", "labels"):
+        assert after[table] == before[table]
+    assert documents_of(path) == [(1, "a", "Ada ", '{"year":2,"new":"x"}', text_hash("Ada "), 1, 1.0, 2)]
+    assert after["fields"] == [(1, 1, 2, 1), (2, 2, "x", 1)]
+    assert after["changes"] == [*before["changes"], (3, "update", 1, None)]
+    assert after["commits"][0][:5] == (2, 1, 2, 1, 2)
+    check_consistent(path)
+
+
+def test_a_removed_document_leaves_only_its_log(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    assert writer.remove(["a"]) == []
+    assert {table: table_rows(path, table) for table in ("documents", *TABLES)} == {
+        "documents": [],
+        "passages": [],
+        "pooled": [],
+        "pending": [],
+        "entity_terms": [(1, "PER", "ada")],
+        "entities": [],
+        "paths": [(1, "year")],
+        "fields": [],
+        "labels": [(1, "sport")],
+        "changes": [(1, "add", 1, 1), (2, "add", 1, 2), (3, "remove", 1, 1), (4, "remove", 1, 2)],
+    }
+    assert table_rows(path, "commits")[0][:6] == (2, 0, 0, 0, 0, bytes(16))
+
+
+def test_numbers_are_never_used_again(path: Path) -> None:
+    with IndexWriter(path, create=SETTINGS) as writer:
+        writer.write([entry("a", "a", EAST), entry("b", "b", EAST)])
+        writer.remove(["a", "b"])
+    with IndexWriter(path) as writer:
+        writer.write([entry("a", "a", EAST)])
+    assert documents_of(path)[0][:2] == (3, "a")
+    assert table_rows(path, "passages") == [(3, 3, 0, 1, 5)]
+
+
+def test_removing_says_which_ids_were_not_there(writer: IndexWriter) -> None:
+    writer.write([entry(id_, id_, EAST) for id_ in "abc"])
+    assert writer.remove(["x", "a", "y", "a", "x"]) == ["x", "y"]
+    assert writer.state.documents == 2
+
+
+def test_removing_more_than_are_held_in_memory_at_a_time(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "REMOVE_ROWS", 3)
+    writer.write([entry(f"{n}", f"{n}", EAST) for n in range(10)])
+    assert writer.remove([f"{n}" for n in range(8)]) == []
+    assert [row[1] for row in documents_of(path)] == ["8", "9"]
+    check_consistent(path)
+
+
+def test_removing_by_filter_says_how_many(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry(f"{n}", f"{n}", EAST, metadata={"n": n}) for n in range(10)])
+    assert writer.remove_matching(parse("n >= 3")) == 7
+    assert writer.remove_matching(parse("n >= 3")) == 0
+    assert [row[1] for row in documents_of(path)] == ["0", "1", "2"]
+    check_consistent(path)
+
+
+def test_writing_nothing_is_no_commit(writer: IndexWriter) -> None:
+    writer.write([])
+    assert writer.state.number == 0
+
+
+def test_ids_and_keys_may_hold_any_character(path: Path, writer: IndexWriter) -> None:
+    odd = ["a\0b", "a", "a'b\"", "😀", "\u2028", "%_", "a\nb"]
+    writer.write([entry(id_, id_, EAST, metadata={f"k{id_}": id_}) for id_ in odd])
+    writer.write([entry(id_, id_ + "!", NORTH, metadata={f"k{id_}": id_}) for id_ in odd])
+    assert [(row[0], row[1]) for row in documents_of(path)] == list(enumerate(odd, start=1))
+    check_consistent(path)
+    assert [plan.action for plan in writer.plan([Document(id_, id_ + "!", {f"k{id_}": id_}) for id_ in odd], since=9)] == [
+        Action.SKIP
+    ] * len(odd)
+    assert writer.remove(odd) == []
+    assert documents_of(path) == []
+
+
+def test_tags_of_an_untagged_index_are_not_kept(path: Path) -> None:
+    with IndexWriter(path, create=IndexSettings("raw", "a" * 64, None, 2, None, None)) as writer:
+        writer.write([entry("a", "Ada", EAST, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1.0)])])
+    assert table_rows(path, "entities") == []
+    assert documents_of(path)[0][5:7] == (None, None)
+    check_consistent(path)
+
+
+def test_the_plan_tells_what_each_document_needs(writer: IndexWriter) -> None:
+    writer.write([entry("a", "a", EAST, metadata={"n": 1})])
+    writer.write([entry("b", "b", EAST)])
+    plans = writer.plan(
+        [
+            Document("a", "a", {"n": 1}),
+            Document("a2", "a"),
+            Document("b", "b", {"n": 2}),
+            Document("b", "B"),
+            Document("a", "a", {"n": 1.0}),
+            Document("a", "a", {"n": True}),
+        ],
+        since=2,
+    )
+    assert [(plan.action, plan.exists, plan.repeated) for plan in plans] == [
+        (Action.SKIP, True, False),
+        (Action.EMBED, False, False),
+        (Action.UPDATE, True, True),
+        (Action.EMBED, True, True),
+        (Action.UPDATE, True, False),
+        (Action.UPDATE, True, False),
+    ]
+
+
+# Failed transactions
+
+
+def test_a_vector_without_direction_in_a_batch_leaves_nothing_of_it(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "a", EAST)])
+    before = kept(path)
+    with pytest.raises(InputError, match="it has no direction"):
+        writer.write([entry("b", "b", EAST), entry("a", "new", EAST), entry("c", "c", EAST * np.float32("nan"))])
+    assert kept(path) == before
+    writer.write([entry("b", "b", EAST)])
+    assert [row[:2] for row in documents_of(path)] == [(1, "a"), (2, "b")]
+    check_consistent(path)
+
+
+def test_an_error_of_sqlite_within_a_batch_leaves_nothing_of_it(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "a", EAST)])
+    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as other:
+        other.execute("CREATE TRIGGER fail BEFORE INSERT ON changes BEGIN SELECT RAISE(ABORT, 'injected'); END")
+        before = kept(path)
+        with pytest.raises(CorruptIndexError, match="injected"):
+            writer.write([entry("b", "b", NORTH), entry("a", "new", EAST)])
+        with pytest.raises(CorruptIndexError, match="injected"):
+            writer.remove(["a"])
+        assert kept(path) == before
+        other.execute("DROP TRIGGER fail")
+    writer.write([entry("b", "b", EAST)])
+    assert writer.state.documents == 2
+    check_consistent(path)
+
+
+def test_an_interrupt_within_a_batch_leaves_nothing_of_it(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.write([entry("a", "a", EAST)])
+    before = kept(path)
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(store, "read_by_id", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write([entry("b", "b", EAST)])
+    assert kept(path) == before
+    writer.write([entry("b", "b", EAST)])
+    assert writer.state.documents == 2
+
+
+def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> None:
+    with pytest.raises(ValueError, match="'x' is not in the index: it needs an analysis"):
+        writer.write([Entry(Document("x", "x"), None)])
+
+
+# Sealing
+
+
+def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "ab", EAST, NORTH), entry("b", "b", NORTH), entry("c", "c", EAST)])
+    writer.remove(["b"])
+    assert writer.seal() is True
+    ((name, first, last, rows, *facts),) = table_rows(path, "segments")
+    assert (name, first, last, rows) == ("0000000003", 1, 4, 3)
+    files = [path / "segments" / f"{name}.{suffix}" for suffix in ("fp16.faiss", "ids.npy")]
+    expected = [fact for file in files for fact in (file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())]
+    assert facts[:4] == expected
+    assert facts[4] == "SQfp16"
+    assert np.load(files[1]).tolist() == [[1, 2, 4], [1, 1, 3]]
+    assert table_rows(path, "pending") == []
+    assert table_rows(path, "changes") == [(5, "remove", 2, 3)]
+    assert writer.state.number == 3
+    check_consistent(path)
+
+
+def test_sealing_nothing_does_nothing(path: Path, writer: IndexWriter) -> None:
+    assert writer.seal() is False
+    assert (table_rows(path, "segments"), writer.state.number) == ([], 0)
+
+
+def test_enough_pending_vectors_are_sealed_by_writing(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SEAL_ROWS", 3)
+    writer.write([entry("a", "a", EAST), entry("b", "b", EAST)])
+    assert (writer.pending_rows, table_rows(path, "segments")) == (2, [])
+    writer.write([entry("c", "c", EAST)])
+    assert (writer.pending_rows, len(table_rows(path, "segments"))) == (0, 1)
+
+
+@pytest.mark.parametrize(("limit", "pending"), [(3, 0), (4, 3)])
+def test_closing_seals_what_is_worth_it(path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, pending: int) -> None:
+    monkeypatch.setattr(store, "SEAL_ROWS_ON_CLOSE", limit)
+    with IndexWriter(path, create=SETTINGS) as writer:
+        writer.write([entry(id_, id_, EAST) for id_ in "abc"])
+    assert len(table_rows(path, "pending")) == pending
+
+
+def test_closing_empties_the_log(path: Path) -> None:
+    with IndexWriter(path, create=SETTINGS) as writer:
+        writer.write([entry("a", "a", EAST)])
+        assert (path / "meta.sqlite-wal").stat().st_size > 0
+    assert not (path / "meta.sqlite-wal").exists()
+
+
+def test_pending_vectors_that_changed_on_disk_are_not_sealed(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "a", EAST)])
+    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as other:
+        other.execute("UPDATE pending SET vector = ?", (NORTH_BLOB,))
+        with pytest.raises(CorruptIndexError, match="pending vector 1 does not match its checksum"):
+            writer.seal()
+        other.execute("UPDATE pending SET vector = ?", (EAST_BLOB,))
+    assert writer.seal() is True
+
+
+def test_what_a_crash_left_among_the_segments_goes_when_a_writer_opens(path: Path) -> None:
+    build_index(path, [Document("a", "one ball")], seal=True)
+    folder = path / "segments"
+    named = {file.name for file in folder.iterdir()}
+    stray = ["0000000009.fp16.faiss", "0000000009.ids.npy", f"{min(named)}.tmp", "0000000010.fp16.faiss.tmp"]
+    for name in stray:
+        (folder / name).write_bytes(b"x")
+    with IndexReader(path):
+        assert {file.name for file in folder.iterdir()} == named | set(stray)  # a reader deletes nothing
+    IndexWriter(path).close()
+    assert {file.name for file in folder.iterdir()} == named
+
+
+def test_a_refused_second_writer_deletes_nothing(path: Path, writer: IndexWriter) -> None:
+    writer.write([entry("a", "a", EAST)])
+    (path / "segments" / "0000000009.fp16.faiss.tmp").write_bytes(b"x")
+    with pytest.raises(LockedError):
+        IndexWriter(path)
+    assert (path / "segments" / "0000000009.fp16.faiss.tmp").exists()
+
+
+# What is not an index
+
+
+def test_a_missing_index_is_not_made_unless_asked(path: Path) -> None:
+    with pytest.raises(NotAnIndexError, match=r"is not an index: it has no meta\.sqlite; make it with 'indexer add'"):
+        IndexWriter(path)
+    assert not path.exists()
+
+
+def test_a_file_is_not_an_index(path: Path) -> None:
+    path.write_text("x")
+    with pytest.raises(NotAnIndexError, match="is a file, not an index folder"):
+        IndexWriter(path, create=SETTINGS)
+    assert path.read_text() == "x"
+
+
+def test_a_folder_with_other_files_is_left_alone(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("x")
+    with pytest.raises(NotAnIndexError, match=r"holds other files such as thesis\.tex: choose a new folder"):
+        IndexWriter(path, create=SETTINGS)
+    assert [file.name for file in path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_becomes_an_index(path: Path) -> None:
+    path.mkdir()
+    IndexWriter(path, create=SETTINGS).close()
+    assert table_rows(path, "commits")[0][0] == 0
+
+
+def database(path: Path, *statements: str) -> bytes:
+    path.mkdir()
+    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    return (path / "meta.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("create", [None, SETTINGS])
+def test_another_program_s_database_is_left_alone(path: Path, create: IndexSettings | None) -> None:
+    before = database(path, "CREATE TABLE bookmarks (url TEXT)", "PRAGMA application_id = 7")
+    with pytest.raises(NotAnIndexError, match="but not an index's .application id 0x7, expected 0x74676478."):
+        IndexWriter(path, create=create)
+    assert (path / "meta.sqlite").read_bytes() == before
+
+
+@pytest.mark.parametrize("create", [None, SETTINGS])
+def test_a_file_that_is_no_database_is_left_alone(path: Path, create: IndexSettings | None) -> None:
+    path.mkdir()
+    (path / "meta.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(NotAnIndexError, match=r"meta\.sqlite is not an index's database: file is not a database"):
+        IndexWriter(path, create=create)
+    assert (path / "meta.sqlite").read_bytes() == b"no database" * 1000
+
+
+def test_an_empty_database_is_not_an_index(path: Path) -> None:
+    database(path)
+    with pytest.raises(NotAnIndexError, match="is not an index yet: it has no settings"):
+        IndexWriter(path)
+
+
+def test_a_newer_format_is_refused(path: Path) -> None:
+    build_index(path, [Document("a", "a")])
+    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(FormatError, match="has format 99, this version of tagdex reads formats up to 1: use a newer"):
+        IndexWriter(path)
+
+
+def test_a_refused_folder_is_not_left_locked(path: Path) -> None:
+    database(path, "CREATE TABLE bookmarks (url TEXT)")
+    with pytest.raises(NotAnIndexError):
+        IndexWriter(path)
+    (path / "meta.sqlite").unlink()
+    IndexWriter(path, create=SETTINGS).close()
+
+
+# One writer
+
+_HOLD = """
+import sys, time
+from indexer.store import IndexWriter
+with IndexWriter(sys.argv[1]):
+    print("open", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_writer_in_this_process_is_refused(path: Path, writer: IndexWriter) -> None:
+    with pytest.raises(LockedError, match=f"is being written to by process {os.getpid()}: wait until it is done"):
+        IndexWriter(writer.path)
+
+
+def test_a_closed_writer_gives_the_lock_back(path: Path) -> None:
+    for _ in range(3):
+        IndexWriter(path, create=SETTINGS).close()
+
+
+def test_a_writer_left_by_an_unforeseen_error_gives_the_lock_back(path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), IndexWriter(path, create=SETTINGS) as writer:
+        writer.write([entry("a", "a", EAST)])
+        raise ZeroDivisionError
+    with IndexWriter(path) as again:
+        assert again.state.documents == 1
+
+
+def test_another_process_is_named_and_its_lock_ends_with_it(path: Path) -> None:
+    build_index(path, [Document("a", "a")])
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(LockedError, match=f"is being written to by process {holder.pid}:"):
+            IndexWriter(path)
+        holder.kill()
+    IndexWriter(path).close()
+
+
+# Kills and full disks
+
+_ADD = """
+import sys
+from fakes import DemoAnalyser, entries
+from indexer import store
+from indexer.records import Document
+store.SEAL_ROWS = 64
+model = DemoAnalyser()
+with store.IndexWriter(sys.argv[1]) as writer:
+    for batch in range(int(sys.argv[2]), 10_000):
+        documents = [Document(f"{batch}-{n}", f"batch {batch} Text {n} ball", {"batch": batch}) for n in range(10)]
+        writer.write(entries(documents, model))
+        print(batch, flush=True)
+"""
+
+
+def test_a_killed_writer_loses_nothing_that_it_acknowledged(path: Path) -> None:
+    build_index(path, [])
+    rng, model, first = random.Random(0), DemoAnalyser(), 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", _ADD, str(path), str(first)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        ) as child:
+            assert child.stdout is not None
+            for _ in range(rng.randint(1, 30)):
+                assert child.stdout.readline()
+            child.send_signal(signal.SIGKILL)
+            acknowledged = [int(line) for line in child.stdout.read().split()]
+        check_consistent(path)
+        batches = {row[1].split("-")[0] for row in table_rows(path, "documents")}
+        last = max([int(batch) for batch in batches], default=-1)
+        assert batches == {str(batch) for batch in range(last + 1)}  # whole batches, without a gap
+        assert len(table_rows(path, "documents")) == 10 * (last + 1)
+        assert all(batch <= last for batch in acknowledged)
+        first = last + 1
+    texts = {row[1]: row[2] for row in table_rows(path, "documents")}
+    query = model.vector("batch 3 Text 7 ball")
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        found = snapshot.search_vectors(query, len(texts) + 1)
+        ids = snapshot.ids(found.docs.tolist())
+        assert snapshot.segments[:-1]  # some vectors were sealed, some were not
+        assert {ids[doc]: score for doc, score in zip(found.docs.tolist(), found.scores.tolist(), strict=True)} == (
+            pytest.approx(document_scores(texts, query, model), abs=1e-12)
+        )
+
+
+def fill_until_full(writer: IndexWriter, model: DemoAnalyser, *, start: int = 0) -> int:
+    """Write batches of 20 until the disk is full; returns how many were acknowledged."""
+    for batch in range(start, 10_000):
+        try:
+            writer.write(entries([Document(f"{batch}-{n}", f"text {n} " * 50) for n in range(20)], model))
+        except StorageError as error:
+            assert "what was acknowledged" in str(error)
+            return batch
+    raise AssertionError("the disk never became full")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("cannot mount a small file system here; the test with RLIMIT_FSIZE stands in for it")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("seal_rows", [100, 10**9])
+def test_a_full_disk_keeps_what_was_acknowledged_and_writing_goes_on_when_there_is_room(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, seal_rows: int
+) -> None:
+    monkeypatch.setattr(store, "SEAL_ROWS", seal_rows)
+    path, model = small_disk / "index", DemoAnalyser()
+    ballast = small_disk / "ballast"
+    with IndexWriter(path, create=settings_of(model)) as writer:
+        ballast.write_bytes(bytes(2_500_000))
+        full = fill_until_full(writer, model)
+        assert full > 0
+        check_consistent(path)
+        written = {row[1] for row in table_rows(path, "documents")}
+        assert written >= {f"{batch}-{n}" for batch in range(full) for n in range(20)}
+        ballast.unlink()
+        for batch in range(full, full + 5):
+            writer.write(entries([Document(f"{batch}-{n}", f"text {n} " * 50) for n in range(20)], model))
+        check_consistent(path)
+    shutil.copytree(path, small_disk.with_name("copy"))
+    with IndexWriter(small_disk.with_name("copy")) as again:
+        again.write(entries([Document("last", "text")], model))
+        assert again.seal() is True
+    check_consistent(small_disk.with_name("copy"))
+
+
+def test_a_log_that_cannot_grow_is_a_storage_error(path: Path) -> None:
+    model = DemoAnalyser()
+    with IndexWriter(path, create=settings_of(model)) as writer:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+        try:
+            full = fill_until_full(writer, model)
+            assert full > 0
+            check_consistent(path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        writer.write(entries([Document("last", "text")], model))
+        check_consistent(path)
+    with IndexWriter(path) as again:
+        assert again.state.documents >= 20 * full + 1
+
+
+# Any order of operations, against a dictionary
+
+_WORDS = st.lists(
+    st.sampled_from(["ball", "atom", "song", "Ada", "Rome", "Zed", "x", "ok", "42"]), min_size=1, max_size=14
+)
+_IDS = st.sampled_from([f"d{n}" for n in range(8)])
+_METADATA = st.fixed_dictionaries(
+    {}, optional={"year": st.integers(1999, 2003), "tag": st.sampled_from(["a", "b"]), "deep": st.just({"x": [1, True]})}
+)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """Random operations on an index; the model is a dictionary from id to (text, metadata)."""
+
+    folder: Path
+
+    @initialize()
+    def open(self) -> None:
+        self.model = DemoAnalyser(dimension=8, passage_words=3)
+        self.path = Path(os.path.join(self.folder, f"{random.getrandbits(64):x}"))
+        self.writer = IndexWriter(self.path, create=settings_of(self.model))
+        self.reader = IndexReader(self.path)
+        self.expected: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.vids: dict[str, list[int]] = {}
+        self.highest = 0
+
+    @rule(batch=st.dictionaries(_IDS, st.tuples(_WORDS, _METADATA), min_size=1, max_size=4))
+    def add_or_replace(self, batch: dict[str, tuple[list[str], dict[str, Any]]]) -> None:
+        documents = [Document(id_, " ".join(words), metadata) for id_, (words, metadata) in batch.items()]
+        self.writer.write(entries(documents, self.model))
+        for document in documents:
+            self.expected[document.id] = (document.text, dict(document.metadata))
+            self.vids.pop(document.id, None)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), metadata=_METADATA)
+    def change_metadata(self, data: st.DataObject, metadata: dict[str, Any]) -> None:
+        id_ = data.draw(st.sampled_from(sorted(self.expected)))
+        text = self.expected[id_][0]
+        self.writer.write([Entry(Document(id_, text, metadata), None)])
+        self.expected[id_] = (text, metadata)
+
+    @rule(ids=st.lists(_IDS, max_size=4))
+    def remove(self, ids: list[str]) -> None:
+        missing = [id_ for id_ in dict.fromkeys(ids) if id_ not in self.expected]
+        assert self.writer.remove(ids) == missing
+        for id_ in ids:
+            self.expected.pop(id_, None)
+            self.vids.pop(id_, None)
+
+    @rule(year=st.integers(1999, 2003))
+    def remove_matching(self, year: int) -> None:
+        gone = [id_ for id_, (_, metadata) in self.expected.items() if metadata.get("year", 9999) < year]
+        assert self.writer.remove_matching(Compare("year", "<", year)) == len(gone)
+        for id_ in gone:
+            del self.expected[id_]
+            self.vids.pop(id_, None)
+
+    @rule()
+    def seal(self) -> None:
+        pending = self.writer.pending_rows
+        assert self.writer.seal() is (pending > 0)
+
+    @rule(clean=st.booleans())
+    def reopen(self, clean: bool) -> None:
+        if clean:
+            self.writer.close()
+        else:
+            self.writer._abandon()  # as a crash leaves it: the log is not emptied
+        self.writer = IndexWriter(self.path)
+
+    @invariant()
+    def tables_agree(self) -> None:
+        if hasattr(self, "path"):
+            check_consistent(self.path)
+
+    @invariant()
+    def readers_see_what_is_expected(self) -> None:
+        if not hasattr(self, "path"):
+            return
+        with IndexReader(self.path) as fresh:
+            for reader in (self.reader, fresh):
+                self._compare(reader)
+
+    def _compare(self, reader: IndexReader) -> None:
+        texts = {id_: text for id_, (text, _) in self.expected.items()}
+        info = reader.info()
+        assert (info.documents, info.commit) == (len(texts), self.writer.state.number)
+        query = self.model.vector("ball Rome")
+        expected = passage_scores(texts, query, self.model)
+        with reader.snapshot() as snapshot:
+            numbers = [row[0] for row in snapshot.connection.execute("SELECT doc FROM documents")]
+            stored = snapshot.documents(numbers)
+            assert {each.id: (each.text, each.metadata) for each in stored.values()} == self.expected
+            assert info.passages == len(expected)
+            starts = {passage.vid: passage.start for each in stored.values() for passage in each.passages}
+            for n in (2, 1000):
+                found = snapshot.search_vectors(query, n)
+                scores = {
+                    (stored[doc].id, starts[vid]): score
+                    for vid, doc, score in zip(
+                        found.vids.tolist(), found.docs.tolist(), found.scores.tolist(), strict=True
+                    )
+                }
+                best = sorted(expected.values(), reverse=True)[:n]
+                assert found.scores.tolist() == pytest.approx(best, abs=1e-12)
+                assert scores == pytest.approx({key: expected[key] for key in scores}, abs=1e-12)
+            some = allowed(snapshot.connection, Compare("year", ">=", 2001))
+            assert {stored[doc].id for doc in some} == {
+                id_ for id_, (_, metadata) in self.expected.items() if metadata.get("year", 0) >= 2001
+            }
+            within = snapshot.search_vectors(query, 1000, allowed=some)
+            assert set(within.docs.tolist()) == set(some)
+            music = allowed(snapshot.connection, HasLabel("music"))
+            assert {stored[doc].id for doc in music} == {
+                each.id for each in stored.values() if each.label and each.label.name == "music"
+            }
+            for id_, number in ((each.id, each.doc) for each in stored.values()):
+                vids = [passage.vid for passage in stored[number].passages]
+                if id_ in self.vids:
+                    assert vids == self.vids[id_]  # nothing but a new text gives new vectors
+                elif reader is self.reader:
+                    assert min(vids) > self.highest  # never used before
+            if reader is not self.reader:
+                self.vids = {each.id: [passage.vid for passage in each.passages] for each in stored.values()}
+                self.highest = max([self.highest, *(vid for vids in self.vids.values() for vid in vids)])
+
+    def teardown(self) -> None:
+        if hasattr(self, "path"):
+            self.reader.close()
+            self.writer.close()
+            shutil.rmtree(self.path)
+
+
+def test_any_order_of_operations(tmp_path: Path) -> None:
+    class Machine(StoreMachine):
+        folder = tmp_path
+
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,0 +1,110 @@
+"""`verify_index` finds damage of every kind, names the place, and finds none in a sound index."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from indexer.cli import cli
+from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.records import Document
+from indexer.store import IndexWriter
+from indexer.verify import verify_index
+from tests.fakes import DemoAnalyser, build_index, entries
+
+TEXT = "Ada rode a race through Oslo with Nora and a song and a ball at the end of it"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Sealed and pending vectors, one document replaced and one removed."""
+    model = DemoAnalyser()
+    documents = [Document(f"d{n}", f"{TEXT} {n}", {"n": n, "tags": ["x", "y"]}) for n in range(20)]
+    build_index(tmp_path / "index", documents, model, seal=True)
+    with IndexWriter(tmp_path / "index") as writer:
+        writer.write(entries([Document("d3", "Another text", {}), Document("new", "Paul sings", {})], model))
+        writer.remove(["d4"])
+    return tmp_path / "index"
+
+
+def damage(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        connection.execute(statement)
+        connection.commit()
+
+
+def faults(path: Path) -> str:
+    return "\n".join(f"{fault.place}: {fault.problem}" for fault in verify_index(path).faults)
+
+
+def test_a_sound_index_has_no_fault(path: Path) -> None:
+    report = verify_index(path)
+    assert (report.documents, report.faults) == (20, ())
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("UPDATE documents SET text = text || '.' WHERE id = 'd7'", "document number 8: does not match its digest"),
+        ("UPDATE documents SET metadata = '{}' WHERE id = 'd7'", "document number 8: does not match its digest"),
+        ("UPDATE documents SET text_hash = x'00' WHERE id = 'd7'", "the hash of its text"),
+        ("DELETE FROM documents WHERE id = 'd7'", "documents: the sum of their digests"),
+        ("UPDATE entities SET score = 1 WHERE doc = 8", "document number 8: does not match its digest"),
+        ("DELETE FROM entities WHERE doc = 8", "entities: 53 rows, but the last commit left 56"),
+        ("UPDATE entity_terms SET norm = 'ida' WHERE norm = 'ada'", "its entities are not those that filters know"),
+        ("DELETE FROM fields WHERE doc = 8 AND kind = 1", "document 'd7': filters do not know its field 'n'"),
+        ("INSERT INTO fields VALUES (1, 1, 99, 8)", "fields: "),
+        ("UPDATE passages SET start = 1 WHERE doc = 8", "document number 8: does not match its digest"),
+        ("UPDATE pending SET vector = zeroblob(32)", "pending: pending vector"),
+        ("DELETE FROM pending", "passages have no vector"),
+        ("DELETE FROM changes WHERE op = 'remove'", "vectors have no passage"),
+        ("UPDATE commits SET documents = 19", "documents: 20 rows, but the last commit left 19"),
+        ("DELETE FROM settings", "the settings are gone"),
+    ],
+)
+def test_damaged_rows_are_found(path: Path, statement: str, expected: str) -> None:
+    damage(path, statement)
+    assert expected in faults(path)
+
+
+@pytest.mark.parametrize("suffix", [".fp16.faiss", ".ids.npy"])
+def test_damaged_segment_files_are_found(path: Path, suffix: str) -> None:
+    (file,) = (path / "segments").glob(f"*{suffix}")
+    sound = file.read_bytes()
+    for bytes_, expected in (
+        (sound[:-1] + bytes([sound[-1] ^ 1]), "its SHA-256 is not the one that was written"),
+        (sound[:-8], f"{len(sound) - 8} bytes, but {len(sound)} were written"),
+    ):
+        file.write_bytes(bytes_)
+        assert f"segments/{file.name}: {expected}" in faults(path)
+    file.unlink()
+    assert f"segments/{file.name}: the file is gone" in faults(path)
+
+
+def test_every_flipped_bit_of_the_database_that_matters_is_found(path: Path) -> None:
+    """A bit is flipped in each page; what the index would answer must be the same, or the fault be found."""
+    file = path / "meta.sqlite"
+    sound = file.read_bytes()
+    with closing(sqlite3.connect(file)) as connection:
+        rows = connection.execute("SELECT id, text, metadata FROM documents ORDER BY doc").fetchall()
+    for at in range(16_384 + 77, len(sound), 1_009):
+        file.write_bytes(sound[:at] + bytes([sound[at] ^ 4]) + sound[at + 1 :])
+        try:
+            found = verify_index(path).faults
+        except (NotAnIndexError, CorruptIndexError):
+            continue
+        if not found:
+            with closing(sqlite3.connect(file)) as connection:
+                assert connection.execute("SELECT id, text, metadata FROM documents ORDER BY doc").fetchall() == rows
+
+
+def test_the_command_prints_the_faults_and_fails(path: Path) -> None:
+    assert CliRunner().invoke(cli, ["verify", str(path)]).output == f"{path}: 20 documents and 56 passages, no fault\n"
+    damage(path, "DELETE FROM fields WHERE doc = 8 AND kind = 1")
+    result = CliRunner().invoke(cli, ["verify", str(path)])
+    assert "document 'd7': filters do not know its field 'n'" in result.output
+    assert isinstance(result.exception, CorruptIndexError)
