@@ -103,14 +103,20 @@ def m001_create_tables(db: Database) -> None:
             first_vid INTEGER NOT NULL,
             last_vid INTEGER NOT NULL,
             rows INTEGER NOT NULL,
-            vectors_bytes INTEGER NOT NULL,
-            vectors_sha256 TEXT NOT NULL,
-            ids_bytes INTEGER NOT NULL,
-            ids_sha256 TEXT NOT NULL,
+            rerank INTEGER NOT NULL,
             factory TEXT NOT NULL,
             faiss_version TEXT NOT NULL
         ) STRICT
         """,
+        """
+        CREATE TABLE segment_files (
+            name TEXT PRIMARY KEY,
+            segment TEXT NOT NULL REFERENCES segments (name),
+            bytes INTEGER NOT NULL,
+            sha256 TEXT NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX segment_files_by_segment ON segment_files (segment)",
         # What changed, in order, so that a reader can follow instead of reading everything again.
         # "add" and "remove" name a vector; "update" a document whose metadata, label or entities changed.
         """

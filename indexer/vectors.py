@@ -1,32 +1,38 @@
-"""FAISS only: immutable segments of fp16 vectors, the unsealed tail, and exact search over both.
+"""Vectors in memory: segments, and the search over them. Callers see vids and documents; positions stay in here.
 
-A segment is two files: `<name>.fp16.faiss`, the L2-normalised vectors, and `<name>.ids.npy`, int64 (2, rows): the
-vids, ascending, and the document of each. Callers see vids and documents; positions stay in here.
+Every vector is L2-normalised fp16. A large segment also has RaBitQ codes (`codes.py`): the codes say which vectors may
+be among the best, and the fp16 vectors of those, mapped from disk, say which are.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.errors import CorruptIndexError, InputError
+from indexer.codes import CodeSpace
+from indexer.errors import InputError
 from indexer.records import FloatArray
-
-FACTORY = "SQfp16"
-VECTORS_SUFFIX, IDS_SUFFIX = ".fp16.faiss", ".ids.npy"
-
-# Below this many allowed vectors of a segment, reading just those beats scanning all with a selector.
-GATHER_LIMIT = 256
 
 IdArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float64]
+
+# Fixed costs, measured by scripts/measure_costs.py; the plan must not depend on the clock, so that results don't.
+# Up to so many allowed vectors in all, reading just those beats scanning.
+GATHER_LIMIT = 2_000
+# A search of fewer rows is not worth handing to other threads.
+PARALLEL_ROWS = 16_384
+
+# Bits of the rotated query's components in RaBitQ's estimates.
+QUERY_BITS = 4
+
+PLANS = ("auto", "gather", "codes", "scan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,159 @@ class Candidates:
 
     vids: IdArray
     docs: IdArray
-    scores: npt.NDArray[np.float64]
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Vectors with the vid and document of each; `live` says which still count. Nothing in it changes.
+
+    - `index`: FAISS flat index of fp16 vectors; where it is mapped from a file it must not be added to.
+    - `vids`, `docs`: int64 (rows,), `vids` ascending; `live`: bool (rows,).
+    - `codes`: FAISS RaBitQ index in the same order, `None` for a small segment; `rerank`: how many times n
+      candidates the codes must give, so that the best n are among them.
+    """
+
+    name: str
+    index: faiss.IndexScalarQuantizer
+    vids: IdArray
+    docs: IdArray
+    live: Mask
+    codes: faiss.IndexRaBitQ | None = None
+    rerank: int = 1
+
+    def __len__(self) -> int:
+        return len(self.vids)
+
+    @cached_property
+    def all_live(self) -> bool:
+        """True where no vector is dead."""
+        return bool(self.live.all())
+
+    @cached_property
+    def table(self) -> npt.NDArray[np.float16]:
+        """The stored vectors, fp16 (rows, dimension), without copying them."""
+        count, size = self.index.ntotal, self.index.code_size
+        if count == 0:
+            return np.zeros((0, self.index.d), dtype=np.float16)
+        codes = faiss.rev_swig_ptr(self.index.codes.data(), count * size)
+        table: npt.NDArray[np.float16] = codes.view("<f2").reshape(count, self.index.d)
+        return table
+
+    def without(self, vids: IdArray) -> Segment:
+        """The segment with these vectors dead; vids that are not in it are passed over."""
+        at = np.searchsorted(self.vids, vids)
+        here = at < len(self.vids)
+        at = at[here][self.vids[at[here]] == vids[here]]
+        if not len(at):
+            return self
+        live = self.live.copy()
+        live[at] = False
+        return replace(self, live=live)
+
+    def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
+        """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
+        return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
+
+    def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
+        """Positions and estimates of the n best allowed vectors, by the codes. `rotated` fp32 (dimension,)."""
+        if self.codes is None:
+            raise ValueError(f"segment {self.name} has no codes")
+        options = {} if allowed is None else {"sel": _selector(allowed)}
+        parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, **options)
+        return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
+
+
+def new_flat_index(dimension: int) -> faiss.IndexScalarQuantizer:
+    """An empty FAISS index for fp16 vectors, ranked by inner product."""
+    return faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+
+
+def in_memory(name: str, vids: Sequence[int], docs: Sequence[int], vectors: npt.NDArray[np.float16]) -> Segment:
+    """A segment of vectors, fp16 (n, dimension), that are in no file."""
+    index = new_flat_index(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    return Segment(
+        name,
+        index,
+        np.asarray(vids, dtype=np.int64),
+        np.asarray(docs, dtype=np.int64),
+        np.ones(len(vids), dtype=bool),
+    )
+
+
+@dataclass(slots=True)
+class SearchPlan:
+    """What a search did, for `--explain`. `rows` live vectors, `allowed` of them under the filter."""
+
+    path: str = "none"
+    rows: int = 0
+    allowed: int = 0
+    scanned_codes: int = 0
+    scanned_vectors: int = 0
+    rescored: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def search_segments(
+    segments: Sequence[Segment],
+    query: FloatArray,
+    n: int,
+    *,
+    space: CodeSpace | None,
+    allowed_docs: Mask | None = None,
+    path: str = "auto",
+    pool: ThreadPoolExecutor | None = None,
+) -> tuple[Candidates, SearchPlan]:
+    """The n best live vectors of the allowed documents over all segments, exactly scored.
+
+    `query` fp32 (dimension,), of length 1. `allowed_docs` bool (highest doc + 1,), `None` for all. `path` forces one
+    of `PLANS`: "gather" reads just the allowed vectors, "codes" scans codes and reads the most promising, "scan"
+    reads all. Min(n, allowed) vectors come back whichever it is.
+
+    Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
+    scores are in the order of their vids.
+    """
+    masks = [_mask(segment, allowed_docs) for segment in segments]
+    counts = [len(segment) if mask is None else int(np.count_nonzero(mask)) for segment, mask in zip(segments, masks, strict=True)]
+    plan = SearchPlan(rows=sum(int(np.count_nonzero(s.live)) for s in segments), allowed=sum(counts))
+    plan.path = _choose(path, plan.allowed, n)
+    rotated = None
+    if plan.path == "codes" and space is not None and any(segment.codes is not None for segment in segments):
+        rotated = space.rotate(query[None])[0]
+
+    def find(at: int) -> tuple[IdArray, FloatArray, bool]:
+        segment, mask = segments[at], masks[at]
+        if counts[at] == 0:
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), False
+        if counts[at] <= n or plan.path == "gather":
+            positions = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
+            return positions, _cosines(segment.table[positions], query), False
+        if rotated is not None and segment.codes is not None:
+            return *segment.scan_codes(rotated, n * segment.rerank, mask), True
+        return *segment.scan(query, n, mask), False
+
+    work = [at for at in range(len(segments)) if counts[at]]
+    parallel = pool is not None and len(work) > 1 and sum(len(segments[at]) for at in work) >= PARALLEL_ROWS
+    found = list(pool.map(find, work)) if parallel and pool is not None else [find(at) for at in work]
+    for at, (positions, _, estimated) in zip(work, found, strict=True):
+        if estimated:
+            plan.scanned_codes += len(segments[at])
+        elif len(positions) < counts[at]:
+            plan.scanned_vectors += len(segments[at])
+        else:
+            plan.scanned_vectors += counts[at]
+    best = _merge(segments, work, found, query, n, plan)
+    return best, plan
+
+
+def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
+    """Cosine of each row with the query, fp64 (n,), each independent of the other rows."""
+    if not len(rows):
+        return np.zeros(0)
+    products = rows.astype(np.float64) * query.astype(np.float64)
+    scores: Scores = np.clip(products.sum(axis=1), -1.0, 1.0)
+    return scores
 
 
 def normalise(vectors: FloatArray) -> FloatArray:
@@ -54,161 +212,82 @@ def to_blob(vector: FloatArray) -> bytes:
     return vector.astype("<f2").tobytes()
 
 
-class Segment:
-    """Vectors in one FAISS index with the vid and document of each; some may be dead.
-
-    `live` is the only thing that changes after a segment is made; a tail also grows.
-    """
-
-    def __init__(self, index: faiss.IndexScalarQuantizer, vids: IdArray, docs: IdArray) -> None:
-        self.index = index
-        self.vids = vids
-        self.docs = docs
-        self.live: Mask = np.ones(len(vids), dtype=bool)
-
-    @classmethod
-    def empty(cls, dimension: int) -> Segment:
-        """A tail without vectors."""
-        nothing = np.zeros(0, dtype=np.int64)
-        return cls(_new_index(dimension), nothing, nothing)
-
-    @classmethod
-    def open(cls, folder: Path, name: str, *, dimension: int, rows: int) -> Segment:
-        """Map a segment's files into memory. Raises `FileNotFoundError` and `CorruptIndexError`."""
-        path, ids_path = folder / (name + VECTORS_SUFFIX), folder / (name + IDS_SUFFIX)
-        for file in (path, ids_path):
-            if not file.is_file():
-                raise FileNotFoundError(file)
-        try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-            ids = np.load(ids_path, allow_pickle=False)
-        except (RuntimeError, ValueError, EOFError) as error:
-            raise CorruptIndexError(
-                f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"
-            ) from error
-        if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
-            raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
-        if index.d != dimension or index.ntotal != rows or ids.shape != (2, rows):
-            raise CorruptIndexError(
-                f"segment {name} has {index.ntotal} vectors of {index.d} dimensions and ids of shape {ids.shape}; "
-                f"the manifest says {rows} of {dimension}; run 'indexer verify'"
-            )
-        return cls(index, ids[0], ids[1])
-
-    def append(self, vids: Sequence[int], docs: Sequence[int], vectors: npt.NDArray[np.float16]) -> None:
-        """Add normalised vectors to a tail: fp16 (n, dimension). `vids` ascend and follow those already here."""
-        self.index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        self.vids = np.concatenate([self.vids, np.asarray(vids, dtype=np.int64)])
-        self.docs = np.concatenate([self.docs, np.asarray(docs, dtype=np.int64)])
-        self.live = np.concatenate([self.live, np.ones(len(vids), dtype=bool)])
-
-    def kill(self, vids: IdArray) -> None:
-        """Mark vectors as dead; vids that are not here are passed over."""
-        self.live[self.positions(vids)] = False
-
-    def positions(self, vids: IdArray) -> IdArray:
-        """Where these vids stand; those that are not here are left out."""
-        at = np.searchsorted(self.vids, vids)
-        at = at[at < len(self.vids)] if len(self.vids) else at[:0]
-        return at[np.isin(self.vids[at], vids)]
-
-    def rows(self, positions: IdArray) -> npt.NDArray[np.float16]:
-        """The stored vectors at these positions: fp16 (n, dimension)."""
-        count, size = self.index.ntotal, self.index.code_size
-        codes = faiss.rev_swig_ptr(self.index.codes.data(), count * size)
-        table = codes.view("<f2").reshape(count, self.index.d)
-        return np.asarray(table[positions])
-
-    def search(self, query: FloatArray, n: int, allowed: Mask) -> IdArray:
-        """Positions of the n best allowed vectors, in no order. `query` fp32 (dimension,), `allowed` (rows,)."""
-        chosen = np.flatnonzero(allowed)
-        if len(chosen) <= n:
-            return chosen
-        if len(chosen) <= GATHER_LIMIT:
-            scores = self.rows(chosen).astype(np.float32) @ query
-            return chosen[np.argpartition(-scores, n - 1)[:n]]
-        bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
-        parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]  # faiss adds it when it is imported
-        _, found = self.index.search(query[None], n, params=parameters)
-        return np.asarray(found[0][found[0] >= 0], dtype=np.int64)
+def _choose(path: str, allowed: int, n: int) -> str:
+    if path not in PLANS:
+        raise ValueError(f"unknown plan '{path}'; there are {', '.join(PLANS)}")
+    if path != "auto":
+        return path
+    return "gather" if allowed <= max(n, GATHER_LIMIT) else "codes"
 
 
-def search_segments(
-    segments: Iterable[Segment], query: FloatArray, n: int, *, allowed_docs: Mask | None = None
+def _mask(segment: Segment, allowed_docs: Mask | None) -> Mask | None:
+    """Which vectors count, `None` for all of them."""
+    if allowed_docs is None:
+        return None if segment.all_live else segment.live
+    mask = allowed_docs[segment.docs]
+    return mask if segment.all_live else mask & segment.live
+
+
+def _merge(
+    segments: Sequence[Segment],
+    work: Sequence[int],
+    found: Sequence[tuple[IdArray, FloatArray, bool]],
+    query: FloatArray,
+    n: int,
+    plan: SearchPlan,
 ) -> Candidates:
-    """The n best live vectors over all segments, exactly scored.
-
-    `query` fp32 (dimension,), of length 1. `allowed_docs` bool (highest doc + 1,), `None` for all. Scores are
-    computed once more in fp64, row by row, so that they do not depend on how a vector was found. Equal
-    scores are in the order of their vids.
-    """
+    """The best of what the segments found: estimates compare with estimates, cosines with cosines."""
+    pools: list[tuple[int, list[tuple[int, IdArray, FloatArray]]]] = [
+        (n, [(at, p, s) for at, (p, s, estimated) in zip(work, found, strict=True) if not estimated]),
+        (
+            n * max((segment.rerank for segment in segments), default=1),
+            [(at, p, s) for at, (p, s, estimated) in zip(work, found, strict=True) if estimated],
+        ),
+    ]
     vids, docs, scores = [], [], []
-    for segment in segments:
-        allowed = segment.live if allowed_docs is None else segment.live & allowed_docs[segment.docs]
-        at = segment.search(query, n, allowed)
-        vids.append(segment.vids[at])
-        docs.append(segment.docs[at])
-        scores.append(exact_scores(segment.rows(at), query))
+    for keep, parts in pools:
+        if not parts:
+            continue
+        owner = np.concatenate([np.full(len(positions), at) for at, positions, _ in parts])
+        positions = np.concatenate([positions for _, positions, _ in parts])
+        values = np.concatenate([values for _, _, values in parts])
+        if len(values) > keep:
+            # Cosines in fp32 that are equal up to rounding may be in any order: keep all that tie with the last.
+            limit = np.partition(values, len(values) - keep)[len(values) - keep]
+            chosen = np.flatnonzero(values >= limit - 1e-6)
+            owner, positions = owner[chosen], positions[chosen]
+        for at in np.unique(owner):
+            rows = positions[owner == at]
+            vids.append(segments[at].vids[rows])
+            docs.append(segments[at].docs[rows])
+            scores.append(exact_scores(segments[at].table[rows], query))
     if not vids:
         nothing = np.zeros(0, dtype=np.int64)
         return Candidates(nothing, nothing, np.zeros(0))
     all_vids, all_docs, all_scores = np.concatenate(vids), np.concatenate(docs), np.concatenate(scores)
-    best = np.lexsort((all_vids, -all_scores))[:n]
-    return Candidates(all_vids[best], all_docs[best], all_scores[best])
+    plan.rescored = len(all_vids)
+    order = np.lexsort((all_vids, -all_scores))[:n]
+    return Candidates(all_vids[order], all_docs[order], all_scores[order])
 
 
-def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> npt.NDArray[np.float64]:
-    """Cosine of each row with the query, fp64 (n,), each independent of the other rows."""
-    if not len(rows):
-        return np.zeros(0)
-    products = rows.astype(np.float64) * query.astype(np.float64)
-    scores: npt.NDArray[np.float64] = np.clip(products.sum(axis=1), -1.0, 1.0)
-    return scores
+def _cosines(rows: npt.NDArray[np.float16], query: FloatArray) -> FloatArray:
+    """fp32 (n,), in blocks, so that memory stays small."""
+    parts = [rows[start : start + 4_096].astype(np.float32) @ query for start in range(0, len(rows), 4_096)]
+    result: FloatArray = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
+    return result
 
 
-def write_segment(folder: Path, name: str, vids: IdArray, docs: IdArray, vectors: npt.NDArray[np.float16]) -> None:
-    """Write a segment's two files durably: temporary files, fsync, rename, fsync of the folder.
-
-    A segment exists only once the manifest names it; what a crash leaves behind is deleted at the next open.
-    """
-    index = _new_index(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    path, ids_path = folder / (name + VECTORS_SUFFIX), folder / (name + IDS_SUFFIX)
-    # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
-    # at all; a Python file raises.
-    _write_file(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
-    _write_file(ids_path, lambda file: _write_ids(file, np.stack([vids, docs]).astype("<i8")))
-    sync(folder)
+def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # keeps the array it is given
 
 
-def _write_ids(file: BinaryIO, ids: IdArray) -> None:
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
-    file.write(ids.tobytes())
+def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:
+    if allowed is None:
+        return None
+    return faiss.SearchParameters(sel=_selector(allowed))  # type: ignore[call-arg]  # faiss adds it when imported
 
 
-def _write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _new_index(dimension: int) -> faiss.IndexScalarQuantizer:
-    return faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+def _found(values: npt.NDArray[np.float32], labels: IdArray) -> tuple[IdArray, FloatArray]:
+    """FAISS fills up with −1 where there are fewer than n."""
+    real = labels[0] >= 0
+    return labels[0][real], values[0][real]

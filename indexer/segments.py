@@ -1,0 +1,192 @@
+"""Segments on disk: immutable files, written durably, opened into memory, checked against the manifest.
+
+A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (2, rows): the vids,
+ascending, and the document of each; and, from `CODES_FROM` rows on, `<name>.codes.faiss`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from indexer.codes import CodeSpace
+from indexer.errors import CorruptIndexError
+from indexer.sources import file_sha256
+from indexer.vectors import IdArray, Segment, new_flat_index
+
+FACTORY = "SQfp16"
+VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
+
+CODES_FROM = 32_768  # rows; below, scanning the vectors themselves is fast enough
+_BLOCK = 8_192  # rows that are held in fp32 at a time
+
+Block = tuple[IdArray, IdArray, npt.NDArray[np.float16]]
+"""Vids, docs, and vectors fp16 (n, dimension)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentFile:
+    """One file of a segment as the manifest has it."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRecord:
+    """A segment as the manifest has it. `rerank` is 0 for a segment without codes."""
+
+    name: str
+    first_vid: int
+    last_vid: int
+    rows: int
+    rerank: int
+    factory: str
+    faiss_version: str
+    files: tuple[SegmentFile, ...]
+
+
+def write_segment(
+    folder: Path, name: str, blocks: Iterable[Block], *, dimension: int, space: CodeSpace | None
+) -> SegmentRecord:
+    """Write a segment durably: temporary files, fsync, rename, fsync of the folder. Blocks ascend in vid.
+
+    It exists only once the manifest names it; what a crash leaves behind is deleted at the next open. With a `space`
+    it gets codes if it is large enough.
+    """
+    index, ids = new_flat_index(dimension), []
+    for vids, docs, vectors in blocks:
+        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        ids.append(np.stack([vids, docs]).astype("<i8"))
+    table = np.concatenate(ids, axis=1)
+    # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
+    # at all; a Python file raises.
+    writers: dict[str, Callable[[BinaryIO], None]] = {
+        name + VECTORS_SUFFIX: lambda file: _write_faiss(file, index),
+        name + IDS_SUFFIX: lambda file: _write_ids(file, table),
+    }
+    rerank = 0
+    if space is not None and table.shape[1] >= CODES_FROM:
+        segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
+        codes = space.encode(segment.table)
+        rerank = calibrate(segment, codes, space)
+        writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, codes)
+    for file_name, write in writers.items():
+        _write_file(folder / file_name, write)
+    sync(folder)
+    files = [folder / file_name for file_name in writers]
+    return SegmentRecord(
+        name=name,
+        first_vid=int(table[0, 0]),
+        last_vid=int(table[0, -1]),
+        rows=table.shape[1],
+        rerank=rerank,
+        factory=FACTORY if rerank == 0 else f"{FACTORY},RaBitQ1",
+        faiss_version=faiss.__version__,
+        files=tuple(SegmentFile(file.name, file.stat().st_size, file_sha256(file)) for file in files),
+    )
+
+
+def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segment:
+    """Map vectors and ids, load codes. Raises `FileNotFoundError` and `CorruptIndexError`."""
+    for file in record.files:
+        if not (folder / file.name).is_file():
+            raise FileNotFoundError(folder / file.name)
+    name, rows = record.name, record.rows
+    try:
+        index = faiss.read_index(str(folder / (name + VECTORS_SUFFIX)), faiss.IO_FLAG_MMAP_IFC)
+        ids = np.load(folder / (name + IDS_SUFFIX), mmap_mode="r", allow_pickle=False)
+        codes = faiss.read_index(str(folder / (name + CODES_SUFFIX))) if record.rerank else None
+    except (RuntimeError, ValueError, EOFError) as error:
+        raise CorruptIndexError(f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'") from error
+    if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
+        raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
+    if codes is not None and not isinstance(codes, faiss.IndexRaBitQ):
+        raise CorruptIndexError(f"segment {name} has codes of {type(codes).__name__}; run 'indexer verify'")
+    counts = {index.ntotal, *([codes.ntotal] if codes is not None else [])}
+    if index.d != dimension or counts != {rows} or ids.shape != (2, rows) or ids.dtype != np.int64:
+        raise CorruptIndexError(
+            f"segment {name} has {sorted(counts)} vectors of {index.d} dimensions and ids of shape {ids.shape}; "
+            f"the manifest says {rows} of {dimension}; run 'indexer verify'"
+        )
+    return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank)
+
+
+def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
+    """The live vectors of segments, in order, in blocks."""
+    for segment in segments:
+        for start in range(0, len(segment), _BLOCK):
+            at = start + np.flatnonzero(segment.live[start : start + _BLOCK])
+            if len(at):
+                yield segment.vids[at], segment.docs[at], segment.table[at]
+
+
+CALIBRATION_QUERIES = 64
+CALIBRATION_K = 10
+CALIBRATION_RECALL = 0.995
+_FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+
+
+def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> int:
+    """The smallest rerank factor at which the codes give recall@10 of `CALIBRATION_RECALL` in this segment.
+
+    Queries are vectors of the segment itself, evenly spaced, each left out of its own answer. The truth is the
+    scan of the fp16 vectors.
+    """
+    at = np.linspace(0, len(segment) - 1, CALIBRATION_QUERIES).astype(np.int64)
+    queries = segment.table[at].astype(np.float32)
+    _, truth = segment.index.search(queries, CALIBRATION_K + 1)
+    most = min(len(segment), CALIBRATION_K * _FACTORS[-1] + 1)
+    _, found = codes.search(space.rotate(queries), most)
+    ranks = []
+    for row, own in enumerate(at):
+        answer = truth[row][truth[row] != own][:CALIBRATION_K]
+        guesses = found[row][found[row] != own]
+        place = np.full(len(segment), most)
+        place[guesses] = np.arange(len(guesses))
+        ranks.append(place[answer])
+    all_ranks = np.concatenate(ranks)
+    for factor in _FACTORS:
+        if np.mean(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL:
+            return factor
+    return _FACTORS[-1]
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_faiss(file: BinaryIO, index: faiss.Index) -> None:
+    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def _write_ids(file: BinaryIO, ids: IdArray) -> None:
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
+    file.write(np.ascontiguousarray(ids).tobytes())
+
+
+def _write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
