@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from indexer.durable import sync, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
 
@@ -70,9 +71,10 @@ def new_code_space(vectors: npt.NDArray[np.float16]) -> CodeSpace:
 
 
 def save_code_space(space: CodeSpace, path: Path) -> str:
-    """Write a code space; returns the SHA-256 of its contents. The caller makes it durable."""
-    with path.open("wb") as file:
-        np.lib.format.write_array(file, np.concatenate([space.rotation, space.centre[None]]), allow_pickle=False)
+    """Write a code space durably; returns the SHA-256 of the file."""
+    table = np.concatenate([space.rotation, space.centre[None]])
+    write_file(path, lambda file: write_npy(file, table))
+    sync(path.parent)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

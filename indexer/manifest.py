@@ -16,7 +16,7 @@ def read_segments(connection: sqlite3.Connection) -> list[SegmentRecord]:
     rows = connection.execute(
         "SELECT name, first_vid, last_vid, rows, rerank, factory, faiss_version FROM segments ORDER BY first_vid"
     )
-    return [SegmentRecord(*row, files=tuple(files.get(row[0], ()))) for row in rows.fetchall()]
+    return [SegmentRecord(*facts, files=tuple(files.get(facts[0], ()))) for facts in rows.fetchall()]  # type: ignore[misc]
 
 
 def add_segment(connection: sqlite3.Connection, record: SegmentRecord) -> None:

@@ -127,6 +127,7 @@ def m001_create_tables(db: Database) -> None:
             vid INTEGER
         ) STRICT
         """,
+        "CREATE INDEX changes_by_removed_vid ON changes (vid) WHERE op = 'remove'",
         # The last commit: its number, how many rows there must be, and the sum of all documents' digests.
         """
         CREATE TABLE commits (

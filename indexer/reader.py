@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import faiss
 import numpy as np
 from pyroaring import BitMap
 
 from indexer import vectors
+from indexer.codes import CodeSpace, load_code_space
 from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.filters import Filter, allowed
+from indexer.manifest import read_segments
 from indexer.metadata import connect_reader
 from indexer.records import FloatArray
-from indexer.settings import read_settings
-from indexer.store import META, SEGMENTS, read_pending
+from indexer.segments import SegmentRecord, open_segment
+from indexer.settings import IndexSettings, read_settings
+from indexer.store import CODE_SPACE, META, SEGMENTS, read_pending
 from indexer.stored import StoredDocument, read_documents
+from indexer.vectors import Candidates, SearchPlan, Segment
 
 _REOPEN_TRIES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentInfo:
-    """A segment as the manifest has it."""
-
-    name: str
-    rows: int
-    bytes: int
-    factory: str
+_TAIL_PIECES = 16  # of unsealed vectors, before they are put together again
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,59 @@ class IndexInfo:
     entities: int
     pending: int
     dead: int
-    segments: tuple[SegmentInfo, ...]
+    segments: tuple[SegmentRecord, ...]
     disk_bytes: int
     commit: int
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """The vectors of one commit. Nothing in it changes, so that searches of several threads can share it.
+
+    `tail` holds vectors that are in no segment yet, in the order of their vids. `filters` remembers the documents that
+    conditions allowed in this commit.
+    """
+
+    commit: int
+    segments: tuple[Segment, ...]
+    tail: tuple[Segment, ...]
+    seen_change: int
+    space: CodeSpace | None
+    filters: FilterCache = field(default_factory=lambda: FilterCache())
+
+    @property
+    def all(self) -> tuple[Segment, ...]:
+        """Segments and tail."""
+        return (*self.segments, *self.tail)
+
+
+class FilterCache:
+    """Documents that filters allow, for one commit; at most so many filters, the oldest go first."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._size = size
+        self._known: dict[Filter, BitMap] = {}
+
+    def allowed(self, connection: sqlite3.Connection, filter: Filter) -> BitMap:
+        """The documents that the filter allows, not to be changed."""
+        return allowed(connection, filter, known=self)
+
+    def get(self, filter: Filter) -> BitMap | None:
+        """What was put in for this filter."""
+        return self._known.get(filter)
+
+    def put(self, filter: Filter, documents: BitMap) -> None:
+        """Remember; two threads may do so at once, with the same result."""
+        while len(self._known) >= self._size:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[filter] = documents
+
+
 class IndexReader:
-    """A read-only view of an index that follows its writer's commits.
+    """A read-only view of an index that follows its writer's commits. Safe to use from several threads.
 
     Every query runs inside `snapshot()`, which holds one SQLite read transaction: filter, vectors and texts are
-    those of one commit. Snapshots of one reader follow each other, also from several threads.
+    those of one commit.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -67,20 +110,16 @@ class IndexReader:
         self.path = Path(path)
         if not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
-        self.connection = connect_reader(self.path / META)
-        try:
-            settings = read_settings(self.connection)
-            if settings is None:
-                raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
-        except BaseException:
-            self.connection.close()
-            raise
-        self.settings = settings
-        self._mutex = threading.RLock()
-        self._commit = -1
-        self._seen_change = 0
-        self._segments: dict[str, vectors.Segment] = {}
-        self._tail = vectors.Segment.empty(settings.dimension)
+        self._mutex = threading.Lock()
+        self._idle: list[sqlite3.Connection] = []
+        self._view = View(-1, (), (), 0, None)
+        self._workers: ThreadPoolExecutor | None = None
+        with self._connection() as connection:
+            settings = read_settings(connection)
+        if settings is None:
+            self.close()
+            raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
+        self._settings = settings
 
     def __enter__(self) -> IndexReader:
         return self
@@ -91,133 +130,196 @@ class IndexReader:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; mapped files are let go with the last reference."""
+        """Close all connections; mapped files are let go with the last reference."""
         with self._mutex:
-            self.connection.close()
-            self._segments.clear()
+            for connection in self._idle:
+                connection.close()
+            self._idle.clear()
+            self._view = View(-1, (), (), 0, None)
+            if self._workers is not None:
+                self._workers.shutdown()
+                self._workers = None
+
+    @property
+    def settings(self) -> IndexSettings:
+        """The settings as of the commit that was seen last."""
+        return self._settings
+
+    @property
+    def workers(self) -> ThreadPoolExecutor:
+        """One thread for each core, in which FAISS stays single-threaded."""
+        with self._mutex:
+            if self._workers is None:
+                self._workers = ThreadPoolExecutor(
+                    max_workers=os.cpu_count() or 1,
+                    thread_name_prefix="search",
+                    initializer=faiss.omp_set_num_threads,
+                    initargs=(1,),
+                )
+            return self._workers
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """The index as of its newest commit, held still."""
-        with self._mutex:
-            for attempt in range(_REOPEN_TRIES):
-                self.connection.execute("BEGIN")
-                try:
-                    self._follow()
-                    break
-                except FileNotFoundError as error:
-                    # Compaction replaced a segment between our reading its name and opening its file.
-                    self.connection.execute("ROLLBACK")
-                    if attempt == _REOPEN_TRIES - 1:
-                        raise CorruptIndexError(
-                            f"{error} is named by the index but is not there; run 'indexer verify {self.path}'"
-                        ) from error
-                except BaseException:
-                    self.connection.execute("ROLLBACK")
-                    raise
+        with self._connection() as connection:
+            view = self._begin(connection)
             try:
-                yield Snapshot(self, [*self._segments.values(), self._tail])
+                yield Snapshot(self, connection, view)
             finally:
-                self.connection.execute("ROLLBACK")
+                connection.execute("ROLLBACK")
 
     def info(self) -> IndexInfo:
         """Counts and sizes as of the newest commit."""
         with self.snapshot() as snapshot:
-            read = self.connection.execute
+            read = snapshot.connection.execute
             commit, documents, passages, entities = read(
                 "SELECT commit_number, documents, passages, entities FROM commits"
             ).fetchone()
-            segments = tuple(
-                SegmentInfo(*row)
-                for row in read(
-                    "SELECT name, rows, vectors_bytes + ids_bytes, factory FROM segments ORDER BY first_vid"
-                )
-            )
+            settings = self.settings
             return IndexInfo(
                 path=str(self.path),
                 format=read("PRAGMA user_version").fetchone()[0],
-                model=self.settings.model,
-                fingerprint=self.settings.fingerprint,
-                heads_fingerprint=self.settings.heads_fingerprint,
-                dimension=self.settings.dimension,
-                class_labels=self.settings.class_labels,
-                entity_types=self.settings.entity_types,
+                model=settings.model,
+                fingerprint=settings.fingerprint,
+                heads_fingerprint=settings.heads_fingerprint,
+                dimension=settings.dimension,
+                class_labels=settings.class_labels,
+                entity_types=settings.entity_types,
                 documents=documents,
                 passages=passages,
                 entities=entities,
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
-                dead=sum(int((~segment.live).sum()) for segment in snapshot.segments),
-                segments=segments,
+                dead=sum(len(segment) - int(np.count_nonzero(segment.live)) for segment in snapshot.view.all),
+                segments=tuple(read_segments(snapshot.connection)),
                 disk_bytes=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
                 commit=commit,
             )
 
-    def _follow(self) -> None:
-        """Bring segments, tail and live set to the commit that this transaction sees."""
-        commit = self.connection.execute("SELECT max(commit_number) FROM commits").fetchone()[0]
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own for each snapshot that is open at a time."""
+        with self._mutex:
+            connection = self._idle.pop() if self._idle else None
+        if connection is None:
+            connection = connect_reader(self.path / META)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._mutex:
+            self._idle.append(connection)
+
+    def _begin(self, connection: sqlite3.Connection) -> View:
+        """Begin a read transaction and bring the view to the commit that it sees."""
+        for attempt in range(_REOPEN_TRIES):
+            connection.execute("BEGIN")
+            try:
+                commit = self._commit_of(connection)
+                with self._mutex:
+                    if commit > self._view.commit:
+                        self._view = self._follow(connection, commit)
+                    view = self._view
+            except FileNotFoundError as error:
+                # Compaction replaced a segment between our reading its name and opening its file.
+                connection.execute("ROLLBACK")
+                if attempt == _REOPEN_TRIES - 1:
+                    raise CorruptIndexError(
+                        f"{error} is named by the index but is not there; run 'indexer verify {self.path}'"
+                    ) from error
+                continue
+            if view.commit == commit:
+                return view
+            connection.execute("ROLLBACK")  # another thread has seen a newer commit meanwhile
+        raise CorruptIndexError(f"{self.path} goes back and forth between commits; run 'indexer verify {self.path}'")
+
+    def _commit_of(self, connection: sqlite3.Connection) -> int:
+        commit = connection.execute("SELECT max(commit_number) FROM commits").fetchone()[0]
         if commit is None:
             raise CorruptIndexError(f"{self.path / META} has lost its commit row; run 'indexer verify {self.path}'")
-        if commit == self._commit:
-            return
-        manifest = dict(self.connection.execute("SELECT name, rows FROM segments ORDER BY first_vid").fetchall())
-        if manifest.keys() != self._segments.keys():
-            self._open_segments(manifest)
-            self._tail = vectors.Segment.empty(self.settings.dimension)
-        self._extend_tail()
-        removed = self.connection.execute(
-            "SELECT seq, vid FROM changes WHERE op = 'remove' AND seq > ? ORDER BY vid", (self._seen_change,)
+        return int(commit)
+
+    def _follow(self, connection: sqlite3.Connection, commit: int) -> View:
+        """The view of a newer commit: what stayed is shared with the last one."""
+        before, records = self._view, read_segments(connection)
+        self._settings = read_settings(connection) or self._settings
+        known = {segment.name: segment for segment in before.segments}
+        same = [record.name for record in records] == list(known)
+        tail, seen, space = before.tail, before.seen_change, before.space
+        if not same:
+            # A new segment may hold vectors that were removed long ago, and the tail's first ones.
+            tail, seen = (), 0
+            if space is None and any(record.rerank for record in records):
+                space = load_code_space(self.path / SEGMENTS / CODE_SPACE, dimension=self.settings.dimension)
+        segments = [
+            known.get(record.name) or open_segment(self.path / SEGMENTS, record, dimension=self.settings.dimension)
+            for record in records
+        ]
+        tail = self._extended(connection, tail)
+        rows = connection.execute(
+            "SELECT vid, seq FROM changes WHERE op = 'remove' AND seq > ? ORDER BY vid", (seen,)
         ).fetchall()
-        vids = np.array([vid for _, vid in removed], dtype=np.int64)
-        for segment in (*self._segments.values(), self._tail):
-            segment.kill(vids)
-        self._seen_change = max((seq for seq, _ in removed), default=self._seen_change)
-        self._commit = commit
+        removed = np.array([vid for vid, _ in rows], dtype=np.int64)
+        return View(
+            commit,
+            tuple(segment.without(removed) for segment in segments),
+            tuple(segment.without(removed) for segment in tail),
+            max((seq for _, seq in rows), default=seen),
+            space,
+        )
 
-    def _open_segments(self, manifest: dict[str, int]) -> None:
-        opened = {
-            name: self._segments.get(name)
-            or vectors.Segment.open(self.path / SEGMENTS, name, dimension=self.settings.dimension, rows=rows)
-            for name, rows in manifest.items()
-        }
-        if opened.keys() - self._segments.keys():
-            self._seen_change = 0  # a new segment may hold vectors that were removed before
-        self._segments = opened
-
-    def _extend_tail(self) -> None:
-        last = int(self._tail.vids[-1]) if len(self._tail.vids) else 0
-        rows = self.connection.execute(
+    def _extended(self, connection: sqlite3.Connection, tail: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        if len(tail) >= _TAIL_PIECES:
+            tail = ()
+        last = int(tail[-1].vids[-1]) if tail else 0
+        rows = connection.execute(
             "SELECT vid, doc, vector, crc32 FROM pending WHERE vid > ? ORDER BY vid", (last,)
         ).fetchall()
-        if rows:
-            table = read_pending(rows, self.settings.dimension)
-            self._tail.append([row[0] for row in rows], [row[1] for row in rows], table)
+        if not rows:
+            return tail
+        table = read_pending(rows, self.settings.dimension)
+        return (*tail, vectors.in_memory("tail", [row[0] for row in rows], [row[1] for row in rows], table))
 
 
 class Snapshot:
     """One commit of an index, valid inside `IndexReader.snapshot()`."""
 
-    def __init__(self, reader: IndexReader, segments: Sequence[vectors.Segment]) -> None:
-        self.connection = reader.connection
-        self.settings = reader.settings
-        self.segments = segments
+    def __init__(self, reader: IndexReader, connection: sqlite3.Connection, view: View) -> None:
+        self._reader = reader
+        self.connection = connection
+        self.view = view
 
     def count(self) -> int:
         """Number of documents."""
         return int(self.connection.execute("SELECT documents FROM commits").fetchone()[0])
 
-    def search_vectors(self, query: FloatArray, n: int, *, allowed: BitMap | None = None) -> vectors.Candidates:
-        """The n best passages, best first, of the allowed documents (`None`: of all).
+    def allowed(self, filter: Filter) -> BitMap:
+        """The numbers of the documents for which the filter is true; not to be changed."""
+        return self.view.filters.allowed(self.connection, filter)
 
-        `query` fp32 (dimension,), of any length but zero.
+    def search_vectors(
+        self, query: FloatArray, n: int, *, allowed: BitMap | None = None, path: str = "auto", parallel: bool = True
+    ) -> tuple[Candidates, SearchPlan]:
+        """The n best passages, best first, of the allowed documents (`None`: of all), and how they were found.
+
+        `query` fp32 (dimension,), of any length but zero. With `parallel`, segments are searched by several threads.
         """
         unit = vectors.normalise(query[None])[0]
         mask = None
         if allowed is not None:
-            highest = max((int(segment.docs.max()) for segment in self.segments if len(segment.docs)), default=0)
+            highest = max((int(segment.docs.max()) for segment in self.view.all if len(segment)), default=0)
             mask = np.zeros(highest + 1, dtype=bool)
             docs = np.frombuffer(allowed.to_array(), dtype=np.uint32)
             mask[docs[docs <= highest]] = True
-        return vectors.search_segments(self.segments, unit, n, allowed_docs=mask)
+        return vectors.search_segments(
+            self.view.all,
+            unit,
+            n,
+            space=self.view.space,
+            allowed_docs=mask,
+            path=path,
+            pool=self._reader.workers if parallel else None,
+        )
 
     def documents(self, docs: Sequence[int]) -> dict[int, StoredDocument]:
         """Whole documents by number, checked against their digests."""
@@ -242,9 +344,10 @@ class Snapshot:
         if row is not None:
             pooled: FloatArray = np.frombuffer(row[0], dtype="<f2").astype(np.float32)
             return pooled
-        for segment in self.segments:
-            at = np.flatnonzero((segment.docs == doc) & segment.live)
-            if len(at):
-                single: FloatArray = segment.rows(at)[0].astype(np.float32)
+        passage = self.connection.execute("SELECT vid FROM passages WHERE doc = ?", (doc,)).fetchone()
+        for segment in self.view.all if passage else ():
+            at = int(np.searchsorted(segment.vids, passage[0]))
+            if at < len(segment) and segment.vids[at] == passage[0]:
+                single: FloatArray = segment.table[at].astype(np.float32)
                 return single
         raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")

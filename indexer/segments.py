@@ -1,12 +1,11 @@
 """Segments on disk: immutable files, written durably, opened into memory, checked against the manifest.
 
-A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (2, rows): the vids,
-ascending, and the document of each; and, from `CODES_FROM` rows on, `<name>.codes.faiss`.
+A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (2, rows):
+the vids, ascending, and the document of each; and, from `CODES_FROM` rows on, `<name>.codes.faiss`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.codes import CodeSpace
+from indexer.durable import sync, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, Segment, new_flat_index
@@ -71,7 +71,7 @@ def write_segment(
     # at all; a Python file raises.
     writers: dict[str, Callable[[BinaryIO], None]] = {
         name + VECTORS_SUFFIX: lambda file: _write_faiss(file, index),
-        name + IDS_SUFFIX: lambda file: _write_ids(file, table),
+        name + IDS_SUFFIX: lambda file: write_npy(file, table),
     }
     rerank = 0
     if space is not None and table.shape[1] >= CODES_FROM:
@@ -80,7 +80,7 @@ def write_segment(
         rerank = calibrate(segment, codes, space)
         writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, codes)
     for file_name, write in writers.items():
-        _write_file(folder / file_name, write)
+        write_file(folder / file_name, write)
     sync(folder)
     files = [folder / file_name for file_name in writers]
     return SegmentRecord(
@@ -106,7 +106,9 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
         ids = np.load(folder / (name + IDS_SUFFIX), mmap_mode="r", allow_pickle=False)
         codes = faiss.read_index(str(folder / (name + CODES_SUFFIX))) if record.rerank else None
     except (RuntimeError, ValueError, EOFError) as error:
-        raise CorruptIndexError(f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'") from error
+        raise CorruptIndexError(
+            f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"
+        ) from error
     if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
         raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
     if codes is not None and not isinstance(codes, faiss.IndexRaBitQ):
@@ -160,33 +162,5 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
     return _FACTORS[-1]
 
 
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_faiss(file: BinaryIO, index: faiss.Index) -> None:
-    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
-
-
-def _write_ids(file: BinaryIO, ids: IdArray) -> None:
-    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ids))
-    file.write(np.ascontiguousarray(ids).tobytes())
-
-
-def _write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]

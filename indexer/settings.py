@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from indexer.errors import FingerprintError, NotAnIndexError
 from indexer.records import Analysis
@@ -101,14 +101,14 @@ def write_settings(connection: sqlite3.Connection, settings: IndexSettings) -> N
     connection.executemany("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", rows)
 
 
-def read_setting(connection: sqlite3.Connection, name: str) -> int | None:
-    """A single number kept beside the settings, `None` where it is not set."""
+def read_setting(connection: sqlite3.Connection, name: str) -> Any:
+    """A JSON value kept beside the settings, `None` where it is not set."""
     row = connection.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
-    return None if row is None else int(json.loads(row[0]))
+    return None if row is None else json.loads(row[0])
 
 
-def write_setting(connection: sqlite3.Connection, name: str, value: int | None) -> None:
-    """Set a single number, or with `None` unset it, in the caller's transaction."""
+def write_setting(connection: sqlite3.Connection, name: str, value: int | str | None) -> None:
+    """Set a JSON value, or with `None` unset it, in the caller's transaction."""
     if value is None:
         connection.execute("DELETE FROM settings WHERE name = ?", (name,))
     else:

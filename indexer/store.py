@@ -19,11 +19,9 @@ from enum import Enum
 from pathlib import Path
 from types import TracebackType
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer import vectors
 from indexer.changes import (
     Change,
     CommitState,
@@ -35,17 +33,24 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
+from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.compaction import SegmentSize, full_merges, next_merge
+from indexer.durable import sync
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
+from indexer.manifest import add_segment, drop_segments, read_segments
 from indexer.metadata import connect_writer, select_in
 from indexer.records import Analysis, Document
+from indexer.segments import CODES_FROM, live_blocks, open_segment, write_segment
 from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.sources import file_sha256
 from indexer.stored import StoredDocument, read_by_id, read_documents
+from indexer.vectors import Segment
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
-RETAGGED = "retagged_up_to"
+CODE_SPACE = "codes.space.npy"
+RETAGGED, CODE_SPACE_SHA256 = "retagged_up_to", "code_space_sha256"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
@@ -102,6 +107,7 @@ class IndexWriter:
             with self._storage_errors():
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
+                self._pending = self.pending_rows
         except BaseException:
             self._connection.close()
             self._lock.release()
@@ -163,8 +169,10 @@ class IndexWriter:
             return
         with self._storage_errors(), self._transaction():
             apply_change(self._connection, self._change(entries))
-        if self.pending_rows >= SEAL_ROWS:
+        self._pending += sum(len(entry.analysis.passages) for entry in entries if entry.analysis is not None)
+        if self._pending >= SEAL_ROWS:
             self.seal()
+            self.compact()
 
     def begin_retagging(self, settings: IndexSettings) -> None:
         """Take over the heads of these settings; until `retag` has gone through, some documents have the old tags.
@@ -181,7 +189,8 @@ class IndexWriter:
     @property
     def retagged_up_to(self) -> int | None:
         """Number of the last document with new tags while re-tagging is unfinished, else `None`."""
-        return read_setting(self._connection, RETAGGED)
+        last: int | None = read_setting(self._connection, RETAGGED)
+        return last
 
     def documents_after(self, doc: int, n: int) -> list[StoredDocument]:
         """The next n documents in the order of their numbers."""
@@ -234,26 +243,115 @@ class IndexWriter:
 
     def seal(self) -> bool:
         """Move all pending vectors into a new segment; returns whether there were any."""
-        rows = self._connection.execute("SELECT vid, doc, vector, crc32 FROM pending ORDER BY vid").fetchall()
-        if not rows:
-            return False
-        table = read_pending(rows, self.settings.dimension)
-        vids, docs = (np.array([row[column] for row in rows], dtype=np.int64) for column in (0, 1))
-        name, folder = f"{self.state.number + 1:010d}", self.path / SEGMENTS
         with self._storage_errors():
-            vectors.write_segment(folder, name, vids, docs, table)
-            files = [folder / (name + suffix) for suffix in (vectors.VECTORS_SUFFIX, vectors.IDS_SUFFIX)]
-            facts = [fact for file in files for fact in (file.stat().st_size, file_sha256(file))]
+            rows = self._connection.execute("SELECT vid, doc, vector, crc32 FROM pending ORDER BY vid").fetchall()
+            if not rows:
+                return False
+            table = read_pending(rows, self.settings.dimension)
+            vids, docs = (np.array([row[column] for row in rows], dtype=np.int64) for column in (0, 1))
+            record = write_segment(
+                self.path / SEGMENTS,
+                self._new_name(),
+                [(vids, docs, table)],
+                dimension=self.settings.dimension,
+                space=None,
+            )
             with self._transaction():
-                self._connection.execute(
-                    "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (name, rows[0][0], rows[-1][0], len(rows), *facts, vectors.FACTORY, faiss.__version__),
-                )
-                self._connection.execute("DELETE FROM pending WHERE vid <= ?", (rows[-1][0],))
+                add_segment(self._connection, record)
+                self._connection.execute("DELETE FROM pending WHERE vid <= ?", (record.last_vid,))
                 # A reader learns of these vectors from the segment now.
-                self._connection.execute("DELETE FROM changes WHERE op = 'add' AND vid <= ?", (rows[-1][0],))
+                self._connection.execute("DELETE FROM changes WHERE op = 'add' AND vid <= ?", (record.last_vid,))
                 write_commit(self._connection, self.state.following(Change()))
+        self._pending = 0
         return True
+
+    def compact(self, *, full: bool = False) -> int:
+        """Put segments together and leave removed vectors out; returns how many segments were written.
+
+        Without `full` only what keeps the number of segments small, as adding does by itself; with it, all that can be
+        given back. Readers go on meanwhile; each step is one commit, and can be cut off at any moment.
+        """
+        written = 0
+        if full:
+            self.seal()
+            for names in full_merges(self._sizes()):
+                self._merge(names)
+                written += 1
+            with self._storage_errors():
+                self._forget_terms()
+                self._shrink()
+            return written
+        while names := next_merge(self._sizes()):
+            self._merge(names)
+            written += 1
+        return written
+
+    def _sizes(self) -> list[SegmentSize]:
+        return [
+            SegmentSize(name, rows, dead)
+            for name, rows, dead in self._connection.execute(
+                "SELECT name, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
+                " vid BETWEEN first_vid AND last_vid) FROM segments ORDER BY first_vid"
+            )
+        ]
+
+    def _merge(self, names: Sequence[str]) -> None:
+        """Write the live vectors of neighbouring segments as one, in their place."""
+        folder, dimension = self.path / SEGMENTS, self.settings.dimension
+        with self._storage_errors():
+            records = [record for record in read_segments(self._connection) if record.name in names]
+            first, last = records[0].first_vid, records[-1].last_vid
+            rows = self._connection.execute(
+                "SELECT vid FROM changes WHERE op = 'remove' AND vid BETWEEN ? AND ? ORDER BY vid", (first, last)
+            ).fetchall()
+            removed = np.array([vid for (vid,) in rows], dtype=np.int64)
+            segments = [open_segment(folder, record, dimension=dimension).without(removed) for record in records]
+            live = sum(int(np.count_nonzero(segment.live)) for segment in segments)
+            merged = None
+            if live:
+                space = self._code_space(segments) if live >= CODES_FROM else None
+                merged = write_segment(
+                    folder, self._new_name(), live_blocks(segments), dimension=dimension, space=space
+                )
+            with self._transaction():
+                drop_segments(self._connection, records)
+                if merged is not None:
+                    add_segment(self._connection, merged)
+                # No segment holds the removed vectors any more, and "update" concerns no vector.
+                self._connection.execute(
+                    "DELETE FROM changes WHERE op = 'update' OR (op = 'remove' AND vid BETWEEN ? AND ?)", (first, last)
+                )
+                write_commit(self._connection, self.state.following(Change()))
+            # Readers that have them mapped keep them; those that were about to open them read the manifest again.
+            for record in records:
+                for file in record.files:
+                    (folder / file.name).unlink(missing_ok=True)
+
+    def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
+        """The index's rotation and centre; drawn from these segments the first time."""
+        path = self.path / SEGMENTS / CODE_SPACE
+        known = read_setting(self._connection, CODE_SPACE_SHA256)
+        if known is not None:
+            if not path.is_file() or file_sha256(path) != known:
+                raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
+            return load_code_space(path, dimension=self.settings.dimension)
+        sample = np.concatenate([segment.table[:: max(1, len(segment) // 2_048)] for segment in segments])
+        space = new_code_space(sample)
+        sha256 = save_code_space(space, path)
+        with self._transaction():
+            write_setting(self._connection, CODE_SPACE_SHA256, sha256)
+        return space
+
+    def _forget_terms(self) -> None:
+        """Delete names of entities and classes that no document has any more."""
+        with self._transaction():
+            self._connection.execute(
+                "DELETE FROM entity_terms WHERE NOT EXISTS"
+                " (SELECT 1 FROM entities WHERE entities.term = entity_terms.term)"
+            )
+
+    def _new_name(self) -> str:
+        return f"{self.state.number + 1:010d}"
 
     def close(self) -> None:
         """Seal what is worth it, give free pages back, empty the log, and release the lock."""
@@ -293,15 +391,16 @@ class IndexWriter:
         with self._transaction():
             write_settings(self._connection, create)
             write_commit(self._connection, CommitState())
-        vectors.sync(self.path)
-        vectors.sync(self.path.absolute().parent)
+        sync(self.path)
+        sync(self.path.absolute().parent)
         return create
 
     def _delete_orphans(self) -> None:
         """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock."""
-        named = {row[0] for row in self._connection.execute("SELECT name FROM segments")}
+        named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
+        named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files")}
         for file in (self.path / SEGMENTS).iterdir():
-            if file.name.split(".")[0] not in named or file.name.endswith(".tmp"):
+            if file.name not in named:
                 file.unlink()
 
     def _shrink(self) -> None:

@@ -66,9 +66,14 @@ class Segment:
         return len(self.vids)
 
     @cached_property
+    def live_rows(self) -> int:
+        """Vectors that are not dead."""
+        return int(np.count_nonzero(self.live))
+
+    @property
     def all_live(self) -> bool:
         """True where no vector is dead."""
-        return bool(self.live.all())
+        return self.live_rows == len(self)
 
     @cached_property
     def table(self) -> npt.NDArray[np.float16]:
@@ -100,7 +105,7 @@ class Segment:
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
         options = {} if allowed is None else {"sel": _selector(allowed)}
-        parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, **options)
+        parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, **options)  # type: ignore[call-arg]
         return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
 
 
@@ -155,8 +160,8 @@ def search_segments(
     scores are in the order of their vids.
     """
     masks = [_mask(segment, allowed_docs) for segment in segments]
-    counts = [len(segment) if mask is None else int(np.count_nonzero(mask)) for segment, mask in zip(segments, masks, strict=True)]
-    plan = SearchPlan(rows=sum(int(np.count_nonzero(s.live)) for s in segments), allowed=sum(counts))
+    counts = [_count(segment, mask) for segment, mask in zip(segments, masks, strict=True)]
+    plan = SearchPlan(rows=sum(segment.live_rows for segment in segments), allowed=sum(counts))
     plan.path = _choose(path, plan.allowed, n)
     rotated = None
     if plan.path == "codes" and space is not None and any(segment.codes is not None for segment in segments):
@@ -228,6 +233,10 @@ def _mask(segment: Segment, allowed_docs: Mask | None) -> Mask | None:
     return mask if segment.all_live else mask & segment.live
 
 
+def _count(segment: Segment, mask: Mask | None) -> int:
+    return len(segment) if mask is None else int(np.count_nonzero(mask))
+
+
 def _merge(
     segments: Sequence[Segment],
     work: Sequence[int],
@@ -278,7 +287,8 @@ def _cosines(rows: npt.NDArray[np.float16], query: FloatArray) -> FloatArray:
 
 
 def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
-    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # keeps the array it is given
+    # FAISS keeps the array that it is given, so that it lives as long as the selector.
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
 
 
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from indexer import vectors
 from indexer.changes import CommitState, field_rows, hash_text, read_commit
 from indexer.errors import CorruptIndexError, TagdexError
 from indexer.fields import normalise_entity
+from indexer.manifest import read_segments
 from indexer.metadata import connect_reader
-from indexer.settings import IndexSettings, read_settings
+from indexer.segments import IDS_SUFFIX, open_segment
+from indexer.settings import IndexSettings, read_setting, read_settings
 from indexer.sources import file_sha256
-from indexer.store import META, SEGMENTS, read_pending
+from indexer.store import CODE_SPACE, CODE_SPACE_SHA256, META, SEGMENTS, read_pending
 from indexer.stored import DIGEST_BYTES, StoredDocument, read_documents, sum_digests
+from indexer.vectors import IdArray
 
 _ROWS = 1_000  # documents or vectors held in memory at a time
 
@@ -135,22 +137,26 @@ def _check_document(connection: sqlite3.Connection, stored: StoredDocument) -> I
 
 def _check_segments(connection: sqlite3.Connection, folder: Path, settings: IndexSettings) -> Iterator[Fault]:
     """Every segment's files against the manifest."""
-    for name, rows, *facts in connection.execute(
-        "SELECT name, rows, vectors_bytes, vectors_sha256, ids_bytes, ids_sha256 FROM segments"
-    ).fetchall():
-        files = (vectors.VECTORS_SUFFIX, *facts[:2]), (vectors.IDS_SUFFIX, *facts[2:])
-        for suffix, size, sha256 in files:
-            file = folder / (name + suffix)
-            if not file.is_file():
-                yield Fault(f"{SEGMENTS}/{file.name}", "the file is gone")
-            elif file.stat().st_size != size:
-                yield Fault(f"{SEGMENTS}/{file.name}", f"{file.stat().st_size} bytes, but {size} were written")
-            elif file_sha256(file) != sha256:
-                yield Fault(f"{SEGMENTS}/{file.name}", "its SHA-256 is not the one that was written")
+    for record in read_segments(connection):
+        for wanted in record.files:
+            yield from _check_file(folder / wanted.name, size=wanted.bytes, sha256=wanted.sha256)
         try:
-            vectors.Segment.open(folder, name, dimension=settings.dimension, rows=rows)
+            open_segment(folder, record, dimension=settings.dimension)
         except (TagdexError, FileNotFoundError) as error:
-            yield Fault(f"{SEGMENTS}/{name}", str(error))
+            yield Fault(f"{SEGMENTS}/{record.name}", str(error))
+    sha256 = read_setting(connection, CODE_SPACE_SHA256)
+    if sha256 is not None:
+        yield from _check_file(folder / CODE_SPACE, size=None, sha256=sha256)
+
+
+def _check_file(file: Path, *, size: int | None, sha256: str) -> Iterator[Fault]:
+    place = f"{SEGMENTS}/{file.name}"
+    if not file.is_file():
+        yield Fault(place, "the file is gone")
+    elif size is not None and file.stat().st_size != size:
+        yield Fault(place, f"{file.stat().st_size} bytes, but {size} were written")
+    elif file_sha256(file) != sha256:
+        yield Fault(place, "its SHA-256 is not the one that was written")
 
 
 def _check_vectors(connection: sqlite3.Connection, folder: Path, settings: IndexSettings) -> Iterator[Fault]:
@@ -165,7 +171,7 @@ def _check_vectors(connection: sqlite3.Connection, folder: Path, settings: Index
     there = {vid: doc for vid, doc, _, _ in pending}
     for (name,) in connection.execute("SELECT name FROM segments ORDER BY first_vid").fetchall():
         try:
-            ids = np.load(folder / (name + vectors.IDS_SUFFIX), allow_pickle=False)
+            ids = np.load(folder / (name + IDS_SUFFIX), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             continue  # reported with the segment
         for vid, doc in _pairs(ids):
@@ -183,5 +189,5 @@ def _check_vectors(connection: sqlite3.Connection, folder: Path, settings: Index
             yield Fault(f"vector {vid}", f"it belongs to document {there[vid]}, its passage to {wanted[vid]}")
 
 
-def _pairs(ids: vectors.IdArray) -> Iterable[tuple[int, int]]:
+def _pairs(ids: IdArray) -> Iterable[tuple[int, int]]:
     return zip(ids[0].tolist(), ids[1].tolist(), strict=True) if ids.ndim == 2 and len(ids) == 2 else ()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from indexer.errors import ModelError, QueryError
 from indexer.fields import has_lone_surrogate
-from indexer.filters import Filter, allowed, check_names, parse
+from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
@@ -139,14 +139,14 @@ class Searcher:
 
     def _find(self, snapshot: Snapshot, vector: FloatArray, query: Query, exclude: int | None = None) -> list[Hit]:
         """Filter → vector search → rank → enrich, on one commit of the index."""
-        chosen = None if query.filter is None else allowed(snapshot.connection, query.filter)
+        chosen = None if query.filter is None else snapshot.allowed(query.filter)
         available = snapshot.count() if chosen is None else len(chosen)
         if exclude is not None and (chosen is None or exclude in chosen):
             available -= 1
         if available <= query.offset:
             return []
         ranked = rank_documents(
-            lambda n: snapshot.search_vectors(vector, n, allowed=chosen),
+            lambda n: snapshot.search_vectors(vector, n, allowed=chosen)[0],
             wanted=query.offset + query.k,
             available=available,
             exclude=exclude,

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, starmap
+from typing import Protocol
 
 from pyroaring import BitMap
 
@@ -67,9 +68,19 @@ _PREFIX = " AND norm >= ? AND norm < ?)"
 _ANY_ENTITY = "SELECT DISTINCT doc FROM entities"  # in the order of the primary key
 
 
-def allowed(connection: sqlite3.Connection, filter: Filter) -> BitMap:
-    """The numbers (`documents.doc`) of all documents for which the filter is true."""
-    return _Evaluation(connection).bitmap(filter)
+class Known(Protocol):
+    """Remembers what filters allow, for as long as the database stays as it is."""
+
+    def get(self, filter: Filter) -> BitMap | None: ...
+    def put(self, filter: Filter, documents: BitMap) -> None: ...
+
+
+def allowed(connection: sqlite3.Connection, filter: Filter, *, known: Known | None = None) -> BitMap:
+    """The numbers (`documents.doc`) of all documents for which the filter is true.
+
+    With `known`, what was evaluated before is taken from there; then the result must not be changed.
+    """
+    return _Evaluation(connection, known).bitmap(filter)
 
 
 def check_names(filter: Filter, *, labels: Collection[str] | None, entity_types: Collection[str] | None) -> None:
@@ -133,10 +144,20 @@ def statements(leaf: Filter) -> Iterator[Statement]:
 class _Evaluation:
     """One walk over a filter; reads the list of all documents at most once."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, known: Known | None) -> None:
         self.connection = connection
+        self.known = known
 
     def bitmap(self, filter: Filter) -> BitMap:
+        if self.known is None:
+            return self._evaluated(filter)
+        result = self.known.get(filter)
+        if result is None:
+            result = self._evaluated(filter)
+            self.known.put(filter, result)
+        return result
+
+    def _evaluated(self, filter: Filter) -> BitMap:
         match filter:
             case And(parts):
                 return self._conjunction(parts)
@@ -144,8 +165,6 @@ class _Evaluation:
                 return BitMap.union(*map(self.bitmap, parts))
             case Not(part):
                 return self.all_documents - self.bitmap(part)
-            case Everything():
-                return self.all_documents
             case _:
                 return BitMap.union(BitMap(), *starmap(self._documents, statements(filter)))
 
@@ -166,7 +185,7 @@ class _Evaluation:
 
     @cached_property
     def all_documents(self) -> BitMap:
-        return self._documents(_ALL_DOCUMENTS, ())
+        return self.bitmap(Everything())
 
     def _documents(self, sql: str, values: Sequence[Scalar]) -> BitMap:
         cursor = self.connection.cursor()
