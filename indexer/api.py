@@ -27,14 +27,15 @@ def add_documents(
     model: TextModel | str | Path | None = None,
     device: str = "auto",
     batch_tokens: int | None = None,
-    tags: bool = True,
+    tags: bool | None = None,
     on_commit: Callable[[Report], None] | None = None,
 ) -> Report:
     """Add documents to an index, which is made where there is none; a known id is replaced, the same text skipped.
 
-    `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model.
-    `tags=False` makes a new index without class and entities. What `on_commit` was told of is durable.
-    Raises `InputError`, `ModelError`, `IndexFolderError` and what `documents` raises.
+    `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
+    documents bring their vectors, it says by which model those were made, and `None` that this is not known.
+    `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
+    What `on_commit` was told of is durable. Raises `InputError`, `ModelError`, `IndexFolderError` and what `documents` raises.
     """
     path = Path(path)
     iterator = checked(documents)

@@ -146,6 +146,7 @@ def new_document(
         id=document.id,
         text=document.text,
         metadata_json=metadata_json(document.metadata),
+        content_hash=hash_content(document),
         label=analysis.label if settings.class_labels is not None else None,
         passages=tuple(StoredPassage(next(vids), p.start, p.end, p.tokens) for p in analysis.passages),
         spans=sorted_spans(analysis.spans) if settings.entity_types is not None else (),
@@ -222,9 +223,12 @@ def metadata_json(metadata: Metadata) -> str:
     return orjson.dumps(metadata).decode()
 
 
-def hash_text(text: str) -> bytes:
-    """What tells whether a text has changed: BLAKE2b, 16 bytes."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def hash_content(document: Document) -> bytes:
+    """What tells whether a document must be embedded again: BLAKE2b, 16 bytes, over its text and given vector."""
+    digest = hashlib.blake2b(document.text.encode(), digest_size=16)
+    if document.vector is not None:
+        digest.update(b"\0" + document.vector.astype("<f4").tobytes())
+    return digest.digest()
 
 
 def sorted_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
@@ -241,9 +245,9 @@ def _write_documents(connection: sqlite3.Connection, documents: Iterable[StoredD
     rows = list(documents)
     labels = _numbers(connection, "labels", "label", {stored.label.name for stored in rows if stored.label})
     connection.executemany(
-        "INSERT INTO documents (doc, id, text, metadata, text_hash, label, label_score, digest, written)"
+        "INSERT INTO documents (doc, id, text, metadata, content_hash, label, label_score, digest, written)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (doc) DO UPDATE SET text = excluded.text,"
-        " metadata = excluded.metadata, text_hash = excluded.text_hash, label = excluded.label,"
+        " metadata = excluded.metadata, content_hash = excluded.content_hash, label = excluded.label,"
         " label_score = excluded.label_score, digest = excluded.digest, written = excluded.written",
         [
             (
@@ -251,7 +255,7 @@ def _write_documents(connection: sqlite3.Connection, documents: Iterable[StoredD
                 stored.id,
                 stored.text,
                 stored.metadata_json,
-                hash_text(stored.text),
+                stored.content_hash,
                 labels[stored.label.name] if stored.label else None,
                 stored.label.score if stored.label else None,
                 stored.digest(),

@@ -34,7 +34,7 @@ def m001_create_tables(db: Database) -> None:
             id TEXT NOT NULL UNIQUE,
             text TEXT NOT NULL,
             metadata TEXT NOT NULL,
-            text_hash BLOB NOT NULL,
+            content_hash BLOB NOT NULL,
             label INTEGER REFERENCES labels (label),
             label_score REAL,
             written INTEGER NOT NULL,

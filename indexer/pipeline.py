@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from indexer.errors import ModelError
-from indexer.records import Document
-from indexer.settings import Analyser, check_model, settings_of
+import numpy as np
+
+from indexer.errors import InputError, ModelError
+from indexer.records import Analysis, Document, Passage
+from indexer.settings import Analyser, IndexSettings, check_model, settings_of
 from indexer.store import Action, Entry, IndexWriter
 
 # One transaction holds at most so many documents, and closes early when their texts are long.
@@ -33,24 +35,25 @@ class Report:
 
 def index(
     documents: Iterable[Document],
-    model: Analyser,
+    model: Analyser | None,
     writer: IndexWriter,
     *,
     on_commit: Callable[[Report], None] | None = None,
 ) -> Report:
     """Embed, tag and store documents; what is in the index already is skipped, so that a run can be repeated.
 
-    Each batch is durable when `on_commit` is called with the report so far. Raises `FingerprintError` where the
-    model is not the index's, and whatever `documents` raises, after the batch before it was stored.
+    Each batch is durable when `on_commit` is called with the report so far. Documents that bring their vector need no
+    model, unless the index has tags. Raises `FingerprintError` where the model is not the index's, and whatever `documents` raises, after the batch before it was stored.
     """
-    check_model(writer.settings, model, place=str(writer.path), heads=True)
+    if model is not None:
+        check_model(writer.settings, model, place=str(writer.path), heads=True)
     report, first_commit = Report(), writer.state.number + 1
     for batch in batched(documents):
         last = {document.id: document for document in batch}
         report.duplicates += len(batch) - len(last)
         plans = writer.plan(list(last.values()), since=first_commit)
-        to_embed = [plan.document.text for plan in plans if plan.action is Action.EMBED]
-        analyses = iter(model.analyse(to_embed, tags=writer.settings.tagged) if to_embed else [])
+        to_embed = [plan.document for plan in plans if plan.action is Action.EMBED]
+        analyses = iter(analyse(to_embed, model, writer.settings))
         writer.write(
             [
                 Entry(plan.document, next(analyses) if plan.action is Action.EMBED else None)
@@ -72,6 +75,44 @@ def index(
         if on_commit is not None:
             on_commit(report)
     return report
+
+
+def analyse(documents: Sequence[Document], model: Analyser | None, settings: IndexSettings) -> list[Analysis]:
+    """Analyses of documents, with the vectors that some bring. Raises `InputError` for one that does not fit."""
+    for document in documents:
+        if document.vector is None and (model is None or settings.fingerprint is None):
+            raise InputError(
+                "has no vector, and the index holds vectors that were made elsewhere: give it one with --vectors",
+                source=f"document '{document.id}'",
+            )
+    needed = [document.vector is None or (settings.tagged and bool(document.text)) for document in documents]
+    texts = [document.text for document, needs in zip(documents, needed, strict=True) if needs]
+    found = iter(model.analyse(texts, tags=settings.tagged) if model and texts else [])
+    analyses = []
+    for document, needs in zip(documents, needed, strict=True):
+        analysis = next(found) if needs else None
+        if document.vector is not None or analysis is None:
+            analysis = with_vector(document, analysis, settings)
+        analyses.append(analysis)
+    return analyses
+
+
+def with_vector(document: Document, analysis: Analysis | None, settings: IndexSettings) -> Analysis:
+    """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one."""
+    vector = np.asarray(document.vector, dtype=np.float32)
+    place = f"document '{document.id}'"
+    if vector.shape != (settings.dimension,):
+        raise InputError(f"its vector has shape {vector.shape}, the index's {(settings.dimension,)}", source=place)
+    if not np.isfinite(vector).all() or not vector.any():
+        raise InputError("its vector is zero, or not finite: it has no direction to compare", source=place)
+    tokens = sum(passage.tokens for passage in analysis.passages) if analysis else 0
+    return Analysis(
+        passages=(Passage(0, len(document.text), tokens),),
+        vectors=vector[None],
+        pooled=vector,
+        label=analysis.label if analysis else None,
+        spans=analysis.spans if analysis else (),
+    )
 
 
 def retag(model: Analyser, writer: IndexWriter, *, on_commit: Callable[[int], None] | None = None) -> int:

@@ -39,8 +39,8 @@ class IndexInfo:
 
     path: str
     format: int
-    model: str
-    fingerprint: str
+    model: str | None
+    fingerprint: str | None
     heads_fingerprint: str | None
     dimension: int
     class_labels: tuple[str, ...] | None
@@ -307,7 +307,7 @@ class Snapshot:
         unit = vectors.normalise(query[None])[0]
         mask = None
         if allowed is not None:
-            highest = max((int(segment.docs.max()) for segment in self.view.all if len(segment)), default=0)
+            highest = max((segment.highest_doc for segment in self.view.all), default=0)
             mask = np.zeros(highest + 1, dtype=bool)
             docs = np.frombuffer(allowed.to_array(), dtype=np.uint32)
             mask[docs[docs <= highest]] = True

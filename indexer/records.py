@@ -21,11 +21,16 @@ Metadata = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text with its id and metadata, as a reader yields it and as the index keeps it."""
+    """One text with its id and metadata, as a reader yields it and as the index keeps it.
+
+    `vector`: an embedding made elsewhere, fp32 (dimension,), which is taken as it is; such a document may have an
+    empty text. `None`: the model embeds the text.
+    """
 
     id: str
     text: str
     metadata: Metadata = field(default_factory=dict)
+    vector: FloatArray | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

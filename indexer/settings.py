@@ -32,11 +32,12 @@ class Analyser(Protocol):
 class IndexSettings:
     """Facts that hold for the whole index.
 
+    `model` and `fingerprint` are `None` where the vectors were made elsewhere, by a model that is not known.
     `class_labels` and `entity_types` are `None` where the index was made without such tags.
     """
 
-    model: str
-    fingerprint: str
+    model: str | None
+    fingerprint: str | None
     heads_fingerprint: str | None
     dimension: int
     class_labels: tuple[str, ...] | None
@@ -60,8 +61,23 @@ def settings_of(model: Analyser, *, tags: bool = True) -> IndexSettings:
     )
 
 
+def settings_of_vectors(dimension: int) -> IndexSettings:
+    """The settings of a new index for vectors that were made elsewhere."""
+    return IndexSettings(None, None, None, dimension, None, None)
+
+
 def check_model(settings: IndexSettings, model: Analyser, *, place: str, heads: bool) -> None:
-    """Raise `FingerprintError` unless the model gives the same embeddings, and with `heads` the same tags."""
+    """Raise `FingerprintError` unless the model gives the same embeddings, and with `heads` the same tags.
+
+    Of vectors that were made elsewhere only the dimension can be compared.
+    """
+    if settings.fingerprint is None:
+        if model.dimension != settings.dimension:
+            raise FingerprintError(
+                f"{place} holds vectors of {settings.dimension} dimensions that were made elsewhere, {model.name} makes "
+                f"{model.dimension}: pass the --model that made them"
+            )
+        return
     if model.fingerprint != settings.fingerprint:
         raise FingerprintError(
             f"{place} was built with model {settings.model} (fingerprint {settings.fingerprint[:12]}, "

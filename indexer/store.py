@@ -26,7 +26,7 @@ from indexer.changes import (
     Change,
     CommitState,
     apply_change,
-    hash_text,
+    hash_content,
     metadata_json,
     new_document,
     next_numbers,
@@ -144,10 +144,10 @@ class IndexWriter:
         One whose id was written by commit number `since` or a later one is `repeated`.
         """
         known = {
-            id_: (text_hash, metadata, written)
-            for id_, text_hash, metadata, written in select_in(
+            id_: (content_hash, metadata, written)
+            for id_, content_hash, metadata, written in select_in(
                 self._connection,
-                "SELECT id, text_hash, metadata, written FROM documents WHERE id IN",
+                "SELECT id, content_hash, metadata, written FROM documents WHERE id IN",
                 [document.id for document in documents],
             )
         }
@@ -155,9 +155,9 @@ class IndexWriter:
         for document in documents:
             action, repeated = Action.EMBED, False
             if found := known.get(document.id):
-                text_hash, metadata, written = found
+                content_hash, metadata, written = found
                 repeated = written >= since
-                if text_hash == hash_text(document.text):
+                if content_hash == hash_content(document):
                     same = metadata == metadata_json(document.metadata)
                     action = Action.SKIP if same else Action.UPDATE
             plans.append(Plan(document, action, exists=document.id in known, repeated=repeated))

@@ -29,12 +29,16 @@ class StoredPassage:
 
 @dataclass(frozen=True, slots=True)
 class StoredDocument:
-    """A document with everything that the index says about it. `metadata_json` is the JSON text as stored."""
+    """A document with everything that the index says about it.
+
+    `metadata_json` is the JSON text as stored, `content_hash` tells whether the text must be embedded again.
+    """
 
     doc: int
     id: str
     text: str
     metadata_json: str
+    content_hash: bytes
     label: Label | None
     passages: tuple[StoredPassage, ...]
     spans: tuple[Span, ...]
@@ -53,6 +57,7 @@ class StoredDocument:
             encoded = text.encode()
             digest.update(struct.pack("<q", len(encoded)))
             digest.update(encoded)
+        digest.update(self.content_hash)
         digest.update(struct.pack("<d", label.score if label else -1.0))
         for passage in self.passages:
             digest.update(struct.pack("<qqqq", passage.vid, passage.start, passage.end, passage.tokens))
@@ -82,8 +87,8 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
     ):
         spans.setdefault(doc, []).append(Span(*span))
     documents: dict[int, StoredDocument] = {}
-    for doc, id_, text, metadata, name, score, digest in connection.execute(
-        "SELECT doc, id, text, metadata, labels.name, label_score, digest FROM documents"
+    for doc, id_, text, metadata, content_hash, name, score, digest in connection.execute(
+        "SELECT doc, id, text, metadata, content_hash, labels.name, label_score, digest FROM documents"
         " LEFT JOIN labels USING (label) WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY doc",
         (chosen,),
     ):
@@ -92,6 +97,7 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
             id=id_,
             text=text,
             metadata_json=metadata,
+            content_hash=content_hash,
             label=None if name is None else Label(name, score),
             passages=tuple(passages.get(doc, ())),
             spans=tuple(spans.get(doc, ())),

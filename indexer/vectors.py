@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import faiss
@@ -69,6 +69,11 @@ class Segment:
     def live_rows(self) -> int:
         """Vectors that are not dead."""
         return int(np.count_nonzero(self.live))
+
+    @cached_property
+    def highest_doc(self) -> int:
+        """The highest document number, 0 for an empty segment."""
+        return int(self.docs.max(initial=0))
 
     @property
     def all_live(self) -> bool:
@@ -137,7 +142,6 @@ class SearchPlan:
     scanned_codes: int = 0
     scanned_vectors: int = 0
     rescored: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def search_segments(

@@ -67,6 +67,7 @@ def hit_options(command: F) -> F:
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
+@click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
 @click.option("--mode", type=click.Choice(["cosine"]), default="cosine", show_default=True, help="How hits are ranked.")
 @model_options
 def query(
@@ -79,6 +80,7 @@ def query(
     offset: int,
     min_score: float | None,
     as_json: bool,
+    explain: bool,
     mode: str,
     model: str | None,
     device: str,
@@ -88,18 +90,17 @@ def query(
     \b
     Example: search query myindex "supply problems" --entity "ORG:Halden Steel" --where "year >= 2020"
     """
+    from search.query import Query
     from search.searcher import Searcher
 
     with Searcher(index, model=model, device=device) as searcher:
-        hits = searcher.search(
-            text,
-            k=k,
-            filter=flag_filter(entities, labels, where),
-            mode=mode,
-            offset=offset,
-            min_score=min_score,
-        )
-    show_hits(hits, as_json=as_json, offset=offset)
+        filter = flag_filter(entities, labels, where)
+        asked = Query(k=k, filter=filter, mode=mode, offset=offset, min_score=min_score)
+        answer = searcher.answer(text, asked)
+    show_hits(answer.hits, as_json=as_json, offset=offset)
+    if explain:
+        for line in answer.explanation.lines():
+            click.echo(line, err=True)
 
 
 @cli.command()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from pyroaring import BitMap
 
 from indexer.errors import ModelError, QueryError
 from indexer.fields import has_lone_surrogate
@@ -13,10 +16,12 @@ from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
+from indexer.vectors import Candidates
 from search.enrich import enrich
+from search.explain import Answer, Explanation
 from search.hits import Hit
 from search.query import Query
-from search.ranking import in_order, rank_documents
+from search.ranking import Ranked, in_order, rank_documents
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
@@ -97,14 +102,53 @@ class Searcher:
         over all of it. Raises `QueryError`, `FilterError`, `ModelError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
-        if not text.strip():
-            raise QueryError("the query's text is empty")
-        if has_lone_surrogate(text):
-            raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
+        return list(self.answer(text, query).hits)
+
+    def search_many(
+        self,
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        filter: Filter | str | None = None,
+        mode: str = "cosine",
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[list[Hit]]:
+        """The answers to several texts, all from one commit, using all cores. As `search` gives them one by one."""
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        for text in texts:
+            _check_text(text)
         self._check_filter(query.filter)
-        vector = self.model.encode([text])[0]
+        vectors = self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
-            return self._find(snapshot, vector, query)
+            chosen = self._allowed(snapshot, query)
+
+            def rank(vector: FloatArray) -> list[Ranked]:
+                return self._rank(snapshot, vector, query, chosen, Explanation(), parallel=False)
+
+            ranked = list(self._reader.workers.map(rank, vectors))
+            return [self._hits(snapshot, found, query) for found in ranked]
+
+    def search_vector(
+        self,
+        vector: FloatArray,
+        *,
+        k: int = 10,
+        filter: Filter | str | None = None,
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[Hit]:
+        """The k documents nearest to a vector, fp32 (dimension,), of any length but zero. Needs no model.
+
+        Raises `QueryError` for a vector of another dimension, `FilterError`.
+        """
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        self._check_filter(query.filter)
+        wanted = (self._reader.settings.dimension,)
+        if vector.shape != wanted:
+            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
+        with self._reader.snapshot() as snapshot:
+            return self._find(snapshot, vector, query, Explanation())
 
     def similar(
         self,
@@ -125,7 +169,18 @@ class Searcher:
             doc = snapshot.number_of(id_)
             if doc is None:
                 raise QueryError(f"no document has the id '{id_}'")
-            return self._find(snapshot, snapshot.document_vector(doc), query, exclude=doc)
+            return self._find(snapshot, snapshot.document_vector(doc), query, Explanation(), exclude=doc)
+
+    def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
+        """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
+        _check_text(text)
+        self._check_filter(query.filter)
+        explanation = Explanation()
+        with explanation.timed("model"):
+            vector = self.model.encode([text])[0]
+        with self._reader.snapshot() as snapshot:
+            hits = self._find(snapshot, vector, query, explanation, path=path)
+        return Answer(tuple(hits), explanation)
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
@@ -137,24 +192,67 @@ class Searcher:
             settings = self._reader.settings
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
 
-    def _find(self, snapshot: Snapshot, vector: FloatArray, query: Query, exclude: int | None = None) -> list[Hit]:
+    def _find(
+        self,
+        snapshot: Snapshot,
+        vector: FloatArray,
+        query: Query,
+        explanation: Explanation,
+        *,
+        exclude: int | None = None,
+        path: str = "auto",
+    ) -> list[Hit]:
         """Filter → vector search → rank → enrich, on one commit of the index."""
-        chosen = None if query.filter is None else snapshot.allowed(query.filter)
-        available = snapshot.count() if chosen is None else len(chosen)
+        with explanation.timed("filter"):
+            chosen = self._allowed(snapshot, query)
+        with explanation.timed("vectors"):
+            ranked = self._rank(snapshot, vector, query, chosen, explanation, exclude=exclude, path=path)
+        with explanation.timed("documents"):
+            return self._hits(snapshot, ranked, query)
+
+    def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
+        return None if query.filter is None else snapshot.allowed(query.filter)
+
+    def _rank(
+        self,
+        snapshot: Snapshot,
+        vector: FloatArray,
+        query: Query,
+        chosen: BitMap | None,
+        explanation: Explanation,
+        *,
+        exclude: int | None = None,
+        path: str = "auto",
+        parallel: bool = True,
+    ) -> list[Ranked]:
+        """The best documents up to offset + k, and those that tie with the last of them."""
+        explanation.documents = snapshot.count()
+        available = explanation.documents if chosen is None else len(chosen)
+        explanation.allowed = available
         if exclude is not None and (chosen is None or exclude in chosen):
             available -= 1
         if available <= query.offset:
             return []
-        ranked = rank_documents(
-            lambda n: snapshot.search_vectors(vector, n, allowed=chosen)[0],
-            wanted=query.offset + query.k,
-            available=available,
-            exclude=exclude,
-        )
+
+        def find(n: int) -> Candidates:
+            candidates, plan = snapshot.search_vectors(vector, n, allowed=chosen, path=path, parallel=parallel)
+            explanation.plans.append(plan)
+            return candidates
+
+        return rank_documents(find, wanted=query.offset + query.k, available=available, exclude=exclude)
+
+    def _hits(self, snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Hit]:
         if query.min_score is not None:
             ranked = [document for document in ranked if document.score >= query.min_score]
         ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
         return enrich(snapshot, ordered[query.offset : query.offset + query.k])
+
+
+def _check_text(text: str) -> None:
+    if not text.strip():
+        raise QueryError("the query's text is empty")
+    if has_lone_surrogate(text):
+        raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
 
 
 def _as_filter(filter: Filter | str | None) -> Filter | None:

@@ -193,5 +193,3 @@ def check_consistent(path: Path) -> None:
         removed = set(column("SELECT vid FROM changes WHERE op = 'remove'"))
         assert not pending & sealed
         assert vids == (pending | sealed) - removed
-
-

@@ -487,7 +487,7 @@ def index_of(documents: Sequence[DocumentFacts]) -> sqlite3.Connection:
     for doc, facts in enumerate(documents, start=1):
         label = None if facts.label is None else number("labels", "label", name=facts.label)
         connection.execute(
-            "INSERT INTO documents (doc, id, text, metadata, text_hash, label, written, digest)"
+            "INSERT INTO documents (doc, id, text, metadata, content_hash, label, written, digest)"
             " VALUES (?, ?, '', '{}', x'', ?, 0, x'')",
             (doc, facts.id, label),
         )

@@ -288,7 +288,9 @@ def test_a_segment_that_has_gone_is_named(path: Path) -> None:
     file.unlink()
     with (
         IndexReader(path) as reader,
-        pytest.raises(CorruptIndexError, match=f"{file.name} is named by the index but is not there; run 'indexer verify"),
+        pytest.raises(
+            CorruptIndexError, match=f"{file.name} is named by the index but is not there; run 'indexer verify"
+        ),
         reader.snapshot(),
     ):
         pass
@@ -296,10 +298,16 @@ def test_a_segment_that_has_gone_is_named(path: Path) -> None:
 
 def test_a_damaged_pending_vector_is_named_and_the_reader_stays_usable(path: Path) -> None:
     build_index(path, documents(1, 2))
-    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection, IndexReader(path) as reader:
+    with (
+        closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection,
+        IndexReader(path) as reader,
+    ):
         connection.execute("UPDATE pending SET crc32 = crc32 + 1 WHERE vid = 2")
         for _ in range(2):
-            with pytest.raises(CorruptIndexError, match="pending vector 2 does not match its checksum"), reader.snapshot():
+            with (
+                pytest.raises(CorruptIndexError, match="pending vector 2 does not match its checksum"),
+                reader.snapshot(),
+            ):
                 pass
         connection.execute("UPDATE pending SET crc32 = crc32 - 1 WHERE vid = 2")
         with reader.snapshot() as snapshot:

@@ -54,7 +54,12 @@ EAST_BLOB, NORTH_BLOB = bytes.fromhex("003c0000"), bytes.fromhex("0000003c")
 
 
 def entry(
-    id_: str, text: str, *vectors: Any, metadata: dict[str, Any] | None = None, label: Label | None = None, spans: Any = ()
+    id_: str,
+    text: str,
+    *vectors: Any,
+    metadata: dict[str, Any] | None = None,
+    label: Label | None = None,
+    spans: Any = (),
 ) -> Entry:
     """A document cut into as many passages of equal length as there are vectors."""
     step = len(text) // len(vectors)
@@ -75,7 +80,7 @@ def documents_of(path: Path) -> list[tuple[Any, ...]]:
     return [row[:-1] for row in table_rows(path, "documents")]
 
 
-def text_hash(text: str) -> bytes:
+def content_hash(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -138,7 +143,7 @@ def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
         ]
     )
     assert documents_of(path) == [
-        (1, "a", text, '{"year":2020,"tags":["x",true],"n":null}', text_hash(text), 1, 0.75, 1)
+        (1, "a", text, '{"year":2020,"tags":["x",true],"n":null}', content_hash(text), 1, 0.75, 1)
     ]
     assert {table: table_rows(path, table) for table in TABLES} == {
         "passages": [(1, 1, 0, 13, 5)],
@@ -165,10 +170,20 @@ def test_a_long_document_has_a_row_for_each_passage_and_its_pooled_vector(path: 
 
 def test_a_replaced_text_keeps_its_number_and_takes_new_vids(path: Path, writer: IndexWriter) -> None:
     writer.write(
-        [entry("a", "Ada met ", EAST, EAST, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+        [
+            entry(
+                "a",
+                "Ada met ",
+                EAST,
+                EAST,
+                metadata={"year": 1},
+                label=Label("sport", 1.0),
+                spans=[Span("PER", 0, 3, 1)],
+            )
+        ]
     )
     writer.write([entry("a", "Rome", NORTH, metadata={"city": "Rome"}, spans=[Span("LOC", 0, 4, 0.5)])])
-    assert documents_of(path) == [(1, "a", "Rome", '{"city":"Rome"}', text_hash("Rome"), None, None, 2)]
+    assert documents_of(path) == [(1, "a", "Rome", '{"city":"Rome"}', content_hash("Rome"), None, None, 2)]
     assert {table: table_rows(path, table) for table in TABLES} == {
         "passages": [(3, 1, 0, 4, 5)],
         "pooled": [],
@@ -191,13 +206,15 @@ def test_a_replaced_text_keeps_its_number_and_takes_new_vids(path: Path, writer:
 
 
 def test_new_metadata_alone_keeps_vectors_class_and_entities(path: Path, writer: IndexWriter) -> None:
-    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    writer.write(
+        [entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+    )
     before = kept(path)
     writer.write([Entry(Document("a", "Ada ", {"year": 2, "new": "x"}), None)])
     after = kept(path)
     for table in ("passages", "pooled", "pending", "entity_terms", "entities", "labels"):
         assert after[table] == before[table]
-    assert documents_of(path) == [(1, "a", "Ada ", '{"year":2,"new":"x"}', text_hash("Ada "), 1, 1.0, 2)]
+    assert documents_of(path) == [(1, "a", "Ada ", '{"year":2,"new":"x"}', content_hash("Ada "), 1, 1.0, 2)]
     assert after["fields"] == [(1, 1, 2, 1), (2, 2, "x", 1)]
     assert after["changes"] == [*before["changes"], (3, "update", 1, None)]
     assert after["commits"][0][:5] == (2, 1, 2, 1, 2)
@@ -205,7 +222,9 @@ def test_new_metadata_alone_keeps_vectors_class_and_entities(path: Path, writer:
 
 
 def test_a_removed_document_leaves_only_its_log(path: Path, writer: IndexWriter) -> None:
-    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    writer.write(
+        [entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+    )
     assert writer.remove(["a"]) == []
     assert {table: table_rows(path, table) for table in ("documents", *TABLES)} == {
         "documents": [],
@@ -238,7 +257,9 @@ def test_removing_says_which_ids_were_not_there(writer: IndexWriter) -> None:
     assert writer.state.documents == 2
 
 
-def test_removing_more_than_are_held_in_memory_at_a_time(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_more_than_are_held_in_memory_at_a_time(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "REMOVE_ROWS", 3)
     writer.write([entry(f"{n}", f"{n}", EAST) for n in range(10)])
     assert writer.remove([f"{n}" for n in range(8)]) == []
@@ -265,9 +286,9 @@ def test_ids_and_keys_may_hold_any_character(path: Path, writer: IndexWriter) ->
     writer.write([entry(id_, id_ + "!", NORTH, metadata={f"k{id_}": id_}) for id_ in odd])
     assert [(row[0], row[1]) for row in documents_of(path)] == list(enumerate(odd, start=1))
     check_consistent(path)
-    assert [plan.action for plan in writer.plan([Document(id_, id_ + "!", {f"k{id_}": id_}) for id_ in odd], since=9)] == [
-        Action.SKIP
-    ] * len(odd)
+    assert [
+        plan.action for plan in writer.plan([Document(id_, id_ + "!", {f"k{id_}": id_}) for id_ in odd], since=9)
+    ] == [Action.SKIP] * len(odd)
     assert writer.remove(odd) == []
     assert documents_of(path) == []
 
@@ -360,7 +381,9 @@ def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> N
 # Sealing
 
 
-def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(path: Path, writer: IndexWriter) -> None:
+def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
+    path: Path, writer: IndexWriter
+) -> None:
     writer.write([entry("a", "ab", EAST, NORTH), entry("b", "b", NORTH), entry("c", "c", EAST)])
     writer.remove(["b"])
     assert writer.seal() is True
@@ -382,7 +405,9 @@ def test_sealing_nothing_does_nothing(path: Path, writer: IndexWriter) -> None:
     assert (table_rows(path, "segments"), writer.state.number) == ([], 0)
 
 
-def test_enough_pending_vectors_are_sealed_by_writing(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_pending_vectors_are_sealed_by_writing(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "SEAL_ROWS", 3)
     writer.write([entry("a", "a", EAST), entry("b", "b", EAST)])
     assert (writer.pending_rows, table_rows(path, "segments")) == (2, [])
@@ -677,7 +702,8 @@ _WORDS = st.lists(
 )
 _IDS = st.sampled_from([f"d{n}" for n in range(8)])
 _METADATA = st.fixed_dictionaries(
-    {}, optional={"year": st.integers(1999, 2003), "tag": st.sampled_from(["a", "b"]), "deep": st.just({"x": [1, True]})}
+    {},
+    optional={"year": st.integers(1999, 2003), "tag": st.sampled_from(["a", "b"]), "deep": st.just({"x": [1, True]})},
 )
 
 

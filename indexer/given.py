@@ -1,0 +1,53 @@
+"""Vectors that were made elsewhere: from a .npy file, row by row, or from a field of each record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from indexer.errors import InputError
+from indexer.records import Document
+
+
+def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Document]:
+    """Each document with its row of a .npy file: floats (n, dimension), n the number of documents.
+
+    The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number.
+    """
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a .npy file of numbers"
+        raise InputError(f"cannot be read: {reason}", source=str(path)) from error
+    if table.ndim != 2 or table.dtype.kind != "f":
+        raise InputError(f"holds {table.dtype} of shape {table.shape}, not one row of floats each", source=str(path))
+    number = 0
+    for number, document in enumerate(documents, start=1):
+        if number > len(table):
+            raise InputError(f"has {len(table):,} rows, but there are more documents", source=str(path))
+        yield replace(document, vector=_checked(np.asarray(table[number - 1], dtype=np.float32), f"{path}, row {number}"))
+    if number < len(table):
+        raise InputError(f"has {len(table):,} rows, but there are only {number:,} documents", source=str(path))
+
+
+def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Document]:
+    """Each document with the vector in a field of its metadata, an array of numbers, which is taken out of there."""
+    for document in documents:
+        place = f"document '{document.id}'"
+        value = document.metadata.get(field)
+        if not isinstance(value, list) or not all(isinstance(x, int | float) for x in value) or not value:
+            raise InputError("is not an array of numbers", source=place, field=field)
+        metadata = {name: inner for name, inner in document.metadata.items() if name != field}
+        vector = _checked(np.array(value, dtype=np.float32), f"{place}, field '{field}'")
+        yield replace(document, metadata=metadata, vector=vector)
+
+
+def _checked(vector: np.ndarray[tuple[int], np.dtype[np.float32]], place: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    if not np.isfinite(vector).all():
+        raise InputError("the vector holds NaN or infinity", source=place)
+    if not vector.any():
+        raise InputError("the vector is zero: it has no direction to compare", source=place)
+    return vector

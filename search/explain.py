@@ -1,0 +1,71 @@
+"""What a search did, and how long each step took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from indexer.vectors import SearchPlan
+from search.hits import Hit
+
+
+@dataclass(slots=True)
+class Explanation:
+    """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step."""
+
+    documents: int = 0
+    allowed: int = 0
+    plans: list[SearchPlan] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        """Add the time that a block takes to a step."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object."""
+        return {
+            "documents": self.documents,
+            "allowed": self.allowed,
+            "rounds": [
+                {
+                    "plan": plan.path,
+                    "vectors": plan.rows,
+                    "allowed": plan.allowed,
+                    "scanned_codes": plan.scanned_codes,
+                    "scanned_vectors": plan.scanned_vectors,
+                    "rescored": plan.rescored,
+                }
+                for plan in self.plans
+            ],
+            "milliseconds": {step: round(1000 * seconds, 3) for step, seconds in self.seconds.items()},
+        }
+
+    def lines(self) -> list[str]:
+        """For reading."""
+        steps = ", ".join(f"{step} {1000 * seconds:.1f} ms" for step, seconds in self.seconds.items())
+        return [
+            f"allowed: {self.allowed:,} of {self.documents:,} documents",
+            *(
+                f"plan: {plan.path}; of {plan.allowed:,} allowed vectors (of {plan.rows:,}) scanned "
+                f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors, scored {plan.rescored:,} exactly"
+                for plan in self.plans
+            ),
+            f"time: {steps}",
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits, best first, with what was done to find them."""
+
+    hits: tuple[Hit, ...]
+    explanation: Explanation
