@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer import pipeline
-from indexer.errors import InputError, TagdexError
+from indexer.errors import InputError, TagdexError, UnfinishedIndexError
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
 from indexer.pipeline import Report
 from indexer.records import Document
-from indexer.settings import settings_of
+from indexer.settings import settings_of, settings_of_vectors
 from indexer.store import META, IndexWriter
 
 if TYPE_CHECKING:
@@ -35,26 +35,47 @@ def add_documents(
     `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
     documents bring their vectors, it says by which model those were made, and `None` that this is not known.
     `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
-    What `on_commit` was told of is durable. Raises `InputError`, `ModelError`, `IndexFolderError` and what `documents` raises.
+    What `on_commit` was told of is durable. Raises `InputError`, `ModelError`, `IndexFolderError` and what
+    `documents` raises.
     """
     path = Path(path)
     iterator = checked(documents)
-    if (path / META).is_file():
-        with IndexWriter(path) as writer:
-            if writer.settings.tagged and not tags:
+    if (writer := _open_existing(path)) is not None:
+        with writer:
+            settings = writer.settings
+            if settings.tagged and tags is False:
                 raise TagdexError(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
                     "new index"
                 )
-            loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
+            first, iterator = _peek(iterator)
+            if settings.fingerprint is None:
+                return pipeline.index(iterator, None, writer, on_commit=on_commit)
+            if first is not None and first.vector is not None and model is None:
+                raise InputError(
+                    f"{path} was built with model {settings.model}: pass --model to say that these vectors are its own"
+                )
+            loaded = _load(model if model is not None else settings.model, device, batch_tokens)
             return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
     # Neither a bad first record nor a bad model leaves an empty index behind.
-    first = next(iterator, None)
+    first, iterator = _peek(iterator)
     if first is None:
         raise InputError("there is nothing to add: no document was given")
+    given = first.vector is not None
+    tags = not given if tags is None else tags
+    if given and model is None and not tags:
+        settings = settings_of_vectors(len(first.vector if first.vector is not None else ()))
+        with IndexWriter(path, create=settings) as writer:
+            return pipeline.index(iterator, None, writer, on_commit=on_commit)
     loaded = _load(model, device, batch_tokens)
     with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
-        return pipeline.index(chain([first], iterator), loaded, writer, on_commit=on_commit)
+        return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
+
+
+def compact_index(path: str | Path) -> int:
+    """Give back the space of what was removed, and put segments together; returns how many were written."""
+    with IndexWriter(path) as writer:
+        return writer.compact(full=True)
 
 
 def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:
@@ -94,13 +115,29 @@ def checked(documents: Iterable[Document]) -> Iterator[Document]:
         place = f"document {number}"
         if not isinstance(document.id, str) or not document.id:
             raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
-        if not isinstance(document.text, str) or not document.text.strip():
+        if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
             raise InputError("the text is empty", source=f"{place} ('{document.id}')")
         if has_lone_surrogate(document.id) or has_lone_surrogate(document.text):
             raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
         for field, problem in metadata_problems(document.metadata):
             raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
         yield document
+
+
+def _open_existing(path: Path) -> IndexWriter | None:
+    """The writer of an index, `None` where there is none yet, or only what was left when its making was cut short."""
+    if not (path / META).is_file():
+        return None
+    try:
+        return IndexWriter(path)
+    except UnfinishedIndexError:
+        return None
+
+
+def _peek(documents: Iterator[Document]) -> tuple[Document | None, Iterator[Document]]:
+    """The first document, `None` where there is none, and all documents."""
+    first = next(documents, None)
+    return first, documents if first is None else chain([first], documents)
 
 
 def _load(model: TextModel | str | Path | None, device: str, batch_tokens: int | None) -> TextModel:

@@ -154,7 +154,7 @@ def with_heads(
     """
     config = type(base.model.config).from_dict(base.model.config.to_dict())
     if class_labels is not None:
-        config.class_labels = list(class_labels)
+        config.class_labels, config.class_head = list(class_labels), "linear"
         config.class_temperature, config.class_threshold = 1.0, 0.0
     if entity_types is not None:
         config.entity_types, config.tag_head = list(entity_types), tag_head
@@ -224,6 +224,7 @@ def heads_fingerprint(model: MultiTaskModel) -> str | None:
         "weights": tensors_digest(heads),
         "class_labels": config.class_labels,
         "entity_types": config.entity_types,
+        "class_head": config.class_head,
         "tag_layers": config.tagged_layers,
         "tag_head": config.tag_head,
         "word_splitter": config.word_splitter,

@@ -80,14 +80,27 @@ batch_tokens_option = click.option(
 @reading_options
 @model_options
 @batch_tokens_option
-@click.option("--no-tags", is_flag=True, help="A new index without class and entities; it has no such filters.")
+@click.option(
+    "--tags/--no-tags",
+    default=None,
+    help="Whether a new index has class and entities. Default: yes, but not with vectors that are given.",
+)
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npy",
+    help="Take the vectors from here, one row per document; with --model, they are that model's.",
+)
+@click.option("--vector-field", metavar="F", help="Take the vectors from this field, an array of numbers.")
 def add(
     index: Path,
     files: tuple[str, ...],
     model: str | None,
     device: str,
     batch_tokens: int | None,
-    no_tags: bool,
+    tags: bool | None,
+    vectors: Path | None,
+    vector_field: str | None,
     on_error: str,
     **reading: Any,
 ) -> None:
@@ -101,16 +114,28 @@ def add(
     Example: indexer add myindex articles.jsonl --text-field title --text-field body
     """
     from indexer.api import add_documents
+    from indexer.given import with_vector_field, with_vectors
 
+    if vectors and vector_field:
+        raise click.UsageError("give either --vectors or --vector-field")
+    if vectors and on_error == "skip":
+        raise click.UsageError("--vectors needs --on-error stop: a record left out would shift all rows after it")
+    if vectors or vector_field:
+        reading["text_required"] = False
     started = time.monotonic()
     with source_documents(files, reading, on_error=on_error) as source:
+        documents = source.documents
+        if vectors:
+            documents = with_vectors(documents, vectors)
+        elif vector_field:
+            documents = with_vector_field(documents, vector_field)
         report = add_documents(
             index,
-            source.documents,
+            documents,
             model=model,
             device=device,
             batch_tokens=batch_tokens,
-            tags=not no_tags,
+            tags=tags,
             on_commit=source.show,
         )
     click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
@@ -168,7 +193,9 @@ def info(index: Path, as_json: bool) -> None:
             value = f"{value:,}"
         click.echo(f"{name.replace('_', ' '):<18} {'none' if value is None else value}")
     for segment in segments:
-        click.echo(f"{'segment':<18} {segment['name']}  {segment['rows']:,} vectors  {segment['bytes']:,} bytes")
+        size = sum(file["bytes"] for file in segment["files"])
+        codes = f", codes with rerank factor {segment['rerank']}" if segment["rerank"] else ""
+        click.echo(f"{'segment':<18} {segment['name']}  {segment['rows']:,} vectors, {size:,} bytes{codes}")
 
 
 @cli.command()
@@ -190,6 +217,24 @@ def retag(index: Path, model: str | None, device: str, batch_tokens: int | None)
             index, model=model, device=device, batch_tokens=batch_tokens, on_commit=lambda n: bar.update(n - bar.n)
         )
     click.echo(f"{index}: {done:,} documents tagged again")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+def compact(index: Path) -> None:
+    """Give back the space of what was removed from INDEX, and put its segments together.
+
+    Searches go on meanwhile. It can be stopped at any moment, and then be run again.
+
+    \b
+    Example: indexer compact myindex
+    """
+    from indexer.api import compact_index
+    from indexer.reader import folder_bytes
+
+    before = folder_bytes(index)
+    written = compact_index(index)
+    click.echo(f"{index}: {written} segments written, {before:,} bytes before, {folder_bytes(index):,} now")
 
 
 @cli.command()

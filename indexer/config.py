@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
 from indexer.errors import ModelError
 
-CLASS_HEADS = ("linear",)
+CLASS_HEADS = ("linear", "pooled")
 TAG_HEADS = ("linear", "contextual")
 WORD_SPLITTERS = ("unicode",)
 
@@ -22,6 +23,8 @@ class TagdexConfig(PreTrainedConfig):
     - `normalize_layers`: L2-normalise each layer's mean before it is weighted.
     - `tag_layers`: the layers whose token states, concatenated, feed the tag head.
     - `class_labels`, `entity_types`: the heads' outputs; `None` where the model has no such head.
+    - `class_head`: "linear" (on the first token's last state), or "pooled" (one hidden layer of width
+      `class_head_width` on the means of the pooled layers).
     - `tag_head`: "linear", or "contextual" (projection, then a bidirectional LSTM of width `tag_head_width`).
     - `max_length`: tokens of one window, special tokens and prefix included.
     - `prefix`: text put before every text; it is pooled, but never tagged.
@@ -41,6 +44,8 @@ class TagdexConfig(PreTrainedConfig):
     tag_layers: list[int] | None = None
     class_labels: list[str] | None = None
     entity_types: list[str] | None = None
+    class_head: str = "linear"
+    class_head_width: int = 128
     tag_head: str = "linear"
     tag_head_width: int = 256
     head_dropout: float = 0.1
@@ -53,6 +58,8 @@ class TagdexConfig(PreTrainedConfig):
 
     def backbone_config(self) -> PreTrainedConfig:
         """The backbone's configuration, rebuilt from `encoder_config`. Raises `ModelError` for an unknown type."""
+        if not isinstance(self.encoder_config, dict | None):
+            raise ModelError(f"encoder_config must be an object, got {self.encoder_config!r}")
         fields = dict(self.encoder_config or {})
         model_type = fields.pop("model_type", None)
         if not model_type:
@@ -83,6 +90,7 @@ class TagdexConfig(PreTrainedConfig):
 
 def check_config(config: TagdexConfig, *, layers: int) -> None:
     """Raise `ModelError` where a configuration contradicts itself or its backbone of `layers` layers."""
+    _check_types(config)
     states = layers + 1  # the embedding layer's output is the first hidden state
     for name, wanted in (("pool_layers", config.pooled_layers), ("tag_layers", config.tagged_layers)):
         if not wanted:
@@ -94,6 +102,8 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
         raise ModelError(f"layer_weights has {len(config.weights)} values for {len(config.pooled_layers)} pool_layers")
     if not any(config.weights):
         raise ModelError("layer_weights are all zero: every embedding would be zero")
+    if config.class_head not in CLASS_HEADS:
+        raise ModelError(f"unknown class_head '{config.class_head}'; there are {', '.join(CLASS_HEADS)}")
     if config.tag_head not in TAG_HEADS:
         raise ModelError(f"unknown tag_head '{config.tag_head}'; there are {', '.join(TAG_HEADS)}")
     if config.word_splitter not in WORD_SPLITTERS:
@@ -103,3 +113,34 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
     for name, labels in (("class_labels", config.class_labels), ("entity_types", config.entity_types)):
         if labels is not None and (not labels or len(set(labels)) != len(labels)):
             raise ModelError(f"{name} must be distinct and at least one, got {labels}")
+
+
+def _check_types(config: TagdexConfig) -> None:
+    """Raise `ModelError` for a value of the wrong kind: a config.json may hold anything."""
+
+    def integer(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    def finite(value: object) -> bool:
+        return integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+    def filled(value: object) -> bool:
+        return isinstance(value, str) and value != ""
+
+    for names, holds, wanted in (
+        (("pool_layers", "tag_layers"), integer, "integers"),
+        (("layer_weights",), finite, "finite numbers"),
+        (("class_labels", "entity_types"), filled, "strings"),
+    ):
+        for name in names:
+            values = getattr(config, name)
+            if values is not None and not (isinstance(values, list | tuple) and all(map(holds, values))):
+                raise ModelError(f"{name} must be a list of {wanted}, got {values!r}")
+    for name in ("class_temperature", "class_threshold"):
+        if not finite(getattr(config, name)):
+            raise ModelError(f"{name} must be a finite number, got {getattr(config, name)!r}")
+    for name, kind in (("max_length", int), ("prefix", str), ("normalize_layers", bool)):
+        if not isinstance(getattr(config, name), kind):
+            raise ModelError(f"{name} must be of type {kind.__name__}, got {getattr(config, name)!r}")
+    if not isinstance(config.backbone_source, dict | None):
+        raise ModelError(f"backbone_source must be an object, got {config.backbone_source!r}")

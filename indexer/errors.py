@@ -50,6 +50,10 @@ class NotAnIndexError(IndexFolderError):
     """The path is not an index folder, or cannot be opened as one."""
 
 
+class UnfinishedIndexError(NotAnIndexError):
+    """The folder's making was cut short before anything was stored; adding documents makes it."""
+
+
 class LockedError(IndexFolderError):
     """Another process is writing to the index."""
 

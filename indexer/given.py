@@ -28,7 +28,9 @@ def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Do
     for number, document in enumerate(documents, start=1):
         if number > len(table):
             raise InputError(f"has {len(table):,} rows, but there are more documents", source=str(path))
-        yield replace(document, vector=_checked(np.asarray(table[number - 1], dtype=np.float32), f"{path}, row {number}"))
+        yield replace(
+            document, vector=_checked(np.asarray(table[number - 1], dtype=np.float32), f"{path}, row {number}")
+        )
     if number < len(table):
         raise InputError(f"has {len(table):,} rows, but there are only {number:,} documents", source=str(path))
 
@@ -45,7 +47,9 @@ def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Doc
         yield replace(document, metadata=metadata, vector=vector)
 
 
-def _checked(vector: np.ndarray[tuple[int], np.dtype[np.float32]], place: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _checked(
+    vector: np.ndarray[tuple[int], np.dtype[np.float32]], place: str
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)
     if not vector.any():

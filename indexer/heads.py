@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import AutoModel, PreTrainedModel
 
 from indexer.config import TagdexConfig, check_config
@@ -40,6 +39,24 @@ class ClassHead(nn.Module):
         return logits
 
 
+class PooledClassHead(nn.Module):
+    """Classifier with one hidden layer on the means of the pooled layers: (batch, L, width) → (batch, classes).
+
+    For a frozen backbone whose first token says little, such as one that was trained on the mean of its tokens.
+    """
+
+    def __init__(self, width: int, classes: int, *, inner: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.hidden = nn.Linear(width, inner)
+        self.linear = nn.Linear(inner, classes)
+
+    def forward(self, means: Tensor) -> Tensor:
+        hidden = torch.nn.functional.gelu(self.hidden(self.dropout(means.flatten(start_dim=1))))
+        logits: Tensor = self.linear(self.dropout(hidden))
+        return logits
+
+
 class LinearTagHead(nn.Module):
     """Linear tagger on every token's state: (batch, seq, width) → (batch, seq, labels)."""
 
@@ -58,6 +75,9 @@ class ContextualTagHead(nn.Module):
 
     The feature-based setting of BERT (Devlin et al. 2019, section 5.3), which concatenates the last four layers.
     (batch, seq, width) → (batch, seq, labels); padding does not change a token's logits.
+
+    The two directions are LSTMs of their own, the second of which reads each text backwards from its last token.
+    One bidirectional LSTM would need packed sequences, for which torch leaves its fast path on CPUs.
     """
 
     def __init__(self, width: int, labels: int, *, inner: int, dropout: float) -> None:
@@ -65,16 +85,25 @@ class ContextualTagHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(width, inner)
-        self.lstm = nn.LSTM(inner, inner // 2, batch_first=True, bidirectional=True)
-        self.linear = nn.Linear(inner, labels)
+        self.forward_lstm = nn.LSTM(inner, inner // 2, batch_first=True)
+        self.backward_lstm = nn.LSTM(inner, inner // 2, batch_first=True)
+        self.linear = nn.Linear(2 * (inner // 2), labels)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         inner = torch.nn.functional.gelu(self.projection(self.dropout(self.norm(states))))
-        lengths = mask.sum(dim=1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(inner, lengths, batch_first=True, enforce_sorted=False)
-        context, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=states.shape[1])
+        order = _reversed_positions(mask).unsqueeze(2)
+        ahead, _ = self.forward_lstm(inner)
+        back, _ = self.backward_lstm(inner.gather(1, order.expand_as(inner)))
+        context = torch.cat([ahead, back.gather(1, order.expand_as(back))], dim=2)
         logits: Tensor = self.linear(self.dropout(context))
         return logits
+
+
+def _reversed_positions(mask: Tensor) -> Tensor:
+    """Positions of the tokens of each text from its last to its first, padding where it is: (batch, seq)."""
+    positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    lengths = mask.sum(dim=1, keepdim=True)
+    return torch.where(positions < lengths, lengths - 1 - positions, positions)
 
 
 class MultiTaskModel(PreTrainedModel):
@@ -94,10 +123,19 @@ class MultiTaskModel(PreTrainedModel):
         check_config(config, layers=int(backbone_config.num_hidden_layers))
         self.backbone = build_backbone(backbone_config)
         self.width = width
-        self.class_head: ClassHead | None = None
+        self.class_head: ClassHead | PooledClassHead | None = None
         self.tag_head: LinearTagHead | ContextualTagHead | None = None
         if config.class_labels is not None:
-            self.class_head = ClassHead(width, len(config.class_labels), dropout=config.head_dropout)
+            classes = len(config.class_labels)
+            if config.class_head == "linear":
+                self.class_head = ClassHead(width, classes, dropout=config.head_dropout)
+            else:
+                self.class_head = PooledClassHead(
+                    width * len(config.pooled_layers),
+                    classes,
+                    inner=config.class_head_width,
+                    dropout=config.head_dropout,
+                )
         if config.entity_types is not None:
             labels, tag_width = 2 * len(config.entity_types) + 1, width * len(config.tagged_layers)
             if config.tag_head == "linear":
@@ -125,7 +163,8 @@ class MultiTaskModel(PreTrainedModel):
         """One backbone call. *Shapes:* `input_ids`, `attention_mask` int64 (batch, seq); see `Outputs`."""
         config = self.config
         tags = tags and self.tag_head is not None
-        wanted = set(config.pooled_layers if embedding else ()) | set(config.tagged_layers if tags else ())
+        pooled = embedding or (classes and isinstance(self.class_head, PooledClassHead))
+        wanted = set(config.pooled_layers if pooled else ()) | set(config.tagged_layers if tags else ())
         result = self.backbone(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -134,14 +173,16 @@ class MultiTaskModel(PreTrainedModel):
         )
         states = result.hidden_states
         means = class_logits = tag_logits = None
-        if embedding:
+        if pooled:
             means = pool_layers([states[layer] for layer in config.pooled_layers], attention_mask)
-        if classes and self.class_head is not None:
+        if classes and isinstance(self.class_head, PooledClassHead):
+            class_logits = self.class_head(means)
+        elif classes and self.class_head is not None:
             class_logits = self.class_head(result.last_hidden_state)
         if tags and self.tag_head is not None:
             tag_states = [states[layer] for layer in config.tagged_layers]
             tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask)
-        return Outputs(layer_means=means, class_logits=class_logits, tag_logits=tag_logits)
+        return Outputs(layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits)
 
 
 def build_backbone(config: object) -> nn.Module:

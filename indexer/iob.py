@@ -18,7 +18,9 @@ Offsets = npt.NDArray[np.int64]
 IGNORED = -100
 """Label of a token that carries none: padding, special tokens, and all but the first token of a word."""
 
-_UNICODE_WORDS = re.compile(r"[^\W_]+|[^\w\s]|_", re.UNICODE)
+# Soft hyphen, zero-width space and joiners: tokenizers drop them, so they stand inside words or in none.
+_INVISIBLE = r"\u00ad\u200b-\u200d\u2060\ufeff"
+_UNICODE_WORDS = re.compile(rf"[^\W_]+(?:[{_INVISIBLE}]+[^\W_]+)*|[^\w\s{_INVISIBLE}]|_")
 
 
 def split_words(text: str) -> Offsets:

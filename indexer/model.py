@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from indexer.encoder import concatenate_layers
 from indexer.errors import ModelError
 from indexer.passages import split_passages
 from indexer.records import Analysis, FloatArray, Label, Passage, Span
+
+# Halves of a pair, which are no characters and which tokenizers refuse; what replaces one is as long.
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Padded tokens of one batch: small on a CPU, where a batch should stay in the cache, large on a GPU.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
@@ -109,6 +113,7 @@ class TextModel:
 
     def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
+        texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
         windows = self._windows(texts)
         results: list[WindowResult | None] = [None] * len(windows)
         lengths = [len(window.ids) for window in windows]
@@ -143,8 +148,9 @@ class TextModel:
         return windows
 
     def _window(self, number: int, start: int, end: int, encoding: object) -> Window:
-        ids: list[int] = encoding.ids  # type: ignore[attr-defined]
-        offsets: list[tuple[int, int]] = encoding.offsets  # type: ignore[attr-defined]
+        # A tokenizer without special tokens gives an empty text no token; it is one of padding then.
+        ids: list[int] = encoding.ids or [self._pad_id]  # type: ignore[attr-defined]
+        offsets: list[tuple[int, int]] = encoding.offsets or [(0, 0)]  # type: ignore[attr-defined]
         if shift := len(self.config.prefix):
             offsets = [(a - shift, b - shift) for a, b in offsets]
         return Window(text=number, start=start, end=end, ids=ids, offsets=offsets)

@@ -42,8 +42,9 @@ def index(
 ) -> Report:
     """Embed, tag and store documents; what is in the index already is skipped, so that a run can be repeated.
 
-    Each batch is durable when `on_commit` is called with the report so far. Documents that bring their vector need no
-    model, unless the index has tags. Raises `FingerprintError` where the model is not the index's, and whatever `documents` raises, after the batch before it was stored.
+    Each batch is durable when `on_commit` is called with the report so far. Documents that bring their vector need
+    no model, unless the index has tags. Raises `FingerprintError` where the model is not the index's, and whatever
+    `documents` raises, after the batch before it was stored.
     """
     if model is not None:
         check_model(writer.settings, model, place=str(writer.path), heads=True)
@@ -62,10 +63,10 @@ def index(
             ]
         )
         for plan in plans:
-            if plan.action is Action.SKIP:
-                report.unchanged += 1
-            elif plan.repeated:
+            if plan.repeated:
                 report.duplicates += 1
+            elif plan.action is Action.SKIP:
+                report.unchanged += 1
             elif not plan.exists:
                 report.added += 1
             elif plan.action is Action.UPDATE:

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -191,7 +191,7 @@ class IndexReader:
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
                 dead=sum(len(segment) - int(np.count_nonzero(segment.live)) for segment in snapshot.view.all),
                 segments=tuple(read_segments(snapshot.connection)),
-                disk_bytes=sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file()),
+                disk_bytes=folder_bytes(self.path),
                 commit=commit,
             )
 
@@ -281,6 +281,15 @@ class IndexReader:
         return (*tail, vectors.in_memory("tail", [row[0] for row in rows], [row[1] for row in rows], table))
 
 
+def folder_bytes(folder: Path) -> int:
+    """The size of all files in a folder; those that a writer takes away meanwhile count nothing."""
+    total = 0
+    for file in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
+
+
 class Snapshot:
     """One commit of an index, valid inside `IndexReader.snapshot()`."""
 
@@ -326,12 +335,18 @@ class Snapshot:
         return read_documents(self.connection, docs)
 
     def ids(self, docs: Sequence[int]) -> dict[int, str]:
-        """The ids of documents by number."""
+        """The ids of documents by number. Raises `CorruptIndexError` for a number that does not exist."""
         rows = self.connection.execute(
             "SELECT doc, id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
             (str([int(doc) for doc in docs]),),
         )
-        return dict(rows.fetchall())
+        ids: dict[int, str] = dict(rows.fetchall())
+        if missing := set(docs) - ids.keys():
+            raise CorruptIndexError(
+                f"document number {min(missing)} has a vector, but is not there: the index is damaged; "
+                "run 'indexer verify'"
+            )
+        return ids
 
     def number_of(self, id_: str) -> int | None:
         """The number of the document with this id."""

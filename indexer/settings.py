@@ -74,8 +74,8 @@ def check_model(settings: IndexSettings, model: Analyser, *, place: str, heads: 
     if settings.fingerprint is None:
         if model.dimension != settings.dimension:
             raise FingerprintError(
-                f"{place} holds vectors of {settings.dimension} dimensions that were made elsewhere, {model.name} makes "
-                f"{model.dimension}: pass the --model that made them"
+                f"{place} holds vectors of {settings.dimension} dimensions that were made elsewhere, {model.name} "
+                f"makes {model.dimension}: pass the --model that made them"
             )
         return
     if model.fingerprint != settings.fingerprint:

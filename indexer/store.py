@@ -36,7 +36,7 @@ from indexer.changes import (
 from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
 from indexer.compaction import SegmentSize, full_merges, next_merge
 from indexer.durable import sync
-from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError
+from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
 from indexer.manifest import add_segment, drop_segments, read_segments
@@ -387,7 +387,9 @@ class IndexWriter:
         if settings is not None:
             return settings
         if create is None:
-            raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'")
+            raise UnfinishedIndexError(
+                f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'"
+            )
         with self._transaction():
             write_settings(self._connection, create)
             write_commit(self._connection, CommitState())

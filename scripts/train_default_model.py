@@ -80,11 +80,11 @@ class TagSettings:
 
     width: int = 192
     dropout: float = 0.3
-    epochs: int = 12
-    batch_tokens: int = 3072
-    learning_rate: float = 2e-3
+    epochs: int = 8
+    batch_tokens: int = 6144
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    averaging: float = 0.998  # decay of the moving average of the weights, which is what is kept
+    averaging: float = 0.995  # decay of the moving average of the weights, which is what is kept
     seed: int = 1
 
 
@@ -473,13 +473,30 @@ def train_tag_head(encoder: Encoder, folder: Path, settings: TagSettings) -> tup
         head.load_state_dict(saved["weights"])
         return head.eval(), json.loads(saved["report"])
     train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
-    dev = {
-        name: (encoder.token_states(name.replace(" ", "-"), texts, exact=True), texts)
-        for name, texts in sets.dev.items()
-    }
+    dev = {name: dev_set(encoder, name.replace(" ", "-"), texts) for name, texts in sets.dev.items()}
     report = fit_tag_head(head, train, dev, settings)
     save_torch(path, {"weights": head.state_dict(), "report": json.dumps(report)})
     return head, report
+
+
+@dataclass(frozen=True, slots=True)
+class DevSet:
+    """Texts with their token states; `words` and `first` are the words of each and their first tokens."""
+
+    texts: list[TaggedText]
+    states: TokenStates
+    words: list[iob.Offsets]
+    first: list[npt.NDArray[np.int64]]
+
+
+def dev_set(encoder: Encoder, name: str, texts: list[TaggedText]) -> DevSet:
+    words = [iob.split_words(text.text) for text in texts]
+    encodings = encoder.tokenizer.encode_batch([text.text for text in texts])
+    first = [
+        iob.first_tokens(cut, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
+        for cut, encoding in zip(words, encodings, strict=True)
+    ]
+    return DevSet(texts, encoder.token_states(name, texts, exact=True), words, first)
 
 
 def describe(sets: TagSets) -> list[Any]:
@@ -489,7 +506,7 @@ def describe(sets: TagSets) -> list[Any]:
 def fit_tag_head(
     head: ContextualTagHead,
     train: Sequence[TokenStates],
-    dev: Mapping[str, tuple[TokenStates, list[TaggedText]]],
+    dev: Mapping[str, DevSet],
     settings: TagSettings,
 ) -> dict[str, Any]:
     """Train in place. Each epoch sees every text twice: alone, and inside one of its windows."""
@@ -526,8 +543,8 @@ def fit_tag_head(
         current = {name: value.clone() for name, value in head.state_dict().items()}
         head.load_state_dict(average)
         scores = {
-            name: metrics.span_scores([text.spans for text in texts], predict_spans(head, states_of, texts))
-            for name, (states_of, texts) in dev.items()
+            name: metrics.span_scores([text.spans for text in found.texts], predict_spans(head, found))
+            for name, found in dev.items()
         }
         f1 = {name: score["micro"].f1 for name, score in scores.items()}
         history.append({"loss": float(np.mean(losses)), **f1})
@@ -595,24 +612,20 @@ def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> 
     return torch.from_numpy(states), torch.from_numpy(mask), torch.from_numpy(labels)
 
 
-def predict_spans(
-    head: ContextualTagHead, states: TokenStates, texts: Sequence[TaggedText]
-) -> list[list[tuple[str, int, int]]]:
+def predict_spans(head: ContextualTagHead, dev: DevSet) -> list[list[tuple[str, int, int]]]:
     """Spans in character offsets, decoded as the product does; no text may be longer than one window."""
     head.eval()
-    found: list[list[tuple[str, int, int]]] = [[] for _ in texts]
-    for batch in plan_batches(states.lengths(), max_tokens=4096):
-        tensors, mask, labels = tag_batch([states], [(0, row) for row in batch])
+    found: list[list[tuple[str, int, int]]] = [[] for _ in dev.texts]
+    for batch in plan_batches(dev.states.lengths(), max_tokens=4096):
+        states, mask, _ = tag_batch([dev.states], [(0, row) for row in batch])
         with torch.inference_mode():
-            log_probs = iob.log_softmax(head(tensors, mask).numpy())
+            log_probs = iob.log_softmax(head(states, mask).numpy())
         for row, number in enumerate(batch):
-            words = iob.split_words(texts[number].text)
-            first = np.flatnonzero(labels[row].numpy() != iob.IGNORED)
-            if len(first) != len(words):
-                raise click.ClickException(f"a word without a token in: {texts[number].text}")
-            if not len(words):
-                continue
-            tags = iob.viterbi(log_probs[row : row + 1, first], np.array([len(words)]))[0]
+            words, first = dev.words[number], dev.first[number]
+            emissions = np.full((1, len(words), log_probs.shape[2]), -np.inf, dtype=np.float32)
+            emissions[:, :, 0] = 0.0
+            emissions[0, first >= 0] = log_probs[row, first[first >= 0]]
+            tags = iob.viterbi(emissions, np.array([len(words)]))[0]
             found[number] = [
                 (ENTITY_TYPES[kind], int(words[a, 0]), int(words[b - 1, 1])) for kind, a, b in iob.spans_of_labels(tags)
             ]
@@ -759,6 +772,7 @@ def fit_class_head(inside: Floats, targets: Tensor, outside: Floats, settings: C
     torch.manual_seed(settings.seed)
     mean = torch.from_numpy(np.concatenate([inside, outside]).mean(0))
     scale = torch.from_numpy(np.concatenate([inside, outside]).std(0))
+    scale = torch.where(scale > 1e-6, scale, 1.0)  # one of the backbone's dimensions is always the same
     x, z = (torch.from_numpy(inside) - mean) / scale, (torch.from_numpy(outside) - mean) / scale
     linear = nn.Linear(x.shape[1], len(TOPICS))
     optimizer = torch.optim.AdamW(linear.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)

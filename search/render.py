@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import click
@@ -38,12 +38,13 @@ def render_hit(hit: Hit, number: int, *, colour: bool, width: int) -> str:
     """One hit: a line with its score, id and class, its text, and its metadata."""
     head = f"{number:>3}. {hit.score:.4f}  {one_line(hit.id)}"
     if hit.label is not None:
-        head += f"  [{hit.label.name} {hit.label.score:.2f}]"
+        head += f"  [{one_line(hit.label.name)} {hit.label.score:.2f}]"
     lines = [click.style(head, bold=True) if colour else head]
     lines += [f"     {line}" for line in mark_entities(hit, colour=colour, width=width - 5)]
     if hit.metadata:
         facts = " · ".join(f"{one_line(str(key))}={one_line(str(value))}" for key, value in hit.metadata.items())
-        facts = textwrap.shorten(facts, width=2 * width, placeholder=" …")
+        if len(facts) > 2 * width:
+            facts = facts[: 2 * width - 2] + " …"
         lines += [f"     {click.style(line, dim=True) if colour else line}" for line in wrap(facts, width - 5)]
     return "\n".join(lines)
 
@@ -58,12 +59,13 @@ def mark_entities(hit: Hit, *, colour: bool, width: int) -> list[str]:
     types: list[str | None] = [None] * (end - start)
     for entity in entities:
         types[entity.start - start : entity.end - start] = [entity.type] * (entity.end - entity.start)
+    text = hit.text[start:end]
     words = [
-        (_coloured(hit.text[start:end], types, *match.span()), len(match.group()))
-        for match in re.finditer(r"\S+", hit.text[start:end])
+        (_coloured(text, types, first, last), _visible(text[first:last]))
+        for match in re.finditer(r"\S+", text)
+        for first, last in _cut(text, *match.span(), width)
     ]
-    lines = _fill(words, width)
-    return [before + lines[0], *lines[1:-1], lines[-1] + after] if len(lines) > 1 else [before + lines[0] + after]
+    return _fill([*_mark(before), *words, *_mark(after)], width)
 
 
 def colour_of(entity_type: str) -> str:
@@ -93,6 +95,26 @@ def _coloured(text: str, types: Sequence[str | None], start: int, end: int) -> s
         run = one_line("".join(text[position] for position in positions))
         styled.append(run if entity_type is None else click.style(run, fg=colour_of(entity_type), bold=True))
     return "".join(styled)
+
+
+def _mark(ellipsis: str) -> list[tuple[str, int]]:
+    return [(ellipsis.strip(), 1)] if ellipsis else []
+
+
+def _visible(text: str) -> int:
+    return len(one_line(text))
+
+
+def _cut(text: str, start: int, end: int, width: int) -> Iterator[tuple[int, int]]:
+    """A word in pieces that fit into a line each."""
+    first, used = start, 0
+    for position in range(start, end):
+        length = _visible(text[position])
+        if used + length > width and used:
+            yield first, position
+            first, used = position, 0
+        used += length
+    yield first, end
 
 
 def _fill(words: Sequence[tuple[str, int]], width: int) -> list[str]:

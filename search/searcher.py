@@ -65,14 +65,20 @@ class Searcher:
     @property
     def model(self) -> TextModel:
         """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
-        from indexer.model import TextModel
+        from indexer.model import TextModel, choose_device
 
         with self._model_mutex:
             if self._model is None:
                 settings = self._reader.settings
                 model = self._given if isinstance(self._given, TextModel) else None
                 if model is None:
+                    choose_device(self._device)  # a wrong device is not the fault of the model's place
                     name = settings.model if self._given is None else str(self._given)
+                    if name is None:
+                        raise ModelError(
+                            f"{self._reader.path} holds vectors that were made elsewhere: pass the --model that made "
+                            "them, or search by vector"
+                        )
                     try:
                         model = TextModel.load(name, device=self._device)
                     except ModelError as error:

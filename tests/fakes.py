@@ -193,3 +193,13 @@ def check_consistent(path: Path) -> None:
         removed = set(column("SELECT vid FROM changes WHERE op = 'remove'"))
         assert not pending & sealed
         assert vids == (pending | sealed) - removed
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, heads: bool = True) -> Path:
+    """A model folder for the command lines: BERT with 4 layers of width 32, random weights, 3 classes, 5 types."""
+    from models import multi_task, tiny
+
+    from indexer.checkpoint import save_checkpoint
+
+    save_checkpoint(multi_task(seed=seed) if heads else tiny(seed=seed), folder)
+    return folder

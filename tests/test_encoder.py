@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -164,11 +166,16 @@ def _distilbert_is_at_hand() -> str | None:
         return None
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return "distilbert-base-uncased is not in the cache, and HF_HUB_OFFLINE is set"
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=2.0).close()
-    except OSError as error:
-        return f"distilbert-base-uncased is not in the cache, and the hub cannot be reached ({error})"
-    return None
+    reached = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection(("huggingface.co", 443), timeout=2.0):
+            reached.set()
+
+    attempt = threading.Thread(target=connect, daemon=True)  # resolving a name has no timeout of its own
+    attempt.start()
+    attempt.join(timeout=3.0)
+    return None if reached.is_set() else "distilbert-base-uncased is not in the cache, and the hub cannot be reached"
 
 
 def test_the_notebooks_two_similarities() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import DemoAnalyser, as_text_model, build_index, check_consistent, table_rows
 
 from indexer import pipeline
 from indexer.errors import FingerprintError, ModelError
@@ -14,7 +15,6 @@ from indexer.records import Analysis, Document, Label, Span
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
 from search.searcher import Searcher
-from tests.fakes import DemoAnalyser, as_text_model, build_index, check_consistent, table_rows
 
 
 class OtherHeads(DemoAnalyser):

@@ -121,11 +121,11 @@ def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: Ind
 
 
 def test_the_settings_survive_closing(path: Path) -> None:
-    for settings in (SETTINGS, IndexSettings("raw", "a" * 64, None, 3, None, None)):
-        folder = path.with_name(settings.model)
-        IndexWriter(folder, create=settings).close()
+    for created in (SETTINGS, IndexSettings("raw", "a" * 64, None, 3, None, None)):
+        folder = path.with_name(created.model)
+        IndexWriter(folder, create=created).close()
         with IndexWriter(folder) as again:
-            assert again.settings == settings
+            assert again.settings == created
 
 
 def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
@@ -502,7 +502,7 @@ def database(path: Path, *statements: str) -> bytes:
 @pytest.mark.parametrize("create", [None, SETTINGS])
 def test_another_program_s_database_is_left_alone(path: Path, create: IndexSettings | None) -> None:
     before = database(path, "CREATE TABLE bookmarks (url TEXT)", "PRAGMA application_id = 7")
-    with pytest.raises(NotAnIndexError, match="but not an index's .application id 0x7, expected 0x74676478."):
+    with pytest.raises(NotAnIndexError, match=r"but not an index's \(application id 0x7, expected 0x74676478\)"):
         IndexWriter(path, create=create)
     assert (path / "meta.sqlite").read_bytes() == before
 
@@ -549,7 +549,7 @@ with IndexWriter(sys.argv[1]):
 """
 
 
-def test_a_second_writer_in_this_process_is_refused(path: Path, writer: IndexWriter) -> None:
+def test_a_second_writer_in_this_process_is_refused(writer: IndexWriter) -> None:
     with pytest.raises(LockedError, match=f"is being written to by process {os.getpid()}: wait until it is done"):
         IndexWriter(writer.path)
 
@@ -560,9 +560,13 @@ def test_a_closed_writer_gives_the_lock_back(path: Path) -> None:
 
 
 def test_a_writer_left_by_an_unforeseen_error_gives_the_lock_back(path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), IndexWriter(path, create=SETTINGS) as writer:
-        writer.write([entry("a", "a", EAST)])
-        raise ZeroDivisionError
+    def use(writer: IndexWriter) -> None:
+        with writer:
+            writer.write([entry("a", "a", EAST)])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use(IndexWriter(path, create=SETTINGS))
     with IndexWriter(path) as again:
         assert again.state.documents == 1
 
@@ -633,8 +637,7 @@ def fill_until_full(writer: IndexWriter, model: DemoAnalyser, *, start: int = 0)
     for batch in range(start, 10_000):
         try:
             writer.write(entries([Document(f"{batch}-{n}", f"text {n} " * 50) for n in range(20)], model))
-        except StorageError as error:
-            assert "what was acknowledged" in str(error)
+        except StorageError:
             return batch
     raise AssertionError("the disk never became full")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fakes import DemoAnalyser, build_index, entries
 
 from indexer.cli import cli
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.records import Document
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
-from tests.fakes import DemoAnalyser, build_index, entries
 
 TEXT = "Ada rode a race through Oslo with Nora and a song and a ball at the end of it"
 

@@ -48,7 +48,7 @@ def check_columns(columns: Collection[str], options: ReadOptions, *, source: str
     """Raise `InputError` if a table lacks the id or text columns, so that no row of it can be a document."""
     if options.id_field is not None and options.id_field not in columns:
         raise InputError(_missing_id(columns), source=source, line=line, field=options.id_field)
-    if not any(name in columns for name in options.text_names):
+    if options.text_required and not any(name in columns for name in options.text_names):
         error = _missing_text(options.text_names, columns)
         raise InputError(error.problem, source=source, line=line, field=error.field)
 
@@ -58,7 +58,7 @@ def _document_of(record: Record, options: ReadOptions) -> Document:
     for name, value in fields.items():
         if isinstance(value, dict | list) and _is_deeper_than(MAX_DEPTH, value):
             raise InputError(f"is nested deeper than {MAX_DEPTH} levels: flatten it", field=name)
-    text = _text_of(fields, options.text_names)
+    text = _text_of(fields, options)
     id = _id_of(fields, options)
     taken = {options.id_name, *options.text_names}
     metadata = {name: value for name, value in fields.items() if name not in taken}
@@ -81,7 +81,8 @@ def _is_deeper_than(limit: int, value: Any) -> bool:
     return True
 
 
-def _text_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
+def _text_of(fields: Mapping[str, Any], options: ReadOptions) -> str:
+    names = options.text_names
     present = {name: fields[name] for name in names if fields.get(name) is not None}
     for name, value in present.items():
         if not isinstance(value, str):
@@ -89,9 +90,11 @@ def _text_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
         if has_lone_surrogate(value):
             raise InputError("the text has a lone surrogate, which is not valid Unicode", field=name)
     if not present:
+        if not options.text_required:
+            return ""
         raise _missing_text(names, fields)
     parts = [text for text in present.values() if text and not text.isspace()]
-    if not parts:
+    if not parts and options.text_required:
         raise InputError("text is empty", field=next(iter(present)))
     return "\n".join(parts)
 

@@ -18,6 +18,7 @@ class ReadOptions:
     - `id_field`: must then be in every record; `None` takes "id" where a record has it, else a content hash.
     - `text_fields`: several are joined by a newline; empty means "text".
     - `lines`: text files give one document per line instead of one per file.
+    - `text_required`: whether a record without text is an error; it is none where vectors are given.
     - `table`: which table or view of a SQLite file; needed only where the file has several tables.
     """
 
@@ -26,6 +27,7 @@ class ReadOptions:
     text_fields: tuple[str, ...] = ()
     lines: bool = False
     table: str | None = None
+    text_required: bool = True
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in FORMATS:
