@@ -182,9 +182,7 @@ class MultiTaskModel(PreTrainedModel):
         if tags and self.tag_head is not None:
             tag_states = [states[layer] for layer in config.tagged_layers]
             tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask)
-        return Outputs(
-            layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits
-        )
+        return Outputs(layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits)
 
 
 def build_backbone(config: object) -> nn.Module:

@@ -14,7 +14,7 @@ from indexer.records import Analysis, Document, Label, Span
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
 from search.searcher import Searcher
-from tests.fakes import DemoAnalyser, as_text_model, build_index, check_consistent, table_rows
+from fakes import DemoAnalyser, as_text_model, build_index, check_consistent, table_rows
 
 
 class OtherHeads(DemoAnalyser):

@@ -14,7 +14,7 @@ from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.records import Document
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
-from tests.fakes import DemoAnalyser, build_index, entries
+from fakes import DemoAnalyser, build_index, entries
 
 TEXT = "Ada rode a race through Oslo with Nora and a song and a ball at the end of it"
 
