@@ -46,7 +46,7 @@ def reading_options(command: F) -> F:
         click.option("--id-field", metavar="F", help="Field with the id. Default: id, else a hash of the content."),
         click.option(
             "--text-field",
-            "text_fields",
+            "text_field",
             multiple=True,
             metavar="F",
             help="Field with the text; several are joined by a newline. Default: text.",
@@ -80,11 +80,8 @@ batch_tokens_option = click.option(
 @reading_options
 @model_options
 @batch_tokens_option
-@click.option(
-    "--tags/--no-tags",
-    default=None,
-    help="Whether a new index has class and entities. Default: yes, but not with vectors that are given.",
-)
+@click.option("--no-tags", is_flag=True, help="A new index without class and entities; it has no such filters.")
+@click.option("--tags", is_flag=True, help="A new index with class and entities, although its vectors are given.")
 @click.option(
     "--vectors",
     type=click.Path(path_type=Path),
@@ -98,7 +95,8 @@ def add(
     model: str | None,
     device: str,
     batch_tokens: int | None,
-    tags: bool | None,
+    no_tags: bool,
+    tags: bool,
     vectors: Path | None,
     vector_field: str | None,
     on_error: str,
@@ -116,6 +114,8 @@ def add(
     from indexer.api import add_documents
     from indexer.given import with_vector_field, with_vectors
 
+    if tags and no_tags:
+        raise click.UsageError("give either --tags or --no-tags")
     if vectors and vector_field:
         raise click.UsageError("give either --vectors or --vector-field")
     if vectors and on_error == "skip":
@@ -135,7 +135,7 @@ def add(
             model=model,
             device=device,
             batch_tokens=batch_tokens,
-            tags=tags,
+            tags=True if tags else False if no_tags else None,
             on_commit=source.show,
         )
     click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
@@ -169,8 +169,8 @@ def remove(index: Path, ids: tuple[str, ...], where: str | None) -> None:
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(index: Path, as_json: bool) -> None:
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def info(index: Path, json: bool) -> None:
     """Show what INDEX holds: documents, model, labels, segments, size.
 
     \b
@@ -180,7 +180,7 @@ def info(index: Path, as_json: bool) -> None:
 
     with IndexReader(index) as reader:
         facts = asdict(reader.info())
-    if as_json:
+    if json:
         click.echo(dumps(facts))
         return
     segments = facts.pop("segments")
@@ -392,7 +392,8 @@ def source_documents(files: tuple[str, ...], reading: dict[str, Any], *, on_erro
     """The documents of FILES under the reading options of a command."""
     from indexer.readers import ReadOptions
 
-    source = Source(files, ReadOptions(**reading), skip=on_error == "skip")
+    options = ReadOptions(text_fields=reading.pop("text_field"), **reading)
+    source = Source(files, options, skip=on_error == "skip")
     try:
         yield source
     finally:

@@ -6,15 +6,18 @@ import fcntl
 import os
 from pathlib import Path
 
-from indexer.errors import LockedError
+from indexer.errors import LockedError, StorageError
 
 
 class WriterLock:
     """Exclusive lock on a file, held until `release`. The file stays, and names its last holder's process."""
 
     def __init__(self, path: Path) -> None:
-        """Take the lock at once or raise `LockedError`, naming the process that holds it."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Take the lock at once or raise `LockedError`, naming the process that holds it, or `StorageError`."""
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise StorageError(f"{path.parent} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

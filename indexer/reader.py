@@ -165,8 +165,9 @@ class IndexReader:
             view = self._begin(connection)
             try:
                 yield Snapshot(self, connection, view)
-            finally:
                 connection.execute("ROLLBACK")
+            except sqlite3.DatabaseError as error:
+                raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
 
     def info(self) -> IndexInfo:
         """Counts and sizes as of the newest commit."""

@@ -34,7 +34,6 @@ def hit_options(command: F) -> F:
         click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
         click.option(
             "--entity",
-            "entities",
             multiple=True,
             metavar="TYPE:TEXT",
             help="Only documents that name this entity: ORG:Acme, ORG:acme* (begins with), ORG (any), '!ORG:Acme' "
@@ -42,7 +41,6 @@ def hit_options(command: F) -> F:
         ),
         click.option(
             "--label",
-            "labels",
             multiple=True,
             metavar="NAME",
             help="Only documents of this class; of several, any.",
@@ -56,7 +54,7 @@ def hit_options(command: F) -> F:
             "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
         ),
         click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per hit."),
+        click.option("--json", is_flag=True, help="Print one JSON object per hit."),
     )
     for option in reversed(options):
         command = option(command)
@@ -74,12 +72,12 @@ def query(
     index: Path,
     text: str,
     k: int,
-    entities: tuple[str, ...],
-    labels: tuple[str, ...],
+    entity: tuple[str, ...],
+    label: tuple[str, ...],
     where: str | None,
     offset: int,
     min_score: float | None,
-    as_json: bool,
+    json: bool,
     explain: bool,
     mode: str,
     model: str | None,
@@ -94,10 +92,10 @@ def query(
     from search.searcher import Searcher
 
     with Searcher(index, model=model, device=device) as searcher:
-        filter = flag_filter(entities, labels, where)
+        filter = flag_filter(entity, label, where)
         asked = Query(k=k, filter=filter, mode=mode, offset=offset, min_score=min_score)
         answer = searcher.answer(text, asked)
-    show_hits(answer.hits, as_json=as_json, offset=offset)
+    show_hits(answer.hits, as_json=json, offset=offset)
     if explain:
         for line in answer.explanation.lines():
             click.echo(line, err=True)
@@ -105,18 +103,18 @@ def query(
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-@click.option("--id", "id_", required=True, metavar="ID", help="The document to compare with.")
+@click.option("--id", required=True, metavar="ID", help="The document to compare with.")
 @hit_options
 def similar(
     index: Path,
-    id_: str,
+    id: str,
     k: int,
-    entities: tuple[str, ...],
-    labels: tuple[str, ...],
+    entity: tuple[str, ...],
+    label: tuple[str, ...],
     where: str | None,
     offset: int,
     min_score: float | None,
-    as_json: bool,
+    json: bool,
 ) -> None:
     """Show the documents in INDEX that are most like one of its own. Needs no model.
 
@@ -126,10 +124,8 @@ def similar(
     from search.searcher import Searcher
 
     with Searcher(index) as searcher:
-        hits = searcher.similar(
-            id_, k=k, filter=flag_filter(entities, labels, where), offset=offset, min_score=min_score
-        )
-    show_hits(hits, as_json=as_json, offset=offset)
+        hits = searcher.similar(id, k=k, filter=flag_filter(entity, label, where), offset=offset, min_score=min_score)
+    show_hits(hits, as_json=json, offset=offset)
 
 
 @cli.command()

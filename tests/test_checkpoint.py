@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import byte_bpe, metaspace, multi_task, save_raw, tiny, wordpiece
+from models import WORDS, byte_bpe, metaspace, multi_task, save_raw, tiny, wordpiece
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.normalizers import BertNormalizer
@@ -242,7 +242,9 @@ def test_fingerprints_are_sha256_and_repeatable() -> None:
         pytest.param({"prefix": "query: "}, id="prefix"),
         pytest.param({"max_length": 127}, id="max length"),
         pytest.param({"seed": 1}, id="all weights"),
-        pytest.param({"tokenizer": wordpiece(lowercase=False)}, id="case and vocabulary"),
+        pytest.param({"tokenizer": wordpiece(strip_accents=False)}, id="accents"),
+        pytest.param({"tokenizer": wordpiece(WORDS[::-1])}, id="order of the vocabulary"),
+        pytest.param({"tokenizer": wordpiece([*WORDS[1:], "other"])}, id="a word of the vocabulary"),
         pytest.param({"encoder": {"num_attention_heads": 2}}, id="attention heads"),
         pytest.param({"encoder": {"hidden_act": "relu"}}, id="activation"),
         pytest.param({"encoder": {"layer_norm_eps": 1e-5}}, id="layer norm"),
@@ -646,6 +648,13 @@ def test_pickled_weights_are_refused_and_not_run(
     torch.save({"weights": Evil(witness)}, folder / name)
     refusal(folder)
     assert not witness.exists()
+
+
+def test_pickled_weights_are_refused_even_where_they_are_harmless(tmp_path: Path) -> None:
+    folder = raw_folder(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    refusal(folder)
 
 
 def test_a_pickle_beside_safetensors_is_not_run(tmp_path: Path, witness: Path) -> None:

@@ -98,8 +98,8 @@ def assert_fails(result: Result, message: str, *, code: int = 1, out: str = "") 
 
 def assert_usage(result: Result, message: str) -> None:
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("Usage: ")
-    assert result.err.splitlines()[-1] == f"Error: {message}"
+    assert result.err.startswith(f"Error: {message} (see '")
+    assert result.err.count("\n") == 1
 
 
 # add
