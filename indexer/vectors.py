@@ -23,16 +23,17 @@ IdArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.float64]
 
-# Fixed costs, measured by scripts/measure_costs.py; the plan must not depend on the clock, so that results don't.
-# Up to so many allowed vectors in all, reading just those beats scanning.
-GATHER_LIMIT = 2_000
+# Up to so many allowed vectors in all, scanning just those beats scanning codes: a fixed number, measured by
+# scripts/bench_vectors.py, because the plan must not depend on the clock, so that results don't.
+SCAN_LIMIT = 10_000
 # A search of fewer rows is not worth handing to other threads.
 PARALLEL_ROWS = 16_384
-
 # Bits of the rotated query's components in RaBitQ's estimates.
 QUERY_BITS = 4
 
-PLANS = ("auto", "gather", "codes", "scan")
+_ROUNDING = 1e-6  # of a cosine in fp32
+
+PLANS = ("auto", "codes", "scan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,6 @@ class SearchPlan:
     allowed: int = 0
     scanned_codes: int = 0
     scanned_vectors: int = 0
-    rescored: int = 0
 
 
 def search_segments(
@@ -157,8 +157,8 @@ def search_segments(
     """The n best live vectors of the allowed documents over all segments, exactly scored.
 
     `query` fp32 (dimension,), of length 1. `allowed_docs` bool (highest doc + 1,), `None` for all. `path` forces one
-    of `PLANS`: "gather" reads just the allowed vectors, "codes" scans codes and reads the most promising, "scan"
-    reads all. Min(n, allowed) vectors come back whichever it is.
+    of `PLANS`: "codes" scans the codes of segments that have them, and the vectors of the most promising; "scan" scans
+    the allowed vectors themselves. Min(n, allowed) vectors come back whichever it is.
 
     Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
     scores are in the order of their vids.
@@ -166,34 +166,30 @@ def search_segments(
     masks = [_mask(segment, allowed_docs) for segment in segments]
     counts = [_count(segment, mask) for segment, mask in zip(segments, masks, strict=True)]
     plan = SearchPlan(rows=sum(segment.live_rows for segment in segments), allowed=sum(counts))
-    plan.path = _choose(path, plan.allowed, n)
-    rotated = None
-    if plan.path == "codes" and space is not None and any(segment.codes is not None for segment in segments):
-        rotated = space.rotate(query[None])[0]
+    plan.path = _choose(path, plan.allowed)
+    by_codes = [
+        plan.path == "codes" and space is not None and segment.codes is not None and count > n * segment.rerank
+        for segment, count in zip(segments, counts, strict=True)
+    ]
+    rotated = space.rotate(query[None])[0] if space is not None and any(by_codes) else query
 
-    def find(at: int) -> tuple[IdArray, FloatArray, bool]:
+    def find(at: int) -> tuple[IdArray, FloatArray]:
         segment, mask = segments[at], masks[at]
-        if counts[at] == 0:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32), False
-        if counts[at] <= n or plan.path == "gather":
-            positions = np.arange(len(segment)) if mask is None else np.flatnonzero(mask)
-            return positions, _cosines(segment.table[positions], query), False
-        if rotated is not None and segment.codes is not None:
-            return *segment.scan_codes(rotated, n * segment.rerank, mask), True
-        return *segment.scan(query, n, mask), False
+        if by_codes[at]:
+            promising, _ = segment.scan_codes(rotated, n * segment.rerank, mask)
+            mask = np.zeros(len(segment), dtype=bool)
+            mask[promising] = True
+        return segment.scan(query, n, mask)
 
     work = [at for at in range(len(segments)) if counts[at]]
-    parallel = pool is not None and len(work) > 1 and sum(len(segments[at]) for at in work) >= PARALLEL_ROWS
-    found = list(pool.map(find, work)) if parallel and pool is not None else [find(at) for at in work]
-    for at, (positions, _, estimated) in zip(work, found, strict=True):
-        if estimated:
-            plan.scanned_codes += len(segments[at])
-        elif len(positions) < counts[at]:
-            plan.scanned_vectors += len(segments[at])
-        else:
-            plan.scanned_vectors += counts[at]
-    best = _merge(segments, work, found, query, n, plan)
-    return best, plan
+    if pool is not None and len(work) > 1 and sum(len(segments[at]) for at in work) >= PARALLEL_ROWS:
+        found = list(pool.map(find, work))
+    else:
+        found = [find(at) for at in work]
+    for at in work:
+        plan.scanned_codes += len(segments[at]) if by_codes[at] else 0
+        plan.scanned_vectors += n * segments[at].rerank if by_codes[at] else counts[at]
+    return _best([segments[at] for at in work], found, query, n), plan
 
 
 def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
@@ -221,12 +217,12 @@ def to_blob(vector: FloatArray) -> bytes:
     return vector.astype("<f2").tobytes()
 
 
-def _choose(path: str, allowed: int, n: int) -> str:
+def _choose(path: str, allowed: int) -> str:
     if path not in PLANS:
         raise ValueError(f"unknown plan '{path}'; there are {', '.join(PLANS)}")
     if path != "auto":
         return path
-    return "gather" if allowed <= max(n, GATHER_LIMIT) else "codes"
+    return "scan" if allowed <= SCAN_LIMIT else "codes"
 
 
 def _mask(segment: Segment, allowed_docs: Mask | None) -> Mask | None:
@@ -241,53 +237,22 @@ def _count(segment: Segment, mask: Mask | None) -> int:
     return len(segment) if mask is None else int(np.count_nonzero(mask))
 
 
-def _merge(
-    segments: Sequence[Segment],
-    work: Sequence[int],
-    found: Sequence[tuple[IdArray, FloatArray, bool]],
-    query: FloatArray,
-    n: int,
-    plan: SearchPlan,
+def _best(
+    segments: Sequence[Segment], found: Sequence[tuple[IdArray, FloatArray]], query: FloatArray, n: int
 ) -> Candidates:
-    """The best of what the segments found: estimates compare with estimates, cosines with cosines."""
-    pools: list[tuple[int, list[tuple[int, IdArray, FloatArray]]]] = [
-        (n, [(at, p, s) for at, (p, s, estimated) in zip(work, found, strict=True) if not estimated]),
-        (
-            n * max((segment.rerank for segment in segments), default=1),
-            [(at, p, s) for at, (p, s, estimated) in zip(work, found, strict=True) if estimated],
-        ),
-    ]
-    vids, docs, scores = [], [], []
-    for keep, parts in pools:
-        if not parts:
-            continue
-        owner = np.concatenate([np.full(len(positions), at) for at, positions, _ in parts])
-        positions = np.concatenate([positions for _, positions, _ in parts])
-        values = np.concatenate([values for _, _, values in parts])
-        if len(values) > keep:
-            # Cosines in fp32 that are equal up to rounding may be in any order: keep all that tie with the last.
-            limit = np.partition(values, len(values) - keep)[len(values) - keep]
-            chosen = np.flatnonzero(values >= limit - 1e-6)
-            owner, positions = owner[chosen], positions[chosen]
-        for at in np.unique(owner):
-            rows = positions[owner == at]
-            vids.append(segments[at].vids[rows])
-            docs.append(segments[at].docs[rows])
-            scores.append(exact_scores(segments[at].table[rows], query))
-    if not vids:
-        nothing = np.zeros(0, dtype=np.int64)
-        return Candidates(nothing, nothing, np.zeros(0))
-    all_vids, all_docs, all_scores = np.concatenate(vids), np.concatenate(docs), np.concatenate(scores)
-    plan.rescored = len(all_vids)
-    order = np.lexsort((all_vids, -all_scores))[:n]
-    return Candidates(all_vids[order], all_docs[order], all_scores[order])
-
-
-def _cosines(rows: npt.NDArray[np.float16], query: FloatArray) -> FloatArray:
-    """fp32 (n,), in blocks, so that memory stays small."""
-    parts = [rows[start : start + 4_096].astype(np.float32) @ query for start in range(0, len(rows), 4_096)]
-    result: FloatArray = np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)
-    return result
+    """The n best of what the segments found, scored exactly."""
+    nothing = np.zeros(0, dtype=np.int64)
+    cosines = np.concatenate([nothing, *(cosines for _, cosines in found)])
+    # Cosines in fp32 that are equal up to rounding may be in any order: keep all that tie with the last.
+    limit = np.partition(cosines, len(cosines) - n)[len(cosines) - n] - _ROUNDING if len(cosines) > n else -np.inf
+    kept = [positions[cosines >= limit] for positions, cosines in found]
+    vids = np.concatenate([nothing, *(s.vids[at] for s, at in zip(segments, kept, strict=True))])
+    docs = np.concatenate([nothing, *(s.docs[at] for s, at in zip(segments, kept, strict=True))])
+    scores = np.concatenate(
+        [np.zeros(0), *(exact_scores(s.table[at], query) for s, at in zip(segments, kept, strict=True))]
+    )
+    order = np.lexsort((vids, -scores))[:n]
+    return Candidates(vids[order], docs[order], scores[order])
 
 
 def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:

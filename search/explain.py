@@ -42,7 +42,6 @@ class Explanation:
                     "allowed": plan.allowed,
                     "scanned_codes": plan.scanned_codes,
                     "scanned_vectors": plan.scanned_vectors,
-                    "rescored": plan.rescored,
                 }
                 for plan in self.plans
             ],
@@ -56,7 +55,7 @@ class Explanation:
             f"allowed: {self.allowed:,} of {self.documents:,} documents",
             *(
                 f"plan: {plan.path}; of {plan.allowed:,} allowed vectors (of {plan.rows:,}) scanned "
-                f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors, scored {plan.rescored:,} exactly"
+                f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors"
                 for plan in self.plans
             ),
             f"time: {steps}",

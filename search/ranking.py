@@ -11,7 +11,8 @@ from indexer.vectors import Candidates
 
 # Vectors are found with fp32 arithmetic and scored with fp64: within this distance their order is open.
 TIE = 1e-5
-FIRST_CANDIDATES = 64
+FIRST_CANDIDATES = 16
+MARGIN = 2  # passages asked for first, for each document wanted
 WIDEN = 4
 
 
@@ -44,7 +45,7 @@ def rank_documents(
     and no passage that it left out could belong among them.
     """
     wanted = min(wanted, available)
-    n = max(FIRST_CANDIDATES, WIDEN * wanted)
+    n = max(FIRST_CANDIDATES, MARGIN * wanted)
     while True:
         candidates = find(n)
         ranked = best_passages(candidates, exclude=exclude)
