@@ -70,6 +70,7 @@ TOPICAL_GLOSSES = (
 )
 LAYERS = [-1, -2, -3, -4]
 MAX_LENGTH = 256
+TOLERANCE = 0.002  # what any one set may lose by the layer weights, about the noise of its score
 
 Floats = npt.NDArray[np.float32]
 
@@ -304,15 +305,15 @@ def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], d
     floors = {name: found.score(floor) for name, found in every.items()}
 
     def gain(shares: Floats) -> float:
-        """Mean gain over the last layer alone; a loss on any set counts ten times."""
+        """Mean gain over the last layer alone, if no set loses more than the tolerance."""
         gains = [found.score(shares) - floors[name] for name, found in chosen_on.items()]
-        return float(np.mean([value if value >= 0 else 10 * value for value in gains]))
+        return float(np.mean(gains)) if min(gains) > -TOLERANCE else -1.0
 
     best, value = floor, 0.0
-    for step in (0.1, 0.03, 0.01):
-        around = best
-        for moves in itertools.product((0, 1, 2, 3) if step == 0.1 else (-2, -1, 0, 1, 2), repeat=3):
-            others = (np.zeros(3) if step == 0.1 else around[1:]) + step * np.array(moves)
+    for step in (0.05, 0.01):
+        centre = best[1:]
+        for moves in itertools.product(range(5) if step == 0.05 else range(-4, 5), repeat=3):
+            others = (0 if step == 0.05 else centre) + step * np.array(moves)
             if others.min() < -1e-9 or others.sum() > 0.9:
                 continue
             shares = np.concatenate([[1 - others.sum()], others.clip(min=0)]).astype(np.float32)

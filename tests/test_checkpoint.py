@@ -22,7 +22,7 @@ from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5Model
 
-from indexer.checkpoint import attach, load_checkpoint, save_checkpoint, tensors_digest, tokenizer_digest
+from indexer.checkpoint import attach, load_checkpoint, save_checkpoint, tensors_digest, tokenizer_digest, with_heads
 from indexer.errors import ModelError
 from indexer.model import TextModel
 from indexer.sources import BackboneSource, cached_digest, file_sha256, find_backbone
@@ -69,6 +69,7 @@ def refusal(folder: Path) -> str:
     [
         pytest.param({}, id="linear"),
         pytest.param({"tag_head": "contextual", "tag_head_width": 16, "tag_layers": [-1, -2]}, id="contextual"),
+        pytest.param({"class_head": "pooled", "class_head_width": 16}, id="pooled class head"),
         pytest.param({"entity_types": None, "normalize_layers": True, "layer_weights": [1, 0.5, 0, 0.3]}, id="class"),
         pytest.param({"class_labels": None, "prefix": "query: ", "pool_layers": [-1, 0]}, id="tags"),
         pytest.param({"class_threshold": 0.5, "class_temperature": 2.5}, id="threshold"),
@@ -329,6 +330,7 @@ def test_a_tokenizer_saved_again_keeps_the_fingerprint(tmp_path: Path) -> None:
         {"entity_types": None},
         {"tag_layers": [-2]},
         {"tag_head": "contextual", "tag_head_width": 16},
+        {"class_head": "pooled", "class_head_width": 16},
         {"class_temperature": 2.0},
         {"class_threshold": 0.4},
     ],
@@ -361,6 +363,27 @@ def test_tensors_digest_sees_names_shapes_and_values() -> None:
         )
     ]
     assert len(set(digests)) == 4
+
+
+def test_a_fresh_tag_head_leaves_embeddings_and_classes_bit_identical() -> None:
+    base = multi_task(class_head="pooled")
+    fresh = with_heads(base, entity_types=["CITY"], tag_head="contextual", tag_layers=[-1, -2])
+    assert fresh.fingerprint == base.fingerprint
+    assert fresh.heads_fingerprint != base.heads_fingerprint
+    before, after = (TextModel(loaded, device="cpu").analyse(TEXTS) for loaded in (base, fresh))
+    assert [one.vectors.tobytes() for one in after] == [one.vectors.tobytes() for one in before]
+    assert [one.label for one in after] == [one.label for one in before]
+    assert {span.type for one in after for span in one.spans} <= {"CITY"}
+
+
+def test_a_fresh_class_head_leaves_embeddings_and_entities_bit_identical() -> None:
+    base = multi_task()
+    fresh = with_heads(base, class_labels=["yes", "no"])
+    assert fresh.fingerprint == base.fingerprint
+    before, after = (TextModel(loaded, device="cpu").analyse(TEXTS) for loaded in (base, fresh))
+    assert [one.pooled.tobytes() for one in after] == [one.pooled.tobytes() for one in before]
+    assert [one.spans for one in after] == [one.spans for one in before]
+    assert all(one.label is not None and one.label.name in ("yes", "no") for one in after)
 
 
 # Damaged folders: one line each, and never a random weight in silence

@@ -56,6 +56,24 @@ def test_linear_heads_read_the_last_layer_of_any_family(family: str) -> None:
     torch.testing.assert_close(outputs.tag_logits, last @ tags.weight.T + tags.bias)
 
 
+def test_pooled_class_head_reads_the_means_of_the_pooled_layers() -> None:
+    model = multi_task(class_head="pooled", class_head_width=16, pool_layers=[-1, 1]).model
+    outputs = outputs_of(model, "hello there")
+    head = model.class_head
+    with torch.no_grad():
+        hidden = outputs.layer_means.reshape(1, 64) @ head.hidden.weight.T + head.hidden.bias
+        activated = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+        expected = activated @ head.linear.weight.T + head.linear.bias
+    torch.testing.assert_close(outputs.class_logits, expected)
+
+
+def test_pooled_class_head_needs_no_embedding_to_be_asked_for() -> None:
+    model = multi_task(class_head="pooled", class_head_width=16).model
+    alone = outputs_of(model, *TEXTS, embedding=False, tags=False)
+    assert alone.layer_means is None
+    assert torch.equal(alone.class_logits, outputs_of(model, *TEXTS).class_logits)
+
+
 def test_tag_head_reads_the_layers_asked_for() -> None:
     model = multi_task(tag_layers=[-4, 0, -1]).model
     ids, mask = batch_of("hello there")
@@ -66,9 +84,10 @@ def test_tag_head_reads_the_layers_asked_for() -> None:
     torch.testing.assert_close(logits, joined @ model.tag_head.linear.weight.T + model.tag_head.linear.bias)
 
 
+@pytest.mark.parametrize("class_head", ["linear", "pooled"])
 @pytest.mark.parametrize("tag_head", ["linear", "contextual"])
-def test_padding_does_not_change_the_tag_logits(tag_head: str) -> None:
-    model = multi_task(tag_head=tag_head, tag_head_width=16, tag_layers=[-1, -2]).model
+def test_padding_does_not_change_the_logits(tag_head: str, class_head: str) -> None:
+    model = multi_task(tag_head=tag_head, tag_head_width=16, tag_layers=[-1, -2], class_head=class_head).model
     together = outputs_of(model, *TEXTS)
     assert together.tag_logits is not None
     assert together.class_logits is not None
@@ -77,7 +96,7 @@ def test_padding_does_not_change_the_tag_logits(tag_head: str) -> None:
         assert alone.tag_logits is not None
         tokens = alone.tag_logits.shape[1]
         torch.testing.assert_close(together.tag_logits[row, :tokens], alone.tag_logits[0], rtol=0, atol=1e-5)
-        torch.testing.assert_close(together.class_logits[row], alone.class_logits[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(together.class_logits[row], alone.class_logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_contextual_head_ignores_what_stands_at_padding() -> None:
@@ -178,6 +197,7 @@ def test_class_abstains_below_the_threshold_alone() -> None:
         ({"layer_weights": [1.0]}, "layer_weights has 1 values for 4 pool_layers"),
         ({"layer_weights": [0.0] * 4}, "layer_weights are all zero"),
         ({"tag_head": "magic"}, "unknown tag_head 'magic'; there are linear, contextual"),
+        ({"class_head": "magic"}, "unknown class_head 'magic'; there are linear, pooled"),
         ({"word_splitter": "magic"}, "unknown word_splitter 'magic'"),
         ({"class_temperature": 0.0}, "class_temperature must be above 0, got 0.0"),
         ({"class_labels": []}, "class_labels must be distinct and at least one"),
