@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, one_line, run
+from indexer.command import CONTEXT, counted, model_options, one_line, run
 from indexer.errors import CorruptIndexError, InputError
 
 if TYPE_CHECKING:
@@ -157,11 +157,11 @@ def remove(index: Path, ids: tuple[str, ...], where: str | None) -> None:
     if bool(ids) == bool(where):
         raise click.UsageError("give either IDS or --where EXPR")
     if where:
-        click.echo(f"{index}: {remove_matching(index, where)} documents removed")
+        click.echo(f"{index}: {counted(remove_matching(index, where), 'document')} removed")
         return
     missing = remove_documents(index, ids)
     found = len(set(ids)) - len(missing)
-    click.echo(f"{index}: {found} documents removed")
+    click.echo(f"{index}: {counted(found, 'document')} removed")
     if missing:
         shown = ", ".join(missing[:SHOWN_ERRORS]) + (", …" if len(missing) > SHOWN_ERRORS else "")
         raise InputError(f"{len(missing)} of the ids are not in {index}: {shown}")
@@ -216,7 +216,7 @@ def retag(index: Path, model: str | None, device: str, batch_tokens: int | None)
         done = retag_documents(
             index, model=model, device=device, batch_tokens=batch_tokens, on_commit=lambda n: bar.update(n - bar.n)
         )
-    click.echo(f"{index}: {done:,} documents tagged again")
+    click.echo(f"{index}: {counted(done, 'document')} tagged again")
 
 
 @cli.command()
@@ -234,7 +234,7 @@ def compact(index: Path) -> None:
 
     before = folder_bytes(index)
     written = compact_index(index)
-    click.echo(f"{index}: {written} segments written, {before:,} bytes before, {folder_bytes(index):,} now")
+    click.echo(f"{index}: {counted(written, 'segment')} written, {before:,} bytes before, {folder_bytes(index):,} now")
 
 
 @cli.command()
@@ -253,8 +253,9 @@ def verify(index: Path) -> None:
     for fault in report.faults:
         click.echo(f"{one_line(fault.place)}: {one_line(fault.problem)}")
     if report.faults:
-        raise CorruptIndexError(f"{index} is damaged: {len(report.faults)} faults")
-    click.echo(f"{index}: {report.documents:,} documents and {report.passages:,} passages, no fault")
+        raise CorruptIndexError(f"{index} is damaged: {counted(len(report.faults), 'fault')}")
+    parts = counted(report.documents, "document"), counted(report.passages, "passage")
+    click.echo(f"{index}: {' and '.join(parts)}, no fault")
 
 
 @cli.command()
@@ -375,7 +376,7 @@ class Source:
         """End the bar; say what was skipped."""
         self._bar.close()
         if self.skipped_count:
-            click.echo(f"skipped {self.skipped_count} records that could not be read:", err=True)
+            click.echo(f"skipped {counted(self.skipped_count, 'record')} that could not be read:", err=True)
             for error in self.skipped:
                 click.echo(f"  {one_line(str(error))}", err=True)
             if self.skipped_count > len(self.skipped):
@@ -402,7 +403,7 @@ def source_documents(files: tuple[str, ...], reading: dict[str, Any], *, on_erro
 
 def describe(report: Report) -> str:
     """A report in words: what is zero is left out, but for what was added."""
-    parts = [f"{report.added:,} documents added"]
+    parts = [f"{counted(report.added, 'document')} added"]
     parts += [
         f"{count:,} {what}"
         for count, what in (

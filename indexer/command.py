@@ -57,6 +57,15 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
+def counted(count: int, what: str) -> str:
+    """A number with its noun, which takes an s in the plural.
+
+    >>> counted(1, "document"), counted(2000, "document")
+    ('1 document', '2,000 documents')
+    """
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def one_line(message: str) -> str:
     """A message with control characters made visible, so that it stays one line and cannot steer a terminal."""
     return "".join(

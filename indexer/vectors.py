@@ -87,7 +87,7 @@ class Segment:
         count, size = self.index.ntotal, self.index.code_size
         if count == 0:
             return np.zeros((0, self.index.d), dtype=np.float16)
-        codes = faiss.rev_swig_ptr(self.index.codes.data(), count * size)
+        codes = np.asarray(_Memory(self.index, faiss.rev_swig_ptr(self.index.codes.data(), count * size)))
         table: npt.NDArray[np.float16] = codes.view("<f2").reshape(count, self.index.d)
         return table
 
@@ -113,6 +113,14 @@ class Segment:
         options = {} if allowed is None else {"sel": _selector(allowed)}
         parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, **options)  # type: ignore[call-arg]
         return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
+
+
+class _Memory:
+    """An array in memory of FAISS that keeps its owner alive, which a plain `rev_swig_ptr` does not."""
+
+    def __init__(self, owner: faiss.Index, array: npt.NDArray[np.uint8]) -> None:
+        self._owner = owner
+        self.__array_interface__ = array.__array_interface__
 
 
 def new_flat_index(dimension: int) -> faiss.IndexScalarQuantizer:

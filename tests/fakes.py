@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from indexer.codes import CodeSpace
 from indexer.fields import flatten
-from indexer.records import Analysis, Document, FloatArray, Label, Passage, Span
-from indexer.settings import settings_of
+from indexer.records import Analysis, Document, FloatArray, Label, Metadata, Passage, Span
+from indexer.segments import open_segment, write_segment
+from indexer.settings import settings_of, settings_of_vectors
 from indexer.store import Entry, IndexWriter
 from indexer.stored import read_documents, sum_digests
+from indexer.vectors import Segment
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
@@ -145,6 +148,57 @@ def document_scores(documents: Mapping[str, str], query: FloatArray, analyser: D
     for (id_, _), score in passage_scores(documents, query, analyser).items():
         best[id_] = max(score, best.get(id_, -2.0))
     return best
+
+
+def clustered(rows: int, *, dimension: int = 32, clusters: int = 20, seed: int = 0) -> FloatArray:
+    """Rows of length 1 around random centres, fp32 (rows, dimension): real embeddings are no sphere either."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(clusters, dimension))
+    table = centres[random.integers(clusters, size=rows)] + 0.7 * random.normal(size=(rows, dimension))
+    return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+
+
+def vector_entries(
+    vectors: FloatArray,
+    *,
+    first: int = 0,
+    metadata: Callable[[int], Metadata] = lambda number: {"n": number},
+    text: str = "",
+) -> list[Entry]:
+    """Documents d<first>, d<first + 1>, … with one given vector each."""
+    numbers = range(first, first + len(vectors))
+    return [
+        Entry(
+            Document(f"d{number}", text, metadata(number), vector=row),
+            Analysis((Passage(0, len(text), 0),), row[None], row, None, ()),
+        )
+        for number, row in zip(numbers, vectors, strict=True)
+    ]
+
+
+def build_vector_index(path: Path, vectors: FloatArray, *, batch: int = 500, **options: Any) -> Path:
+    """An index of given vectors, closed, without a model; `options` go to `vector_entries`."""
+    with IndexWriter(path, create=settings_of_vectors(vectors.shape[1])) as writer:
+        for start in range(0, len(vectors), batch):
+            writer.write(vector_entries(vectors[start : start + batch], first=start, **options))
+    return path
+
+
+def written_segment(
+    folder: Path,
+    vectors: FloatArray,
+    *,
+    name: str = "0000000001",
+    first_vid: int = 1,
+    docs: Sequence[int] | None = None,
+    space: CodeSpace | None = None,
+) -> Segment:
+    """A segment with vids from `first_vid` on, written and opened; document 100 + n has its n-th vector."""
+    vids = np.arange(first_vid, first_vid + len(vectors), dtype=np.int64)
+    owners = np.arange(100, 100 + len(vectors)) if docs is None else np.asarray(docs)
+    block = (vids, owners.astype(np.int64), vectors.astype(np.float16))
+    record = write_segment(folder, name, [block], dimension=vectors.shape[1], space=space)
+    return open_segment(folder, record, dimension=vectors.shape[1])
 
 
 def table_rows(path: Path, table: str) -> list[tuple[Any, ...]]:

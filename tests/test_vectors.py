@@ -1,48 +1,42 @@
-"""Segments of fp16 vectors: exact search against plain numpy, selectors obeyed, damaged files refused."""
+"""Vectors in memory: search over segments against plain numpy, selectors obeyed, every plan the same answers."""
 
 from __future__ import annotations
 
-import gc
-import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
-from fakes import unit_fp16
+from fakes import clustered, unit_fp16, written_segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer import segments as segment_files
 from indexer import vectors
-from indexer.errors import CorruptIndexError, InputError
-from indexer.vectors import Segment, search_segments, write_segment
+from indexer.codes import CodeSpace, new_code_space
+from indexer.errors import InputError
+from indexer.records import FloatArray
+from indexer.vectors import PLANS, Candidates, Mask, SearchPlan, Segment, in_memory, search_segments
 
 DIMENSION = 8
 
 
-def random_unit(rows: int, *, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray[Any, np.dtype[np.float32]]:
+def random_unit(rows: int, *, seed: int = 0, dimension: int = DIMENSION) -> FloatArray:
     return vectors.normalise(np.random.default_rng(seed).normal(size=(rows, dimension)).astype(np.float32))
 
 
 def tail(rows: int, *, first_vid: int = 1, seed: int = 0) -> Segment:
-    segment = Segment.empty(DIMENSION)
-    segment.append(
-        range(first_vid, first_vid + rows), range(100, 100 + rows), random_unit(rows, seed=seed).astype(np.float16)
+    return in_memory(
+        "tail",
+        range(first_vid, first_vid + rows),
+        range(100, 100 + rows),
+        random_unit(rows, seed=seed).astype(np.float16),
     )
-    return segment
 
 
-def written(folder: Path, rows: int, *, name: str = "0000000001", first_vid: int = 1, seed: int = 0) -> Segment:
-    vids, docs = np.arange(first_vid, first_vid + rows), np.arange(100, 100 + rows)
-    write_segment(folder, name, vids, docs, random_unit(rows, seed=seed).astype(np.float16))
-    return Segment.open(folder, name, dimension=DIMENSION, rows=rows)
-
-
-@pytest.fixture(params=["gather", "scan"])
-def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways a segment is searched: by reading the allowed vectors, and by faiss with a selector."""
-    monkeypatch.setattr(vectors, "GATHER_LIMIT", 10**9 if request.param == "gather" else 0)
+def search(segments: list[Segment], query: FloatArray, n: int, **options: Any) -> Candidates:
+    return search_segments(segments, query, n, **{"space": None, **options})[0]
 
 
 # Normalising
@@ -75,95 +69,121 @@ def test_a_blob_is_little_endian_fp16() -> None:
 # Searching one segment
 
 
-@pytest.mark.usefixtures("_path")
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 64, 100])
 def test_results_are_allowed_ones_only(rows: int) -> None:
     segment = tail(rows)
     query = random_unit(1, seed=1)[0]
-    masks = [np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool), np.arange(rows) % 3 == 0]
+    masks: list[Mask | None] = [np.zeros(rows, dtype=bool), np.ones(rows, dtype=bool), np.arange(rows) % 3 == 0, None]
     masks += [np.arange(rows) == at for at in (0, rows // 2, rows - 1)]
-    scores = segment.rows(np.arange(rows)).astype(np.float64) @ query.astype(np.float64)
+    scores = segment.table.astype(np.float64) @ query.astype(np.float64)
     for mask in masks:
+        allowed = np.arange(rows) if mask is None else np.flatnonzero(mask)
         for n in (1, 2, rows, rows + 5):
-            found = segment.search(query, n, mask)
-            best = sorted(np.flatnonzero(mask), key=lambda at: -scores[at])[:n]
-            assert sorted(found.tolist()) == sorted(best)
+            positions, cosines = segment.scan(query, n, mask)
+            assert positions.tolist() == sorted(allowed, key=lambda at: -scores[at])[:n]
+            np.testing.assert_allclose(cosines, scores[positions], rtol=0, atol=1e-6)
 
 
-@pytest.mark.usefixtures("_path")
 def test_more_wanted_than_there_are_gives_all_without_padding() -> None:
-    assert sorted(tail(5).search(random_unit(1)[0], 1000, np.ones(5, dtype=bool)).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(tail(5).scan(random_unit(1)[0], 1000, np.ones(5, dtype=bool))[0].tolist()) == [0, 1, 2, 3, 4]
 
 
-def test_gathering_and_scanning_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    segment, query = tail(500), random_unit(1, seed=5)[0]
-    mask = np.random.default_rng(0).random(500) < 0.5
-    found = {}
-    for limit in (0, 10**9):
-        monkeypatch.setattr(vectors, "GATHER_LIMIT", limit)
-        found[limit] = sorted(segment.search(query, 20, mask).tolist())
-    assert found[0] == found[10**9]
+def test_a_segment_without_codes_cannot_scan_them() -> None:
+    with pytest.raises(ValueError, match="segment tail has no codes"):
+        tail(5).scan_codes(random_unit(1)[0], 1, None)
 
 
-@pytest.mark.usefixtures("_path")
-def test_dead_vectors_are_never_found(tmp_path: Path) -> None:
-    segment = written(tmp_path, 50)
-    segment.kill(np.array([3, 17, 18, 50, 99], dtype=np.int64))
-    found = search_segments([segment], random_unit(1)[0], 50)
-    assert sorted(found.vids.tolist()) == [vid for vid in range(1, 51) if vid not in (3, 17, 18, 50)]
-
-
-def test_killing_passes_over_vids_that_are_not_there() -> None:
-    segment = tail(4, first_vid=10)
-    segment.kill(np.array([1, 9, 14, 1000], dtype=np.int64))
-    segment.kill(np.array([], dtype=np.int64))
-    assert segment.live.tolist() == [True] * 4
-
-
-def test_killing_in_an_empty_tail_does_nothing() -> None:
-    segment = Segment.empty(DIMENSION)
-    segment.kill(np.array([1, 2], dtype=np.int64))
-    assert segment.live.tolist() == []
+def test_the_table_is_what_was_put_in() -> None:
+    np.testing.assert_array_equal(tail(50).table, random_unit(50).astype(np.float16))
 
 
 def test_an_empty_tail_has_no_rows() -> None:
-    assert Segment.empty(DIMENSION).rows(np.zeros(0, dtype=np.int64)).shape == (0, DIMENSION)
+    segment = tail(0)
+    assert (len(segment), segment.table.shape, segment.live_rows, segment.highest_doc) == (0, (0, DIMENSION), 0, 0)
 
 
-def test_a_tail_grows() -> None:
-    segment = tail(3)
-    segment.append([7, 9], [200, 201], random_unit(2, seed=9).astype(np.float16))
-    assert segment.vids.tolist() == [1, 2, 3, 7, 9]
-    assert segment.docs.tolist() == [100, 101, 102, 200, 201]
-    np.testing.assert_array_equal(segment.rows(np.array([3, 4])), random_unit(2, seed=9).astype(np.float16))
+# Dead vectors
+
+
+@pytest.mark.parametrize("path", PLANS)
+def test_dead_vectors_are_never_found(tmp_path: Path, path: str) -> None:
+    segment = written_segment(tmp_path, random_unit(50)).without(np.array([3, 17, 18, 50, 99], dtype=np.int64))
+    found = search([segment], random_unit(1)[0], 50, path=path)
+    assert sorted(found.vids.tolist()) == [vid for vid in range(1, 51) if vid not in (3, 17, 18, 50)]
+
+
+def test_vids_that_are_not_there_are_passed_over() -> None:
+    segment = tail(4, first_vid=10)
+    assert segment.without(np.array([1, 9, 14, 1000], dtype=np.int64)) is segment
+    assert segment.without(np.array([], dtype=np.int64)) is segment
+    assert segment.without(np.array([9, 11, 14], dtype=np.int64)).live.tolist() == [True, False, True, True]
+
+
+def test_nothing_dies_in_an_empty_tail() -> None:
+    assert tail(0).without(np.array([1, 2], dtype=np.int64)).live.tolist() == []
+
+
+def test_the_segment_that_others_hold_keeps_its_vectors() -> None:
+    before = tail(4)
+    assert (before.live_rows, before.all_live) == (4, True)
+    after = before.without(np.array([2], dtype=np.int64)).without(np.array([2, 4], dtype=np.int64))
+    assert (before.live_rows, before.all_live, before.live.tolist()) == (4, True, [True] * 4)
+    assert (after.live_rows, after.all_live, after.live.tolist()) == (2, False, [True, False, True, False])
+    assert sorted(search([before], random_unit(1)[0], 9).vids.tolist()) == [1, 2, 3, 4]
+    assert sorted(search([after], random_unit(1)[0], 9).vids.tolist()) == [1, 3]
 
 
 # Searching several segments
 
 
-def test_nothing_to_search_gives_nothing() -> None:
-    for segments in ([], [Segment.empty(DIMENSION)]):
-        found = search_segments(segments, random_unit(1)[0], 10)
+@pytest.mark.parametrize("path", PLANS)
+def test_nothing_to_search_gives_nothing(path: str) -> None:
+    dead = tail(3).without(np.array([1, 2, 3], dtype=np.int64))
+    for segments in ([], [tail(0)], [dead]):
+        found, plan = search_segments(segments, random_unit(1)[0], 10, space=None, path=path)
         assert (found.vids.tolist(), found.docs.tolist(), found.scores.tolist()) == ([], [], [])
+        assert (plan.rows, plan.allowed, plan.scanned_codes, plan.scanned_vectors) == (0, 0, 0, 0)
 
 
-def test_equal_scores_are_in_the_order_of_their_vids() -> None:
-    first, second = Segment.empty(2), Segment.empty(2)
+@pytest.mark.parametrize("path", PLANS)
+def test_equal_scores_are_in_the_order_of_their_vids(path: str) -> None:
     same = np.array([[1.0, 0.0]] * 3, dtype=np.float16)
-    second.append([1, 5, 9], [1, 1, 1], same)
-    first.append([2, 6, 7], [2, 2, 2], same)
-    found = search_segments([first, second], np.array([1.0, 0.0], dtype=np.float32), 6)
-    assert found.vids.tolist() == [1, 2, 5, 6, 7, 9]
+    second = in_memory("second", [1, 5, 9], [1, 1, 1], same)
+    first = in_memory("first", [2, 6, 7], [2, 2, 2], same)
+    query = np.array([1.0, 0.0], dtype=np.float32)
+    assert search([first, second], query, 6, path=path).vids.tolist() == [1, 2, 5, 6, 7, 9]
 
 
 def test_scores_are_the_cosine_in_fp64_and_within_one() -> None:
-    segment = Segment.empty(3)
     rows = vectors.normalise(np.array([[1, 2, 3], [-1, -2, -3], [3, 0, -1]], dtype=np.float32))
-    segment.append([1, 2, 3], [1, 2, 3], rows.astype(np.float16))
-    found = search_segments([segment], rows[0], 3)
+    found = search([in_memory("tail", [1, 2, 3], [1, 2, 3], rows.astype(np.float16))], rows[0], 3)
     exact = rows.astype(np.float16).astype(np.float64) @ rows[0].astype(np.float64)
     assert found.vids.tolist() == [1, 3, 2]
     np.testing.assert_allclose(found.scores, np.clip(exact, -1, 1)[[0, 2, 1]], rtol=0, atol=1e-15)
+
+
+def test_a_score_does_not_depend_on_how_its_vector_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "CODES_FROM", 100)
+    table = clustered(400)
+    space = new_code_space(table.astype(np.float16))
+    one = written_segment(tmp_path, table, name="one", space=space)
+    parts = [
+        written_segment(tmp_path, table[at : at + 200], name=f"part{at}", first_vid=1 + at, space=space)
+        for at in (0, 200)
+    ]
+    ways = [search(segments, table[7], 5, space=space, path=path) for segments in ([one], parts) for path in PLANS]
+    assert {tuple(found.vids.tolist()) for found in ways} == {tuple(ways[0].vids.tolist())}
+    assert {tuple(found.scores.tolist()) for found in ways} == {tuple(ways[0].scores.tolist())}
+
+
+def test_segments_searched_by_several_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "PARALLEL_ROWS", 10)
+    segments = [tail(40, first_vid=1 + 100 * n, seed=n) for n in range(6)]
+    query = random_unit(1, seed=99)[0]
+    alone = search(segments, query, 30)
+    with ThreadPoolExecutor(3) as pool:
+        together = search(segments, query, 30, pool=pool)
+    assert (together.vids.tolist(), together.scores.tolist()) == (alone.vids.tolist(), alone.scores.tolist())
 
 
 @given(
@@ -172,6 +192,7 @@ def test_scores_are_the_cosine_in_fp64_and_within_one() -> None:
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     dead=st.sampled_from([0.0, 0.3]),
     limit=st.sampled_from([0, 10, 10**9]),
+    path=st.sampled_from(["auto", "scan"]),
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=80, deadline=None)
@@ -181,6 +202,7 @@ def test_search_over_segments_and_tail_equals_numpy(
     share: float,
     dead: float,
     limit: int,
+    path: str,
     seed: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -191,120 +213,163 @@ def test_search_over_segments_and_tail_equals_numpy(
     docs = random.integers(0, 30, size=total)
     table = unit_fp16(raw)
     folder = tmp_path_factory.mktemp("segments")
+    is_dead = random.random(total) < dead
     segments, at = [], 0
     for number, size in enumerate(sizes):
         rows = slice(at, at + size)
+        block = (vids[rows], docs[rows], table[rows].astype(np.float16))
         if number == len(sizes) - 1 or size == 0:
-            segment = Segment.empty(DIMENSION)
-            segment.append(vids[rows].tolist(), docs[rows].tolist(), table[rows].astype(np.float16))
+            segment = in_memory("tail", *block)
         else:
-            write_segment(folder, str(number), vids[rows], docs[rows], table[rows].astype(np.float16))
-            segment = Segment.open(folder, str(number), dimension=DIMENSION, rows=size)
-        segments.append(segment)
+            record = segment_files.write_segment(folder, str(number), [block], dimension=DIMENSION, space=None)
+            segment = segment_files.open_segment(folder, record, dimension=DIMENSION)
+        segments.append(segment.without(vids[is_dead]))
         at += size
-    is_dead = random.random(total) < dead
-    for segment in segments:
-        segment.kill(vids[is_dead])
     allowed_docs = random.random(30) < share
     query = random.normal(size=DIMENSION).astype(np.float32)
     query /= np.linalg.norm(query)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "GATHER_LIMIT", limit)
-        found = search_segments(segments, query, wanted, allowed_docs=allowed_docs)
+        patch.setattr(vectors, "SCAN_LIMIT", limit)
+        found, plan = search_segments(segments, query, wanted, space=None, allowed_docs=allowed_docs, path=path)
     scores = np.clip(table @ query.astype(np.float64), -1, 1)
     candidates = np.flatnonzero(allowed_docs[docs] & ~is_dead)
     best = candidates[np.lexsort((vids[candidates], -scores[candidates]))][:wanted]
     assert found.vids.tolist() == vids[best].tolist()
     assert found.docs.tolist() == docs[best].tolist()
     np.testing.assert_allclose(found.scores, scores[best], rtol=0, atol=1e-14)
+    assert (plan.rows, plan.allowed) == (int((~is_dead).sum()), len(candidates))
 
 
-# Files
+# Plans
 
 
-def test_a_mapped_segment_outlives_the_scope_that_opened_it(tmp_path: Path) -> None:
-    def opened() -> Segment:
-        return written(tmp_path, 3000)
-
-    segment = opened()
-    gc.collect()
-    for file in tmp_path.iterdir():
-        file.unlink()  # the mapping keeps the file's bytes
-    np.testing.assert_array_equal(segment.rows(np.arange(3000)), random_unit(3000).astype(np.float16))
-    found = search_segments([segment], random_unit(1)[0], 1)
-    assert found.vids.tolist() == [1]
+ROWS, WIDTH = 1_000, 32
+TABLE = clustered(ROWS, dimension=WIDTH, clusters=40, seed=3)
+QUERY = TABLE[17] + 0.01
+QUERY /= np.linalg.norm(QUERY)
+COSINES = TABLE.astype(np.float16).astype(np.float64) @ QUERY.astype(np.float64)
+RANDOM_ORDER = np.random.default_rng(1).permutation(ROWS)
 
 
-def test_a_segment_is_two_files_and_nothing_else(tmp_path: Path) -> None:
-    written(tmp_path, 3)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["0000000001.fp16.faiss", "0000000001.ids.npy"]
+@pytest.fixture(scope="module")
+def space() -> CodeSpace:
+    return new_code_space(TABLE.astype(np.float16))
 
 
-def test_the_ids_file_holds_vids_and_documents(tmp_path: Path) -> None:
-    written(tmp_path, 3, first_vid=5)
-    ids = np.load(tmp_path / "0000000001.ids.npy")
-    assert (ids.dtype, ids.tolist()) == (np.dtype("<i8"), [[5, 6, 7], [100, 101, 102]])
+@pytest.fixture(scope="module")
+def segments(space: CodeSpace, tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
+    """Three segments with codes, one without, and a tail; some vectors are dead. Document n has vid n + 1."""
+    folder, parts = tmp_path_factory.mktemp("segments"), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_files, "CODES_FROM", 200)
+        for first, rows in ((0, 300), (300, 300), (600, 250), (850, 100)):
+            docs = list(range(first, first + rows))
+            part = TABLE[first : first + rows]
+            parts.append(written_segment(folder, part, name=f"{first}", first_vid=first + 1, docs=docs, space=space))
+    assert [segment.codes is not None for segment in parts] == [True, True, True, False]
+    rest = range(950, ROWS)
+    parts.append(in_memory("tail", [n + 1 for n in rest], list(rest), TABLE[950:].astype(np.float16)))
+    return [segment.without(DEAD + 1) for segment in parts]
 
 
-@pytest.mark.parametrize("missing", ["fp16.faiss", "ids.npy"])
-def test_a_missing_file_is_file_not_found(tmp_path: Path, missing: str) -> None:
-    written(tmp_path, 3)
-    (tmp_path / f"0000000001.{missing}").unlink()
-    with pytest.raises(FileNotFoundError):
-        Segment.open(tmp_path, "0000000001", dimension=DIMENSION, rows=3)
+DEAD = np.array([17, 0, 299, 300, 955], dtype=np.int64)
+SELECTIVITIES = {"none": 0, "one": 1, "1 %": 10, "10 %": 100, "50 %": 500, "all": ROWS}
 
 
-@pytest.mark.parametrize(("dimension", "rows"), [(DIMENSION + 1, 3), (DIMENSION, 4)])
-def test_a_segment_that_contradicts_the_manifest_is_refused(tmp_path: Path, dimension: int, rows: int) -> None:
-    written(tmp_path, 3)
-    with pytest.raises(
-        CorruptIndexError,
-        match=rf"segment 0000000001 has 3 vectors of 8 dimensions .* manifest says {rows} of {dimension}",
-    ):
-        Segment.open(tmp_path, "0000000001", dimension=dimension, rows=rows)
+def filter_of(count: int, kind: str) -> Mask:
+    """The documents of a filter: independent of the query, its nearest ones, or its farthest ones."""
+    order = {"independent": RANDOM_ORDER, "near": np.argsort(-COSINES), "far": np.argsort(COSINES)}[kind]
+    mask = np.zeros(ROWS, dtype=bool)
+    mask[order[:count]] = True
+    return mask
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQ8"])
-def test_another_kind_of_index_is_refused(tmp_path: Path, factory: str) -> None:
-    written(tmp_path, 3)
-    other = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
-    other.train(random_unit(3))
-    other.add(random_unit(3))
-    faiss.write_index(other, str(tmp_path / "0000000001.fp16.faiss"))
-    with pytest.raises(CorruptIndexError, match="not SQfp16; run 'indexer verify'"):
-        Segment.open(tmp_path, "0000000001", dimension=DIMENSION, rows=3)
+def planned(
+    segments: list[Segment], space: CodeSpace, n: int, *, path: str, docs: Mask | None
+) -> tuple[Candidates, SearchPlan, list[int]]:
+    """What the plan finds, and the documents that brute force does."""
+    found, plan = search_segments(segments, QUERY, n, space=space, allowed_docs=docs, path=path)
+    live = np.ones(ROWS, dtype=bool) if docs is None else docs.copy()
+    live[DEAD] = False
+    candidates = np.flatnonzero(live)
+    return found, plan, candidates[np.lexsort((candidates, -COSINES[candidates]))][:n].tolist()
 
 
-@pytest.mark.parametrize("suffix", ["fp16.faiss", "ids.npy"])
-@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
-def test_a_truncated_file_is_refused(tmp_path: Path, suffix: str, keep: float) -> None:
-    written(tmp_path, 100)
-    file = tmp_path / f"0000000001.{suffix}"
-    data = file.read_bytes()
-    file.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else int(keep)])
-    with pytest.raises(CorruptIndexError, match="segment 0000000001 cannot be read"):
-        Segment.open(tmp_path, "0000000001", dimension=DIMENSION, rows=100)
+@pytest.mark.parametrize("path", PLANS)
+@pytest.mark.parametrize("kind", ["independent", "near", "far"])
+@pytest.mark.parametrize("selectivity", SELECTIVITIES)
+def test_every_plan_gives_the_answers_of_brute_force_under_every_filter(
+    segments: list[Segment], space: CodeSpace, path: str, kind: str, selectivity: str
+) -> None:
+    docs = filter_of(SELECTIVITIES[selectivity], kind)
+    for n in (1, 10, 70, 2 * ROWS):
+        found, plan, best = planned(segments, space, n, path=path, docs=docs)
+        assert len(found.docs) == min(n, plan.allowed)
+        if path == "scan" or n != 70:  # 70 of the codes' candidates may miss one, but never one of the few best
+            assert found.docs.tolist() == best
+        assert len(set(found.docs.tolist()) & set(best)) >= 0.97 * len(best)
+        assert docs[found.docs].all()
+        assert found.scores.tolist() == pytest.approx(COSINES[found.docs].tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize("suffix", ["fp16.faiss", "ids.npy"])
-def test_a_file_whose_last_bytes_do_not_fit_is_an_error_and_leaves_nothing(tmp_path: Path, suffix: str) -> None:
-    # faiss only prints when its last bytes do not fit, and numpy's `save` says nothing at all.
-    written(tmp_path, 1000, name="whole")
-    size = {file.name.removeprefix("whole."): file.stat().st_size for file in tmp_path.iterdir()}[suffix]
-    if suffix == "ids.npy":  # the larger file of the two, when the vectors are shorter than the ids
-        table, dimension = np.zeros((1000, 2), dtype=np.float16), 2
-    else:
-        table, dimension = random_unit(1000, dimension=16).astype(np.float16), 16
-        size += 1000 * 2 * (16 - DIMENSION)
-    ids = np.arange(1000)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_segment(tmp_path, "cut", ids, ids, table)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.glob("cut.*.tmp"))
-    assert not (tmp_path / f"cut.{suffix}").exists()
-    write_segment(tmp_path, "cut", ids, ids, table)
-    assert Segment.open(tmp_path, "cut", dimension=dimension, rows=1000).vids.tolist() == ids.tolist()
+@pytest.mark.parametrize("path", PLANS)
+def test_every_plan_gives_the_answers_of_brute_force_without_a_filter(
+    segments: list[Segment], space: CodeSpace, path: str
+) -> None:
+    for n in (1, 10, 2 * ROWS):
+        found, plan, best = planned(segments, space, n, path=path, docs=None)
+        assert found.docs.tolist() == best
+        assert (plan.rows, plan.allowed) == (ROWS - len(DEAD), ROWS - len(DEAD))
+
+
+def test_documents_that_a_filter_does_not_reach_are_not_allowed(segments: list[Segment], space: CodeSpace) -> None:
+    docs = filter_of(100, "independent")
+    for path in PLANS:
+        found, plan, best = planned(segments, space, 10, path=path, docs=docs)
+        assert plan.allowed == np.count_nonzero(docs) - np.count_nonzero(docs[DEAD])
+        assert found.docs.tolist() == best
+
+
+def test_few_allowed_vectors_are_scanned_and_many_by_their_codes(
+    segments: list[Segment], space: CodeSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vectors, "SCAN_LIMIT", 100)
+    docs = np.zeros(ROWS, dtype=bool)
+    docs[[n for n in range(ROWS) if n not in DEAD][:100]] = True
+    assert planned(segments, space, 5, path="auto", docs=docs)[1].path == "scan"
+    docs[500] = True
+    assert planned(segments, space, 5, path="auto", docs=docs)[1].path == "codes"
+    assert planned(segments, space, 5, path="auto", docs=None)[1].path == "codes"
+
+
+def test_a_scan_reads_the_allowed_vectors_and_no_code(segments: list[Segment], space: CodeSpace) -> None:
+    _, plan, _ = planned(segments, space, 5, path="scan", docs=filter_of(100, "far"))
+    assert (plan.path, plan.scanned_codes, plan.scanned_vectors) == ("scan", 0, plan.allowed)
+
+
+def test_codes_are_scanned_where_there_are_some_and_their_best_vectors(
+    segments: list[Segment], space: CodeSpace
+) -> None:
+    _, plan, _ = planned(segments, space, 2, path="codes", docs=None)
+    with_codes, others = segments[:3], segments[3:]
+    assert plan.path == "codes"
+    assert plan.scanned_codes == sum(len(segment) for segment in with_codes)
+    assert plan.scanned_vectors == sum(2 * segment.rerank for segment in with_codes) + sum(
+        segment.live_rows for segment in others
+    )
+    assert plan.scanned_vectors < plan.allowed
+
+
+def test_codes_are_not_scanned_where_reading_all_allowed_vectors_is_less(
+    segments: list[Segment], space: CodeSpace
+) -> None:
+    docs = np.zeros(ROWS, dtype=bool)
+    docs[[20, 30, 310, 900]] = True
+    found, plan, best = planned(segments, space, 5, path="codes", docs=docs)
+    assert (plan.scanned_codes, plan.scanned_vectors, plan.allowed) == (0, 4, 4)
+    assert found.docs.tolist() == best
+
+
+def test_an_unknown_plan_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown plan 'guess'; there are auto, codes, scan"):
+        search([tail(3)], random_unit(1)[0], 1, path="guess")

@@ -149,6 +149,9 @@ class _Evaluation:
         self.known = known
 
     def bitmap(self, filter: Filter) -> BitMap:
+        return self.all_documents if isinstance(filter, Everything) else self._remembered(filter)
+
+    def _remembered(self, filter: Filter) -> BitMap:
         if self.known is None:
             return self._evaluated(filter)
         result = self.known.get(filter)
@@ -185,7 +188,7 @@ class _Evaluation:
 
     @cached_property
     def all_documents(self) -> BitMap:
-        return self.bitmap(Everything())
+        return self._remembered(Everything())
 
     def _documents(self, sql: str, values: Sequence[Scalar]) -> BitMap:
         cursor = self.connection.cursor()

@@ -1,0 +1,323 @@
+"""One-bit codes: the rotation, selectors obeyed, recall after exact reranking, the rerank factor, damaged files."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import build_vector_index, clustered, vector_entries, written_segment
+
+from indexer import segments as segment_files
+from indexer import store
+from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.errors import CorruptIndexError
+from indexer.reader import IndexReader
+from indexer.records import FloatArray
+from indexer.segments import CALIBRATION_K, CALIBRATION_QUERIES, CALIBRATION_RECALL, calibrate
+from indexer.settings import read_setting
+from indexer.store import CODE_SPACE_SHA256, IndexWriter
+from indexer.vectors import IdArray, Segment, search_segments
+from indexer.verify import verify_index
+
+WIDTH = 32
+
+
+@pytest.fixture(autouse=True)
+def _codes_from_500_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_files, "CODES_FROM", 500)
+    monkeypatch.setattr(store, "CODES_FROM", 500)
+
+
+def spherical(rows: int, *, seed: int = 0) -> FloatArray:
+    table = np.random.default_rng(seed).normal(size=(rows, WIDTH))
+    return (table / np.linalg.norm(table, axis=1, keepdims=True)).astype(np.float32)
+
+
+def nearest(table: FloatArray, query: FloatArray, n: int) -> IdArray:
+    """Brute force over the vectors as they are stored."""
+    return np.argsort(-(table.astype(np.float16).astype(np.float64) @ query.astype(np.float64)), kind="stable")[:n]
+
+
+# The space
+
+
+@pytest.mark.parametrize("dimension", [2, 32, 300])
+def test_the_rotation_is_orthogonal(dimension: int) -> None:
+    rotation = new_code_space(clustered(10, dimension=dimension).astype(np.float16)).rotation
+    assert (rotation.shape, rotation.dtype) == ((dimension, dimension), np.float32)
+    np.testing.assert_allclose(rotation.astype(np.float64) @ rotation.T, np.eye(dimension), rtol=0, atol=1e-5)
+
+
+def test_the_rotation_depends_on_the_dimension_only() -> None:
+    first, second = (new_code_space(clustered(50, seed=seed).astype(np.float16)) for seed in (1, 2))
+    np.testing.assert_array_equal(first.rotation, second.rotation)
+    assert not np.array_equal(first.centre, second.centre)
+
+
+def test_the_centre_is_the_mean_of_the_rotated_vectors() -> None:
+    table = clustered(500).astype(np.float16)
+    space = new_code_space(table)
+    np.testing.assert_allclose(space.centre, space.rotate(table.astype(np.float32)).mean(axis=0), rtol=0, atol=1e-5)
+
+
+def test_a_rotation_keeps_cosines() -> None:
+    table = clustered(100)
+    rotated = new_code_space(table.astype(np.float16)).rotate(table)
+    np.testing.assert_allclose(rotated @ rotated.T, table @ table.T, rtol=0, atol=1e-5)
+
+
+def test_a_rotation_spreads_what_stands_in_few_dimensions() -> None:
+    # Codes hold the signs; of these vectors, all but 4 of 32 signs say nothing as long as they are not rotated.
+    table = np.zeros((2_000, WIDTH), dtype=np.float32)
+    table[:, :4] = np.random.default_rng(0).normal(size=(2_000, 4))
+    table /= np.linalg.norm(table, axis=1, keepdims=True)
+    found = {}
+    for name, space in (
+        ("rotated", new_code_space(table.astype(np.float16))),
+        ("plain", CodeSpace(np.eye(WIDTH, dtype=np.float32), table.mean(axis=0))),
+    ):
+        index = space.encode(table.astype(np.float16))
+        hits = [
+            np.intersect1d(index.search(space.rotate(query[None]), 100)[1][0], nearest(table, query, 10)).size
+            for query in table[::100]
+        ]
+        found[name] = np.mean(hits) / 10
+    assert found["rotated"] > found["plain"] + 0.05
+
+
+def test_saving_and_loading_give_the_same_space(tmp_path: Path) -> None:
+    space = new_code_space(clustered(100).astype(np.float16))
+    sha256 = save_code_space(space, tmp_path / "space.npy")
+    loaded = load_code_space(tmp_path / "space.npy", dimension=WIDTH)
+    np.testing.assert_array_equal(loaded.rotation, space.rotation)
+    np.testing.assert_array_equal(loaded.centre, space.centre)
+    assert sha256 == hashlib.sha256((tmp_path / "space.npy").read_bytes()).hexdigest()
+    assert [file.name for file in tmp_path.iterdir()] == ["space.npy"]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, -1])
+def test_a_truncated_space_is_refused(tmp_path: Path, keep: float) -> None:
+    file = tmp_path / "space.npy"
+    save_code_space(new_code_space(clustered(100).astype(np.float16)), file)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(keep * len(data)) if 0 < keep < 1 else int(keep)])
+    with pytest.raises(CorruptIndexError, match=r"space\.npy cannot be read"):
+        load_code_space(file, dimension=WIDTH)
+
+
+def test_a_space_that_is_gone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptIndexError, match=r"space\.npy cannot be read \(FileNotFoundError\)"):
+        load_code_space(tmp_path / "space.npy", dimension=WIDTH)
+
+
+def test_a_space_of_another_shape_or_type_is_refused(tmp_path: Path) -> None:
+    for table in (np.zeros((WIDTH, WIDTH), dtype=np.float32), np.zeros((WIDTH + 1, WIDTH)), np.zeros(3, np.float32)):
+        np.save(tmp_path / "space.npy", table)
+        with pytest.raises(CorruptIndexError, match=r"space\.npy holds \("):
+            load_code_space(tmp_path / "space.npy", dimension=WIDTH)
+
+
+# Scanning codes
+
+
+@pytest.fixture(scope="module")
+def table() -> FloatArray:
+    return clustered(3_000, clusters=60)
+
+
+@pytest.fixture(scope="module")
+def space(table: FloatArray) -> CodeSpace:
+    return new_code_space(table.astype(np.float16))
+
+
+@pytest.fixture
+def segment(tmp_path: Path, table: FloatArray, space: CodeSpace) -> Segment:
+    return written_segment(tmp_path, table, space=space)
+
+
+@pytest.mark.parametrize("allowed", [0, 1, 7, 8, 9, 300, 2_999, 3_000])
+def test_scanned_codes_are_allowed_ones_only(
+    segment: Segment, table: FloatArray, space: CodeSpace, allowed: int
+) -> None:
+    random = np.random.default_rng(allowed)
+    mask = np.zeros(len(table), dtype=bool)
+    mask[random.permutation(len(table))[:allowed]] = True
+    for query in space.rotate(table[:5]):
+        for n in (1, 10, 5_000):
+            positions, estimates = segment.scan_codes(query, n, mask)
+            assert len(positions) == len(estimates) == min(n, allowed)
+            assert len(set(positions.tolist())) == len(positions)
+            assert mask[positions].all()
+
+
+def test_all_codes_are_scanned_without_a_selector(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
+    positions, _ = segment.scan_codes(space.rotate(table[:1])[0], 10**6, None)
+    assert sorted(positions.tolist()) == list(range(len(table)))
+
+
+def test_estimates_are_close_to_the_cosines(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
+    positions, estimates = segment.scan_codes(space.rotate(table[:1])[0], len(table), None)
+    cosines = table[positions] @ table[0]
+    assert np.corrcoef(estimates, cosines)[0, 1] > 0.95
+    assert abs(float(np.mean(estimates - cosines))) < 0.02
+
+
+def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
+    """Queries that calibration has not seen: near the stored vectors, but none of them."""
+    queries = clustered(200, clusters=60, seed=0)[100:] + np.random.default_rng(9).normal(size=(100, WIDTH)) * 0.05
+    hits = 0
+    for query in (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32):
+        found, plan = search_segments([segment], query, 10, space=space, path="codes")
+        assert plan.scanned_codes == len(table)
+        hits += np.intersect1d(found.vids - 1, nearest(table, query, 10)).size
+    assert hits / 1_000 >= 0.99
+
+
+def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
+    fresh = space.encode(table.astype(np.float16))
+    query = space.rotate(table[:1])
+    estimates, labels = fresh.search(query, 50)
+    positions, read = segment.scan_codes(query[0], 50, None)
+    assert positions.tolist() == labels[0].tolist()
+    np.testing.assert_allclose(read, estimates[0], rtol=0, atol=1e-6)
+
+
+# Calibration
+
+
+def recall_at(segment: Segment, table: FloatArray, space: CodeSpace, factor: int) -> float:
+    """Brute force: recall@10 of the segment's own vectors, each left out of its own answer."""
+    hits = 0
+    for own in np.linspace(0, len(table) - 1, CALIBRATION_QUERIES).astype(np.int64).tolist():
+        query = table[own].astype(np.float16).astype(np.float32)
+        answer = [at for at in nearest(table, query, CALIBRATION_K + 1).tolist() if at != own][:CALIBRATION_K]
+        guesses = segment.scan_codes(space.rotate(query[None])[0], factor * CALIBRATION_K + 1, None)[0].tolist()
+        hits += len(set(answer) & set([at for at in guesses if at != own][: factor * CALIBRATION_K]))
+    return hits / (CALIBRATION_QUERIES * CALIBRATION_K)
+
+
+@pytest.mark.parametrize("kind", ["clustered", "spherical"])
+def test_calibration_takes_the_smallest_factor_that_reaches_the_recall(tmp_path: Path, kind: str) -> None:
+    table = clustered(2_000, clusters=40) if kind == "clustered" else spherical(2_000)
+    space = new_code_space(table.astype(np.float16))
+    segment = written_segment(tmp_path, table, space=space)
+    factors = segment_files._FACTORS
+    assert recall_at(segment, table, space, segment.rerank) >= CALIBRATION_RECALL
+    at = factors.index(segment.rerank)
+    assert at > 0
+    assert recall_at(segment, table, space, factors[at - 1]) < CALIBRATION_RECALL
+
+
+def test_calibration_of_vectors_that_are_all_equal_ends(tmp_path: Path) -> None:
+    table = np.repeat(clustered(1), 600, axis=0)
+    segment = written_segment(tmp_path, table, space=new_code_space(clustered(50).astype(np.float16)))
+    assert segment.rerank in segment_files._FACTORS
+
+
+def test_calibration_of_the_same_segment_is_the_same(segment: Segment, space: CodeSpace) -> None:
+    assert segment.codes is not None
+    assert calibrate(segment, segment.codes, space) == segment.rerank
+
+
+# In an index
+
+
+@pytest.fixture
+def index(tmp_path: Path, table: FloatArray, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A thousand vectors in one segment with codes."""
+    monkeypatch.setattr(store, "SEAL_ROWS", 250)
+    path = build_vector_index(tmp_path / "index", table[:1_000], batch=250)
+    with IndexReader(path) as reader:
+        (record,) = reader.info().segments
+    assert (record.rows, record.factory) == (1_000, "SQfp16,RaBitQ1")
+    return path
+
+
+def test_the_space_s_checksum_is_kept(index: Path) -> None:
+    with IndexReader(index) as reader, reader.snapshot() as snapshot:
+        sha256 = read_setting(snapshot.connection, CODE_SPACE_SHA256)
+    assert sha256 == hashlib.sha256((index / "segments" / "codes.space.npy").read_bytes()).hexdigest()
+
+
+def test_later_segments_share_the_space(index: Path, table: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (index / "segments" / "codes.space.npy").read_bytes()
+    monkeypatch.setattr(store, "SEAL_ROWS", 250)
+    with IndexWriter(index) as writer:
+        for first in range(1_000, 3_000, 250):
+            writer.write(vector_entries(table[first : first + 250], first=first))
+    assert (index / "segments" / "codes.space.npy").read_bytes() == before
+    with IndexReader(index) as reader, reader.snapshot() as snapshot:
+        assert [segment.codes is not None for segment in snapshot.view.segments] == [True] * 3
+        for query in table[::300]:
+            found, plan = snapshot.search_vectors(query, 10, path="codes")
+            assert plan.scanned_codes == 3_000
+            assert len(set(found.vids.tolist()) & {int(at) + 1 for at in nearest(table, query, 10)}) >= 9
+
+
+def change_space(index: Path) -> None:
+    file = index / "segments" / "codes.space.npy"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 64
+    file.write_bytes(bytes(data))
+
+
+def test_a_changed_space_is_refused_by_the_writer(index: Path, table: FloatArray) -> None:
+    change_space(index)
+    with IndexWriter(index) as writer:
+        writer.write(vector_entries(table[1_000:1_600], first=1_000))
+        with pytest.raises(CorruptIndexError, match=r"codes\.space\.npy is not what was written; run 'indexer verify"):
+            writer.compact(full=True)
+        assert writer.state.documents == 1_600
+
+
+def test_a_space_that_is_gone_is_refused_by_writer_and_reader(index: Path) -> None:
+    (index / "segments" / "codes.space.npy").unlink()
+    with IndexWriter(index) as writer:
+        writer.remove([f"d{n}" for n in range(10)])
+        with pytest.raises(CorruptIndexError, match=r"codes\.space\.npy is not what was written"):
+            writer.compact(full=True)
+    with (
+        IndexReader(index) as reader,
+        pytest.raises(CorruptIndexError, match=r"codes\.space\.npy cannot be read"),
+        reader.snapshot(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("damage", ["change", "delete"])
+def test_a_changed_space_is_found_by_verify(index: Path, damage: str) -> None:
+    assert verify_index(index).faults == ()
+    if damage == "change":
+        change_space(index)
+    else:
+        (index / "segments" / "codes.space.npy").unlink()
+    expected = {"change": "its SHA-256 is not the one that was written", "delete": "the file is gone"}[damage]
+    assert [(f.place, f.problem) for f in verify_index(index).faults] == [("segments/codes.space.npy", expected)]
+
+
+def test_changed_codes_are_found_by_verify(index: Path) -> None:
+    (file,) = (index / "segments").glob("*.codes.faiss")
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(bytes(data))
+    assert [(f.place, f.problem) for f in verify_index(index).faults] == [
+        (f"segments/{file.name}", "its SHA-256 is not the one that was written")
+    ]
+
+
+def test_an_index_without_large_segments_has_no_space(tmp_path: Path, table: FloatArray) -> None:
+    path = build_vector_index(tmp_path / "small", table[:400])
+    with IndexWriter(path) as writer:
+        writer.compact(full=True)
+    assert not (path / "segments" / "codes.space.npy").exists()
+    assert verify_index(path).faults == ()
+
+
+def test_a_space_whose_index_does_not_know_of_it_goes_when_a_writer_opens(tmp_path: Path, table: FloatArray) -> None:
+    # As a crash leaves it between writing the file and naming it.
+    path = build_vector_index(tmp_path / "small", table[:10])
+    save_code_space(new_code_space(table.astype(np.float16)), path / "segments" / "codes.space.npy")
+    IndexWriter(path).close()
+    assert not (path / "segments" / "codes.space.npy").exists()
