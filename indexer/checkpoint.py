@@ -339,6 +339,9 @@ def _load_backbone(source: str, *, name: str) -> nn.Module:
         raise ModelError(f"{name} {problem} {len(wrong)} weights of its backbone, such as {wrong[0]}")
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; only encoders can be used")
+    for key, tensor in backbone.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ModelError(f"{name}: the weight {key} holds values that are not finite")
     return backbone  # type: ignore[no-any-return]
 
 

@@ -27,6 +27,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
 
+# Families whose layers mix in what stands at padding, mask or not: they get batches of one length.
+UNMASKED = frozenset({"convbert", "fnet", "nystromformer"})
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One passage as the model sees it. `offsets` are the tokens', relative to the passage, prefix at ≤ 0."""
@@ -117,7 +121,8 @@ class TextModel:
         windows = self._windows(texts)
         results: list[WindowResult | None] = [None] * len(windows)
         lengths = [len(window.ids) for window in windows]
-        for batch in plan_batches(lengths, max_tokens=self.batch_tokens):
+        padding = self.model.backbone.config.model_type not in UNMASKED
+        for batch in plan_batches(lengths, max_tokens=self.batch_tokens, padding=padding):
             for index, result in zip(batch, self._run([windows[i] for i in batch], texts, tags=tags), strict=True):
                 results[index] = result
         grouped: list[list[tuple[Window, WindowResult]]] = [[] for _ in texts]

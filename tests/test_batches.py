@@ -91,3 +91,12 @@ def test_a_budget_smaller_than_a_window_gives_the_same_results() -> None:
     loaded = multi_task(max_length=40)
     one_by_one = TextModel(loaded, device="cpu", batch_tokens=1).encode(texts)
     np.testing.assert_allclose(TextModel(loaded, device="cpu").encode(texts), one_by_one, rtol=0, atol=1e-5)
+
+
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(1, 60))
+def test_without_padding_a_batch_is_of_one_length(lengths: list[int], budget: int) -> None:
+    plan = plan_batches(lengths, max_tokens=budget, padding=False)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    for batch in plan:
+        assert len({lengths[index] for index in batch}) == 1
+        assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= budget

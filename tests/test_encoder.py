@@ -34,6 +34,9 @@ FAMILIES = {
     "xlm-roberta": metaspace,
     "camembert": metaspace,
     "deberta-v2": metaspace,
+    "fnet": metaspace,  # these three mix in what stands at padding, mask or not
+    "convbert": wordpiece,
+    "nystromformer": metaspace,
 }
 TEXTS = ["Hello there", "Ada Lovelace met Mr. Acme in London, then they went to Paris.", "Hi!", "", "the the the"]
 
