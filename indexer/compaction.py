@@ -29,8 +29,9 @@ def next_merge(segments: Sequence[SegmentSize]) -> list[str]:
     """Names of neighbouring segments that should become one now, none where all is well.
 
     Four neighbours of one size class become one of the next, so that n vectors are in O(log n) small segments and
-    n / 131,072 large ones, and each vector is written about three times. A segment with many dead rows is written
-    again by itself. `segments` in the order of their vectors.
+    n / 131,072 large ones, and each vector is written about three times. Where sizes alternate, so that no four of
+    a class are neighbours, more small ones than there otherwise are become one. A segment with many dead rows is
+    written again by itself. `segments` in the order of their vectors.
     """
     for tier in range(len(TIERS) - 1):
         run: list[str] = []
@@ -38,6 +39,14 @@ def next_merge(segments: Sequence[SegmentSize]) -> list[str]:
             run = [*run, segment.name] if tier_of(segment.rows) == tier else []
             if len(run) == FAN_IN:
                 return run
+    run = []
+    for segment in [*segments, None]:
+        if segment is not None and tier_of(segment.rows) < len(TIERS) - 1:
+            run.append(segment.name)
+            continue
+        if len(run) > (FAN_IN - 1) * (len(TIERS) - 1):
+            return run
+        run = []
     return next(([s.name] for s in segments if s.dead >= DEAD_SHARE * s.rows and s.dead), [])
 
 

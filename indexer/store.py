@@ -259,8 +259,7 @@ class IndexWriter:
             with self._transaction():
                 add_segment(self._connection, record)
                 self._connection.execute("DELETE FROM pending WHERE vid <= ?", (record.last_vid,))
-                # A reader learns of these vectors from the segment now.
-                self._connection.execute("DELETE FROM changes WHERE op = 'add' AND vid <= ?", (record.last_vid,))
+                self._trim_log(record.first_vid, record.last_vid)
                 write_commit(self._connection, self.state.following(Change()))
         self._pending = 0
         return True
@@ -317,15 +316,24 @@ class IndexWriter:
                 drop_segments(self._connection, records)
                 if merged is not None:
                     add_segment(self._connection, merged)
-                # No segment holds the removed vectors any more, and "update" concerns no vector.
-                self._connection.execute(
-                    "DELETE FROM changes WHERE op = 'update' OR (op = 'remove' AND vid BETWEEN ? AND ?)", (first, last)
-                )
+                self._trim_log(first, last)
                 write_commit(self._connection, self.state.following(Change()))
             # Readers that have them mapped keep them; those that were about to open them read the manifest again.
             for record in records:
                 for file in record.files:
                     (folder / file.name).unlink(missing_ok=True)
+
+    def _trim_log(self, first: int, last: int) -> None:
+        """Forget changes that nobody needs once there is a new segment, without dead vectors, of vids first to last.
+
+        With it a reader reads the pending vectors anew; of the log it needs what is dead in other segments.
+        """
+        self._connection.execute(
+            "DELETE FROM changes WHERE op = 'update' OR (op = 'add' AND vid NOT IN (SELECT vid FROM pending))"
+            " OR (op = 'remove' AND (vid BETWEEN ? AND ?"
+            " OR NOT EXISTS (SELECT 1 FROM segments WHERE changes.vid BETWEEN first_vid AND last_vid)))",
+            (first, last),
+        )
 
     def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
         """The index's rotation and centre; drawn from these segments the first time."""
@@ -358,6 +366,7 @@ class IndexWriter:
         try:
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
+                self.compact()
             with self._storage_errors():
                 self._shrink()
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -41,7 +41,7 @@ install() {
     stamp="$VENV/.installed-$name"
     wanted="$(cat pyproject.toml constraints.txt; pwd; echo "$@")"
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
+    "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
         fail "pip could not install $*: see its message above; pip's own settings (index, proxy) are respected"
     printf '%s\n' "$wanted" >"$stamp"
 }

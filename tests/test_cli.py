@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import resource
 import signal
@@ -11,22 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from fakes import build_index, check_consistent, save_tiny_model, table_rows
+from command_line import Result, Run, assert_fails, assert_usage, write_jsonl
+from fakes import build_index, check_consistent, table_rows
 
-from indexer import cli as indexer_cli
 from indexer import pipeline
 from indexer.errors import NotAnIndexError
 from indexer.model import TextModel
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.store import IndexWriter
-from search import cli as search_cli
 
 LABELS, TYPES = ("sport", "science", "music"), ("PER", "ORG", "LOC", "WORK", "EVENT")
 
@@ -37,69 +33,11 @@ RECORDS = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def jsons(self) -> list[Any]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
-
-
-@pytest.fixture(scope="session")
-def raw_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_tiny_model(tmp_path_factory.mktemp("models") / "raw", seed=1, heads=False))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs a command line in this process, in an empty folder, as `indexer.command.run` would from a shell."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object, stdin: bytes = b"") -> Result:
-        name, *rest = map(str, arguments)
-        monkeypatch.setattr(sys, "argv", [name, *rest])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended:
-            {"indexer": indexer_cli, "search": search_cli}[name].main()
-        captured = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Result(ended.value.code, captured.out, captured.err)
-
-    return call
-
-
-def write_jsonl(path: str, records: list[dict[str, Any]]) -> str:
-    Path(path).write_text("".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))
-    return path
-
-
 @pytest.fixture
 def index(run: Run, model: str) -> str:
     """An index of `RECORDS` in the current folder."""
     assert run("indexer", "add", "index", write_jsonl("records.jsonl", RECORDS), "--model", model).code == 0
     return "index"
-
-
-def assert_fails(result: Result, message: str, *, code: int = 1, out: str = "") -> None:
-    """One line on stderr and nothing else."""
-    assert (result.code, result.err, result.out) == (code, f"Error: {message}\n", out)
-
-
-def assert_usage(result: Result, message: str) -> None:
-    assert (result.code, result.out) == (2, "")
-    assert result.err.startswith(f"Error: {message} (see '")
-    assert result.err.count("\n") == 1
 
 
 # add

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sqlite3
@@ -19,8 +20,9 @@ from fakes import DemoAnalyser, build_index, document_scores, entries
 from pyroaring import BitMap
 
 from indexer.errors import CorruptIndexError, FormatError, InputError, NotAnIndexError
-from indexer.reader import IndexReader, SegmentInfo, Snapshot, folder_bytes
+from indexer.reader import IndexReader, Snapshot, folder_bytes
 from indexer.records import Document
+from indexer.segments import SegmentFile
 from indexer.settings import settings_of
 from indexer.store import IndexWriter
 
@@ -33,7 +35,7 @@ def documents(*numbers: int) -> list[Document]:
 
 def ids_found(snapshot: Snapshot, n: int = 1000) -> set[str]:
     """The ids of all documents that a vector search reaches."""
-    return set(snapshot.ids(snapshot.search_vectors(MODEL.vector("text"), n).docs.tolist()).values())
+    return set(snapshot.ids(snapshot.search_vectors(MODEL.vector("text"), n)[0].docs.tolist()).values())
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def test_a_replaced_text_is_found_by_its_new_vector_only(path: Path, writer: Ind
                 writer.seal()
             with reader.snapshot() as snapshot:
                 assert snapshot.number_of("d1") == before
-                found = snapshot.search_vectors(MODEL.vector(text), 100)
+                found, _ = snapshot.search_vectors(MODEL.vector(text), 100)
                 assert found.docs.tolist().count(before) == 1
                 assert found.docs[0] == before
                 assert found.scores[0] == pytest.approx(1.0, abs=1e-3)
@@ -159,7 +161,7 @@ def test_readers_in_other_threads_never_see_half_a_batch(path: Path, writer: Ind
         with IndexReader(path) as reader:
             while not stop.is_set():
                 with reader.snapshot() as snapshot:
-                    found = snapshot.search_vectors(MODEL.vector("text"), 100)
+                    found, _ = snapshot.search_vectors(MODEL.vector("text"), 100)
                     texts = {each.text.split()[-1] for each in snapshot.documents([1, 2, 3]).values()}
                     if sorted(found.docs.tolist()) != [1, 2, 3] or len(texts) != 1:
                         faults.append((found, texts))
@@ -195,6 +197,36 @@ def test_a_reader_used_by_several_threads_answers_each(path: Path) -> None:
         for thread in threads:
             thread.join()
     assert found == [{"d1", "d2", "d3"}] * 80
+
+
+def test_many_small_commits_are_followed_one_by_one(path: Path, writer: IndexWriter) -> None:
+    # The vectors that no segment holds yet come in pieces, which are put together again from time to time.
+    texts = {f"d{n}": f"text {n} Ada ball" for n in (1, 2, 3)}
+    query = MODEL.vector("Ada")
+    with IndexReader(path) as reader:
+        for number in range(4, 45):
+            writer.write(entries(documents(number), MODEL))
+            texts[f"d{number}"] = f"text {number} Ada ball"
+            if number % 3 == 0:
+                writer.remove([f"d{number - 2}"])
+                del texts[f"d{number - 2}"]
+            with reader.snapshot() as snapshot:
+                assert len(snapshot.view.tail) <= 16
+                found, _ = snapshot.search_vectors(query, 100)
+                ids = snapshot.ids(found.docs.tolist())
+            scores = {ids[doc]: score for doc, score in zip(found.docs.tolist(), found.scores.tolist(), strict=True)}
+            assert scores == pytest.approx(document_scores(texts, query, MODEL), abs=1e-12)
+
+
+def test_a_reader_of_an_older_commit_does_not_take_the_others_back(path: Path, writer: IndexWriter) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as old:
+        writer.write(entries(documents(4), MODEL))
+        with reader.snapshot() as new:
+            assert (ids_found(old), ids_found(new)) == ({"d1", "d2", "d3"}, {"d1", "d2", "d3", "d4"})
+            assert (old.count(), new.count()) == (3, 4)
+        assert old.view.commit < new.view.commit
+        with reader.snapshot() as again:
+            assert again.view is new.view
 
 
 # What a snapshot gives
@@ -237,7 +269,7 @@ def test_the_vector_of_a_document_is_that_of_all_its_passages(path: Path, writer
 def test_only_allowed_documents_are_found(path: Path) -> None:
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
         for allowed in ([], [2], [1, 3], [1, 2, 3], [3, 4, 10**6]):
-            found = snapshot.search_vectors(MODEL.vector("text"), 10, allowed=BitMap(allowed))
+            found, _ = snapshot.search_vectors(MODEL.vector("text"), 10, allowed=BitMap(allowed))
             assert sorted(found.docs.tolist()) == [doc for doc in allowed if doc <= 3]
 
 
@@ -245,7 +277,7 @@ def test_only_allowed_documents_are_found(path: Path) -> None:
 def test_the_length_of_a_query_does_not_matter(path: Path) -> None:
     query = MODEL.vector("text ball")
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        first, second = (snapshot.search_vectors(query * np.float32(factor), 10) for factor in (1, 1024))
+        first, second = (snapshot.search_vectors(query * np.float32(factor), 10)[0] for factor in (1, 1024))
         assert first.vids.tolist() == second.vids.tolist()
         assert first.scores.tolist() == second.scores.tolist()
 
@@ -270,8 +302,12 @@ def test_info_says_what_the_index_holds(path: Path, writer: IndexWriter) -> None
     assert (info.format, info.model, info.dimension, info.commit) == (1, "demo", 16, 4)
     assert (info.class_labels, info.entity_types) == (("sport", "science", "music"), ("PER", "ORG", "LOC"))
     assert (info.fingerprint, info.heads_fingerprint) == (MODEL.fingerprint, MODEL.heads_fingerprint)
-    size = sum(file.stat().st_size for file in (path / "segments").iterdir())
-    assert info.segments == (SegmentInfo("0000000002", 3, size, "SQfp16"),)
+    (segment,) = info.segments
+    assert (segment.name, segment.rows, segment.rerank, segment.factory) == ("0000000002", 3, 0, "SQfp16")
+    assert segment.files == tuple(
+        SegmentFile(file.name, file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest())
+        for file in sorted((path / "segments").iterdir())
+    )
     assert info.disk_bytes == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
@@ -377,14 +413,18 @@ def test_other_formats_are_refused(path: Path, version: int, message: str) -> No
 
 @pytest.mark.usefixtures("writer")
 def test_a_reader_cannot_write(path: Path) -> None:
-    with IndexReader(path) as reader, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        reader.connection.execute("DELETE FROM documents")
+    with (
+        IndexReader(path) as reader,
+        pytest.raises(CorruptIndexError, match="attempt to write a readonly database"),
+        reader.snapshot() as snapshot,
+    ):
+        snapshot.connection.execute("DELETE FROM documents")
 
 
 # Folders that cannot be written to
 
 _AS_NOBODY = """
-import os, sys
+import mmap, os, sys  # mmap for numpy, which imports it when it needs it
 from fakes import DemoAnalyser
 from indexer.errors import TagdexError
 from indexer.reader import IndexReader
@@ -394,7 +434,7 @@ if os.getuid() == 0:
     os.setuid(65534)
 try:
     with IndexReader(sys.argv[1]) as reader, reader.snapshot() as snapshot:
-        found = snapshot.search_vectors(query, 100)
+        found, _ = snapshot.search_vectors(query, 100)
         print(sorted(snapshot.ids(found.docs.tolist()).values()))
 except TagdexError as error:
     print(type(error).__name__, error)
@@ -456,7 +496,7 @@ def test_scores_are_those_of_brute_force(path: Path) -> None:
     texts = {f"d{n}": f"text {n} Ada ball" for n in (1, 2, 3)}
     query = MODEL.vector("Ada")
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        found = snapshot.search_vectors(query, 3)
+        found, _ = snapshot.search_vectors(query, 3)
         ids = snapshot.ids(found.docs.tolist())
     assert {ids[doc]: score for doc, score in zip(found.docs.tolist(), found.scores.tolist(), strict=True)} == (
         pytest.approx(document_scores(texts, query, MODEL), abs=1e-12)
