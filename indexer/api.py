@@ -11,6 +11,7 @@ from indexer import pipeline
 from indexer.errors import InputError, TagdexError, UnfinishedIndexError
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
+from indexer.given import as_vector
 from indexer.pipeline import Report
 from indexer.records import Document
 from indexer.settings import settings_of, settings_of_vectors
@@ -67,7 +68,14 @@ def add_documents(
         settings = settings_of_vectors(len(first.vector if first.vector is not None else ()))
         with IndexWriter(path, create=settings) as writer:
             return pipeline.index(iterator, None, writer, on_commit=on_commit)
+    if given and model is None:
+        raise InputError("tags for vectors that are given need --model, which says by which model these were made")
     loaded = _load(model, device, batch_tokens)
+    if first.vector is not None and len(first.vector) != loaded.dimension:
+        raise InputError(
+            f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
+            source=f"document '{first.id}'",
+        )
     with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
         return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
 
@@ -121,6 +129,8 @@ def checked(documents: Iterable[Document]) -> Iterator[Document]:
             raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
         for field, problem in metadata_problems(document.metadata):
             raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
+        if document.vector is not None:
+            as_vector(document.vector, f"{place} ('{document.id}')")
         yield document
 
 

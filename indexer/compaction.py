@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 # A segment grows through these sizes; so many of one size make one of the next.
 TIERS = (8_192, 32_768, 131_072)
@@ -30,7 +31,7 @@ def next_merge(segments: Sequence[SegmentSize]) -> list[str]:
 
     Four neighbours of one size class become one of the next, so that n vectors are in O(log n) small segments and
     n / 131,072 large ones, and each vector is written about three times. Where sizes alternate, so that no four of
-    a class are neighbours, more small ones than there otherwise are become one. A segment with many dead rows is
+    a class are neighbours, all of a longer run that are not large become one. A segment with many dead rows is
     written again by itself. `segments` in the order of their vectors.
     """
     for tier in range(len(TIERS) - 1):
@@ -39,14 +40,10 @@ def next_merge(segments: Sequence[SegmentSize]) -> list[str]:
             run = [*run, segment.name] if tier_of(segment.rows) == tier else []
             if len(run) == FAN_IN:
                 return run
-    run = []
-    for segment in [*segments, None]:
-        if segment is not None and tier_of(segment.rows) < len(TIERS) - 1:
-            run.append(segment.name)
-            continue
-        if len(run) > (FAN_IN - 1) * (len(TIERS) - 1):
-            return run
-        run = []
+    for small, group in groupby(segments, key=lambda segment: tier_of(segment.rows) < len(TIERS) - 1):
+        names = [segment.name for segment in group]
+        if small and len(names) > (FAN_IN - 1) * (len(TIERS) - 1):
+            return names
     return next(([s.name] for s in segments if s.dead >= DEAD_SHARE * s.rows and s.dead), [])
 
 

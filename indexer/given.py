@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from indexer.errors import InputError
-from indexer.records import Document
+from indexer.records import Document, FloatArray
 
 
 def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Document]:
@@ -22,15 +23,16 @@ def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Do
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or "it is not a .npy file of numbers"
         raise InputError(f"cannot be read: {reason}", source=str(path)) from error
+    if not isinstance(table, np.ndarray):
+        table.close()
+        raise InputError("cannot be read: it holds several arrays (.npz)", source=str(path))
     if table.ndim != 2 or table.dtype.kind != "f":
         raise InputError(f"holds {table.dtype} of shape {table.shape}, not one row of floats each", source=str(path))
     number = 0
     for number, document in enumerate(documents, start=1):
         if number > len(table):
             raise InputError(f"has {len(table):,} rows, but there are more documents", source=str(path))
-        yield replace(
-            document, vector=_checked(np.asarray(table[number - 1], dtype=np.float32), f"{path}, row {number}")
-        )
+        yield replace(document, vector=as_vector(table[number - 1], f"{path}, row {number}"))
     if number < len(table):
         raise InputError(f"has {len(table):,} rows, but there are only {number:,} documents", source=str(path))
 
@@ -40,16 +42,18 @@ def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Doc
     for document in documents:
         place = f"document '{document.id}'"
         value = document.metadata.get(field)
-        if not isinstance(value, list) or not all(isinstance(x, int | float) for x in value) or not value:
+        if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
             raise InputError("is not an array of numbers", source=place, field=field)
         metadata = {name: inner for name, inner in document.metadata.items() if name != field}
-        vector = _checked(np.array(value, dtype=np.float32), f"{place}, field '{field}'")
-        yield replace(document, metadata=metadata, vector=vector)
+        yield replace(document, metadata=metadata, vector=as_vector(value, f"{place}, field '{field}'"))
 
 
-def _checked(
-    vector: np.ndarray[tuple[int], np.dtype[np.float32]], place: str
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
+    """fp32 (dimension,). Raises `InputError` that names the place, for what has another shape or no direction."""
+    with np.errstate(over="ignore"):  # to infinity, which is refused below
+        vector: FloatArray = np.asarray(values, dtype=np.float32)
+    if vector.ndim != 1 or not vector.size:
+        raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)
     if not vector.any():

@@ -122,6 +122,11 @@ def retag(model: Analyser, writer: IndexWriter, *, on_commit: Callable[[int], No
     Returns how many documents were tagged. A run that was stopped goes on where it was. Raises
     `FingerprintError` where the model's embeddings are not the index's, and `ModelError` where it has no heads.
     """
+    if writer.settings.fingerprint is None:
+        raise ModelError(
+            f"{writer.path} holds vectors that were made elsewhere, and would become those of {model.name}: build a "
+            "new index with --vectors, --tags and --model"
+        )
     check_model(writer.settings, model, place=str(writer.path), heads=False)
     settings = settings_of(model)
     if not settings.tagged:

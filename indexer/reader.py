@@ -77,11 +77,12 @@ class View:
 
 
 class FilterCache:
-    """Documents that filters allow, for one commit; at most so many filters, the oldest go first."""
+    """Documents that filters allow, for one commit, in at most so many bytes; the oldest go first."""
 
-    def __init__(self, size: int = 10_000) -> None:
-        self._size = size
+    def __init__(self, max_bytes: int = 128 * 2**20) -> None:
+        self._room = max_bytes
         self._known: dict[Filter, BitMap] = {}
+        self._mutex = threading.Lock()
 
     def allowed(self, connection: sqlite3.Connection, filter: Filter) -> BitMap:
         """The documents that the filter allows, not to be changed."""
@@ -93,9 +94,18 @@ class FilterCache:
 
     def put(self, filter: Filter, documents: BitMap) -> None:
         """Remember; two threads may do so at once, with the same result."""
-        while len(self._known) >= self._size:
-            self._known.pop(next(iter(self._known)), None)
-        self._known[filter] = documents
+        with self._mutex:
+            if filter in self._known:
+                return
+            self._known[filter] = documents
+            self._room -= _bytes_of(documents)
+            while self._room < 0:
+                self._room += _bytes_of(self._known.pop(next(iter(self._known))))
+
+
+def _bytes_of(documents: BitMap) -> int:
+    """About what a bitmap takes: two bytes a document, or a bit for each number up to the highest."""
+    return 512 + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
 
 
 class IndexReader:
@@ -214,13 +224,15 @@ class IndexReader:
     def _begin(self, connection: sqlite3.Connection) -> View:
         """Begin a read transaction and bring the view to the commit that it sees."""
         for attempt in range(_REOPEN_TRIES):
-            connection.execute("BEGIN")
             try:
-                commit = self._commit_of(connection)
+                # One thread at a time, so that none sees a newer commit between the two lines in the middle.
                 with self._mutex:
+                    connection.execute("BEGIN")
+                    commit = self._commit_of(connection)
                     if commit > self._view.commit:
                         self._view = self._follow(connection, commit)
-                    view = self._view
+                    if commit == self._view.commit:
+                        return self._view
             except FileNotFoundError as error:
                 # Compaction replaced a segment between our reading its name and opening its file.
                 connection.execute("ROLLBACK")
@@ -229,10 +241,8 @@ class IndexReader:
                         f"{error} is named by the index but is not there; run 'indexer verify {self.path}'"
                     ) from error
                 continue
-            if view.commit == commit:
-                return view
-            connection.execute("ROLLBACK")  # another thread has seen a newer commit meanwhile
-        raise CorruptIndexError(f"{self.path} goes back and forth between commits; run 'indexer verify {self.path}'")
+            break
+        raise CorruptIndexError(f"{self.path} went back to an older commit; open it again")
 
     def _commit_of(self, connection: sqlite3.Connection) -> int:
         commit = connection.execute("SELECT max(commit_number) FROM commits").fetchone()[0]

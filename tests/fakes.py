@@ -7,6 +7,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class DemoAnalyser:
 
     def _analyse(self, text: str, *, tags: bool) -> Analysis:
         words = list(re.finditer(r"\w+", text)) or list(re.finditer(r".+", text, re.DOTALL))
-        table = np.stack([self._word_vector(word.group()) for word in words])
+        table = np.stack([_word_vector(self.seed, word.group(), self.dimension) for word in words])
         parts = [words[at : at + self.passage_words] for at in range(0, len(words), self.passage_words)]
         starts = [0, *(part[0].start() for part in parts[1:])]
         ends = [*(part[-1].end() for part in parts[:-1]), len(text)]
@@ -80,9 +81,13 @@ class DemoAnalyser:
             ),
         )
 
-    def _word_vector(self, word: str) -> FloatArray:
-        digest = hashlib.blake2b(f"{self.seed} {word}".encode(), digest_size=8).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).normal(size=self.dimension).astype(np.float32)
+
+@lru_cache(maxsize=10_000)
+def _word_vector(seed: int, word: str, dimension: int) -> FloatArray:
+    digest = hashlib.blake2b(f"{seed} {word}".encode(), digest_size=8).digest()
+    vector = np.random.default_rng(int.from_bytes(digest, "little")).normal(size=dimension).astype(np.float32)
+    vector.flags.writeable = False
+    return vector
 
 
 def as_text_model(analyser: DemoAnalyser) -> TextModel:

@@ -49,7 +49,7 @@ def test_add_says_what_it_did(run: Run, model: str) -> None:
     assert run("indexer", "add", "i", records).out.startswith("i: 0 documents added, 3 unchanged in ")
     write_jsonl("r.jsonl", [RECORDS[0] | {"text": "new"}, RECORDS[1] | {"year": 1}, *RECORDS[2:], {"text": "more"}])
     result = run("indexer", "add", "i", records)
-    assert result.out.startswith("i: 1 documents added, 1 replaced, 1 with new metadata, 1 unchanged in ")
+    assert result.out.startswith("i: 1 document added, 1 replaced, 1 with new metadata, 1 unchanged in ")
     assert (result.code, result.err) == (0, "")
     check_consistent(Path("i"))
 
@@ -62,7 +62,7 @@ def test_add_reads_lines_of_standard_input(run: Run, model: str) -> None:
 def test_add_counts_ids_that_come_again(run: Run, model: str) -> None:
     write_jsonl("r.jsonl", [{"id": "a", "text": "first"}, {"id": "a", "text": "last"}])
     result = run("indexer", "add", "i", "r.jsonl", "--model", model)
-    assert result.out.startswith("i: 1 documents added, 1 with an id that came again (the last one counts) in ")
+    assert result.out.startswith("i: 1 document added, 1 with an id that came again (the last one counts) in ")
     assert [row[2] for row in table_rows(Path("i"), "documents")] == ["last"]
 
 
@@ -397,13 +397,13 @@ def test_info_for_reading(run: Run, index: str) -> None:
 
 
 def test_remove_by_ids_and_by_filter(run: Run, index: str) -> None:
-    assert run("indexer", "remove", index, "a") == Result(0, "index: 1 documents removed\n", "")
+    assert run("indexer", "remove", index, "a") == Result(0, "index: 1 document removed\n", "")
     assert_fails(
         run("indexer", "remove", index, "b", "zz"),
         "1 of the ids are not in index: zz",
-        out="index: 1 documents removed\n",
+        out="index: 1 document removed\n",
     )
-    assert run("indexer", "remove", index, "--where", "year = 2022") == Result(0, "index: 1 documents removed\n", "")
+    assert run("indexer", "remove", index, "--where", "year = 2022") == Result(0, "index: 1 document removed\n", "")
     assert table_rows(Path(index), "documents") == []
 
 

@@ -444,7 +444,7 @@ with store.IndexWriter(sys.argv[1]) as writer:
 def test_a_writer_killed_while_it_compacts_leaves_a_sound_index(path: Path) -> None:
     build(path, 1_500)
     rng = random.Random(1)
-    for _ in range(5):
+    for _ in range(100 if os.environ.get("TAGDEX_LONG_TESTS") == "1" else 5):
         with subprocess.Popen(
             [sys.executable, "-c", _COMPACT, str(path)],
             stdin=subprocess.PIPE,

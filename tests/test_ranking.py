@@ -54,33 +54,33 @@ def test_the_search_widens_until_enough_documents_are_there() -> None:
     find = Passages([1] * 300 + [2, 3], [0.9] * 300 + [0.2, 0.1])
     ranked = rank_documents(find, wanted=3, available=3)
     assert [document.doc for document in ranked] == [1, 2, 3]
-    assert find.asked == [64, 256, 1024]
+    assert find.asked == [16, 64, 256, 1024]
 
 
 def test_the_search_does_not_widen_without_need() -> None:
     find = Passages(list(range(1000)), [1 - n / 1000 for n in range(1000)])
     ranked = rank_documents(find, wanted=10, available=1000)
     assert [document.doc for document in ranked[:10]] == list(range(10))
-    assert find.asked == [64]
+    assert find.asked == [20]
 
 
 def test_the_search_widens_over_ties_with_the_last_that_is_wanted() -> None:
     find = Passages(list(range(300)), [0.5] * 300)
     ranked = rank_documents(find, wanted=10, available=300)
     assert [document.doc for document in ranked] == list(range(300))
-    assert find.asked == [64, 256, 1024]
+    assert find.asked == [20, 80, 320]
 
 
 def test_scores_within_the_error_of_the_search_count_as_ties() -> None:
     find = Passages(list(range(200)), [0.5 - n * 1e-9 for n in range(200)])
     rank_documents(find, wanted=10, available=200)
-    assert find.asked == [64, 256]
+    assert find.asked == [20, 80, 320]
 
 
 def test_more_than_there_are_gives_all_that_are_available() -> None:
     find = Passages([1, 2, 3], [0.3, 0.2, 0.1])
     assert [document.doc for document in rank_documents(find, wanted=50, available=3)] == [1, 2, 3]
-    assert find.asked == [64]
+    assert find.asked == [16]
 
 
 @given(

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import DemoAnalyser, as_text_model, build_index, clustered, document_scores, entries, vector_entries
+from pyroaring import BitMap
 
 from indexer import compaction, store
 from indexer import segments as segment_files
 from indexer.filters import Compare
-from indexer.reader import IndexReader
+from indexer.reader import FilterCache, IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of_vectors
 from indexer.store import Entry, IndexWriter
@@ -297,3 +298,19 @@ def test_two_threads_may_ask_for_the_same_filter_at_once(tmp_path: Path) -> None
                     assert len(snapshot.allowed(Compare("n", "<", at))) == at
 
         assert in_threads(6, work) == []
+
+
+def test_threads_that_fill_what_is_remembered_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = build_index(tmp_path / "index", [Document(f"{n}", "text", {"n": n}) for n in range(30)])
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        small = FilterCache(max_bytes=1_600)
+
+        def work(number: int) -> None:
+            for at in range(20_000):
+                filter = Compare("n", "<", (at + number) % 30)
+                small.put(filter, BitMap())
+                small.get(filter)
+
+        assert in_threads(6, work) == []
+        assert len(small._known) == 3
+        assert len(small.allowed(snapshot.connection, Compare("n", "<", 100))) == 30

@@ -1,0 +1,254 @@
+"""What a search says of itself: the plan, the counts, the time of each step; and filters that are remembered."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Run, write_jsonl
+from fakes import DemoAnalyser, as_text_model, build_index, entries
+from pyroaring import BitMap
+
+from indexer import vectors
+from indexer.filters import Compare, Everything, Filter, Not, parse
+from indexer.reader import FilterCache, IndexReader, Snapshot
+from indexer.records import Document
+from indexer.store import IndexWriter
+from indexer.vectors import PLANS, SearchPlan
+from search import Searcher
+from search.explain import Explanation
+from search.query import Query
+
+MODEL = DemoAnalyser()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Forty documents of one passage, n from 0 to 39, and one of two passages."""
+    documents = [Document(f"d{n:02d}", f"text {n}", {"n": n}) for n in range(40)]
+    return build_index(tmp_path / "index", [*documents, Document("long", "word " * 16, {"n": 99})], MODEL, seal=True)
+
+
+@pytest.fixture
+def searcher(path: Path) -> Iterator[Searcher]:
+    with Searcher(path, model=as_text_model(MODEL)) as opened:
+        yield opened
+
+
+# Explanations
+
+
+def test_an_answer_has_the_hits_of_search(searcher: Searcher) -> None:
+    answer = searcher.answer("text 3", Query(k=7, filter=parse("n >= 2")))
+    assert list(answer.hits) == searcher.search("text 3", k=7, filter="n >= 2")
+
+
+def test_the_counts_are_those_of_the_search(searcher: Searcher) -> None:
+    explanation = searcher.answer("text 3", Query(k=2, filter=parse("n < 10 or n = 99"))).explanation
+    assert (explanation.documents, explanation.allowed) == (41, 11)
+    (plan,) = explanation.plans
+    assert (plan.path, plan.rows, plan.allowed) == ("scan", 42, 12)
+    assert (plan.scanned_codes, plan.scanned_vectors) == (0, 12)
+    assert set(explanation.seconds) == {"model", "filter", "vectors", "documents"}
+    assert all(seconds >= 0 for seconds in explanation.seconds.values())
+
+
+def test_without_a_filter_all_documents_are_allowed(searcher: Searcher) -> None:
+    explanation = searcher.answer("text", Query()).explanation
+    assert (explanation.documents, explanation.allowed) == (41, 41)
+    assert explanation.plans[0].allowed == 42
+
+
+def test_nothing_allowed_is_no_round(searcher: Searcher) -> None:
+    answer = searcher.answer("text", Query(filter=parse("n = 1000")))
+    assert (answer.hits, answer.explanation.allowed, answer.explanation.plans) == ((), 0, [])
+
+
+def test_each_widening_is_a_round(tmp_path: Path) -> None:
+    model = DemoAnalyser(passage_words=1)
+    documents = [Document("long", "ball " * 100), *(Document(f"d{n}", f"w{n}") for n in range(5))]
+    path = build_index(tmp_path / "many", documents, model)
+    with Searcher(path, model=as_text_model(model)) as searcher:
+        answer = searcher.answer("ball", Query(k=3))
+    assert len(answer.hits) == 3
+    assert len(answer.explanation.plans) > 1
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_forced_plan_gives_the_same_hits(searcher: Searcher, plan: str) -> None:
+    answer = searcher.answer("text 3", Query(k=5), path=plan)
+    assert list(answer.hits) == searcher.search("text 3", k=5)
+    assert plan in ("auto", answer.explanation.plans[0].path)
+
+
+def test_an_unknown_plan_is_refused(searcher: Searcher) -> None:
+    with pytest.raises(ValueError, match="unknown plan 'x'"):
+        searcher.answer("text", Query(), path="x")
+
+
+EXPLANATION = Explanation(
+    documents=1_000_000,
+    allowed=25_000,
+    plans=[
+        SearchPlan(path="codes", rows=1_200_000, allowed=30_000, scanned_codes=1_100_000, scanned_vectors=2_048),
+        SearchPlan(path="codes", rows=1_200_000, allowed=30_000, scanned_codes=1_100_000, scanned_vectors=8_192),
+    ],
+    seconds={"model": 0.0123456, "vectors": 0.002},
+)
+
+
+def test_the_json_of_an_explanation() -> None:
+    rounds = {"plan": "codes", "vectors": 1_200_000, "allowed": 30_000, "scanned_codes": 1_100_000}
+    expected = {
+        "documents": 1_000_000,
+        "allowed": 25_000,
+        "rounds": [rounds | {"scanned_vectors": 2_048}, rounds | {"scanned_vectors": 8_192}],
+        "milliseconds": {"model": 12.346, "vectors": 2.0},
+    }
+    assert EXPLANATION.to_json() == expected
+    assert json.loads(json.dumps(EXPLANATION.to_json())) == expected
+
+
+def test_an_explanation_for_reading() -> None:
+    assert EXPLANATION.lines() == [
+        "allowed: 25,000 of 1,000,000 documents",
+        "plan: codes; of 30,000 allowed vectors (of 1,200,000) scanned 1,100,000 codes and 2,048 vectors",
+        "plan: codes; of 30,000 allowed vectors (of 1,200,000) scanned 1,100,000 codes and 8,192 vectors",
+        "time: model 12.3 ms, vectors 2.0 ms",
+    ]
+
+
+def test_the_time_of_a_step_adds_up_also_where_it_fails() -> None:
+    explanation = Explanation()
+    with explanation.timed("x"):
+        pass
+    first = explanation.seconds["x"]
+    with pytest.raises(ZeroDivisionError), explanation.timed("x"):
+        raise ZeroDivisionError
+    assert explanation.seconds["x"] > first
+
+
+def test_the_command_explains_on_standard_error_only(run: Run, model: str) -> None:
+    records = [{"id": f"d{n}", "text": f"text {n}", "n": n} for n in range(5)]
+    run("indexer", "add", "index", write_jsonl("r.jsonl", records), "--model", model)
+    plain = run("search", "query", "index", "text 3", "--json", "--where", "n >= 2")
+    explained = run("search", "query", "index", "text 3", "--json", "--where", "n >= 2", "--explain")
+    assert (explained.code, explained.out) == (0, plain.out)
+    first, second, last = explained.err.splitlines()
+    assert first == "allowed: 3 of 5 documents"
+    assert second == "plan: scan; of 3 allowed vectors (of 5) scanned 0 codes and 3 vectors"
+    assert last.startswith("time: model ")
+    nothing = run("search", "query", "index", "text 3", "--where", "n = 9", "--explain")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert nothing.err.splitlines()[:2] == ["no document fits", "allowed: 0 of 5 documents"]
+
+
+# Filters that are remembered
+
+
+def asked(snapshot: Snapshot, filter: Filter) -> list[str]:
+    """The statements that finding a filter's documents takes."""
+    statements: list[str] = []
+    snapshot.connection.set_trace_callback(statements.append)
+    try:
+        snapshot.allowed(filter)
+    finally:
+        snapshot.connection.set_trace_callback(None)
+    return statements
+
+
+def test_a_filter_is_evaluated_once_in_a_commit(path: Path) -> None:
+    with IndexReader(path) as reader:
+        with reader.snapshot() as snapshot:
+            assert len(asked(snapshot, parse("n < 10 and not n = 3"))) == 2
+            assert asked(snapshot, parse("n < 10 and not n = 3")) == []
+        with reader.snapshot() as snapshot:  # of the same commit
+            assert asked(snapshot, parse("n < 10 and not n = 3")) == []
+
+
+def test_parts_of_other_filters_are_known_too(path: Path) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        asked(snapshot, parse("n < 10 or not n = 30"))
+        assert asked(snapshot, parse("n < 10")) == []
+        assert asked(snapshot, parse("not n = 30")) == []
+        assert asked(snapshot, Everything()) == []
+        assert len(asked(snapshot, parse("n < 10 and n > 5"))) == 1
+
+
+def test_conditions_that_python_holds_for_equal_are_not_mixed_up(tmp_path: Path) -> None:
+    documents = [Document("one", "x", {"a": 1}), Document("true", "x", {"a": True}), Document("text", "x", {"a": "1"})]
+    path = build_index(tmp_path / "kinds", documents)
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        for _ in range(2):
+            for text, expected in (
+                ("a = 1", [1]), ("a = true", [2]), ("a = '1'", [3]), ("a = 1.0", [1]),
+                ("a in [1]", [1]), ("a in [true]", [2]), ("a != 1", []), ("a != true", []),
+            ):  # fmt: skip
+                assert list(snapshot.allowed(parse(text))) == expected
+
+
+@pytest.mark.parametrize("change", ["write", "metadata", "remove", "seal", "compact"])
+def test_a_commit_empties_what_is_remembered(path: Path, change: str) -> None:
+    with IndexReader(path) as reader, IndexWriter(path) as writer:
+        with reader.snapshot() as snapshot:
+            before = BitMap(snapshot.allowed(parse("n < 10")))
+            if change == "write":
+                writer.write(entries([Document("new", "text", {"n": 1})], MODEL))
+            elif change == "metadata":
+                (writer.write(entries([Document("d03", "text 3", {"n": 50})], MODEL)))
+            elif change == "remove":
+                writer.remove(["d03"])
+            elif change == "seal":
+                writer.write(entries([Document("new", "text", {"n": 50})], MODEL))
+                writer.seal()
+            else:
+                writer.remove(["d03"])
+                writer.compact(full=True)
+            assert snapshot.allowed(parse("n < 10")) == before  # its own commit is held still
+        with reader.snapshot() as snapshot:
+            assert len(asked(snapshot, parse("n < 10"))) == 1
+            expected = {"write": 11, "seal": 10}.get(change, 9)
+            assert len(snapshot.allowed(parse("n < 10"))) == expected
+
+
+def test_searches_leave_what_is_remembered_as_it_is(searcher: Searcher) -> None:
+    filters = ["n < 20", "not n < 20", "n < 20 and not n = 3", "n < 20 or n = 30", "* and n < 20", "not *", "*"]
+    first = {text: searcher.search("text", k=50, filter=text) for text in filters}
+    searcher.similar("d03", filter="n < 20")
+    searcher.search_many(["text", "more"], filter="n < 20")
+    with searcher._reader.snapshot() as snapshot:
+        known = copy.deepcopy(snapshot.view.filters._known)
+    assert {text: searcher.search("text", k=50, filter=text) for text in filters} == first
+    with searcher._reader.snapshot() as snapshot:
+        assert snapshot.view.filters._known == known
+        for filter, documents in known.items():
+            assert snapshot.allowed(filter) == documents
+
+
+def test_no_more_filters_are_remembered_than_there_is_room_for(path: Path) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        cache = FilterCache(max_bytes=5 * 530)
+        for number in range(20):
+            assert cache.allowed(snapshot.connection, Compare("n", "<", number)) == BitMap(range(1, number + 1))
+        assert len(cache._known) == 5
+        assert cache.get(Compare("n", "<", 19)) is not None
+        assert cache.get(Compare("n", "<", 0)) is None
+
+
+def test_a_filter_with_more_parts_than_are_remembered_is_right(path: Path) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        cache = FilterCache(max_bytes=1)
+        filter = parse("(n < 10 or n = 30 or not n < 39) and not n = 3")
+        expected = snapshot.allowed(filter)
+        assert cache.allowed(snapshot.connection, filter) == expected
+        assert cache.allowed(snapshot.connection, Not(filter)) == snapshot.allowed(Everything()) - expected
+
+
+def test_the_plan_does_not_depend_on_what_is_remembered(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vectors, "SCAN_LIMIT", 5)
+    plans = [searcher.answer("text", Query(k=3, filter=parse("n < 9"))).explanation.plans for _ in range(3)]
+    assert plans[0] == plans[1] == plans[2]
+    assert plans[0][0].path == "codes"
