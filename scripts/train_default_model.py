@@ -81,8 +81,8 @@ class TagSettings:
     """How the tag head is trained."""
 
     width: int = 192
-    dropout: float = 0.3
-    epochs: int = 6
+    dropout: float = 0.4
+    epochs: int = 7
     batch_tokens: int = 6144
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
