@@ -14,7 +14,7 @@ from indexer.errors import TagdexError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def run(group: click.Group, *, name: str) -> NoReturn:

@@ -11,6 +11,7 @@ import click
 
 import indexer.cli
 import search.cli
+from indexer.command import CONTEXT
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "CLI.md"
 
@@ -36,7 +37,8 @@ def cli_docs() -> str:
 
 
 def _help(command: click.Command, name: str) -> str:
-    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+    names: list[str] = CONTEXT["help_option_names"]
+    context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100, help_option_names=names)
     return f"```\n{command.get_help(context)}\n```\n"
 
 
