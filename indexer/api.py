@@ -80,10 +80,13 @@ def add_documents(
         return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
 
 
-def compact_index(path: str | Path) -> int:
-    """Give back the space of what was removed, and put segments together; returns how many were written."""
+def compact_index(path: str | Path, *, codes: str | None = None) -> int:
+    """Give back the space of what was removed, and put segments together; returns how many were written.
+
+    `codes`: which segments have compressed codes, from now on: "auto", the large ones; "always"; "never".
+    """
     with IndexWriter(path) as writer:
-        return writer.compact(full=True)
+        return writer.compact(full=True, codes=codes)
 
 
 def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:

@@ -6,14 +6,13 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
 import orjson
 
-from indexer import vectors
 from indexer.fields import flatten, normalise_entity
 from indexer.metadata import select_in
 from indexer.records import Analysis, Document, Label, Metadata, Span
@@ -36,8 +35,8 @@ class CommitState:
     digest_sum: bytes = bytes(DIGEST_BYTES)
     chain: bytes = bytes(DIGEST_BYTES)
 
-    def following(self, change: Change) -> CommitState:
-        """The state after a change, with its digest chained to this one's."""
+    def following(self, change: Change, digests: Iterable[bytes] = ()) -> CommitState:
+        """The state after a change, its digest chained to this one's. `digests`: those of `change.documents`."""
         state = replace(
             self,
             number=self.number + 1,
@@ -47,7 +46,7 @@ class CommitState:
             fields=self.fields + len(change.fields) - len(change.fields_gone),
             digest_sum=sum_digests(
                 self.digest_sum,
-                added=(stored.digest() for stored in change.documents),
+                added=digests,
                 removed=(stored.digest() for stored in change.replaced),
             ),
         )
@@ -84,18 +83,17 @@ class Change:
     passages_gone: int = 0
     entities_gone: int = 0
 
-    def put_in(self, stored: StoredDocument, analysis: Analysis) -> None:
-        """A document with new vectors. Raises `InputError` for a vector without a direction."""
+    def put_in(self, stored: StoredDocument, blobs: Iterable[bytes], pooled: bytes | None) -> None:
+        """A document with new vectors, each as a blob; `pooled` where it has more than one passage."""
         self.documents.append(stored)
         self.fields += field_rows(stored)
         self._put_in_entities(stored)
-        for passage, vector in zip(stored.passages, vectors.normalise(analysis.vectors), strict=True):
-            blob = vectors.to_blob(vector)
+        for passage, blob in zip(stored.passages, blobs, strict=True):
             self.passages.append((passage.vid, stored.doc, passage.start, passage.end, passage.tokens))
             self.pending.append((passage.vid, stored.doc, blob, zlib.crc32(blob)))
             self.log.append(("add", stored.doc, passage.vid))
-        if len(stored.passages) > 1:
-            self.pooled.append((stored.doc, vectors.to_blob(vectors.normalise(analysis.pooled[None])[0])))
+        if pooled is not None:
+            self.pooled.append((stored.doc, pooled))
 
     def take_out(self, stored: StoredDocument) -> None:
         """A document that goes, its vectors included."""
@@ -155,7 +153,8 @@ def new_document(
 
 def apply_change(connection: sqlite3.Connection, change: Change) -> None:
     """Write a change's rows and its commit row, in the caller's transaction."""
-    state = read_commit(connection).following(change)
+    digests = [stored.digest() for stored in change.documents]
+    state = read_commit(connection).following(change, digests)
     kept = {stored.doc for stored in change.documents}
     for table, column, numbers in (
         ("pending", "vid", change.vids_gone),
@@ -170,7 +169,7 @@ def apply_change(connection: sqlite3.Connection, change: Change) -> None:
         [(paths[path], kind, value, doc) for path, kind, value, doc in change.fields_gone],
     )
     _delete(connection, "documents", "doc", [stored.doc for stored in change.replaced if stored.doc not in kept])
-    _write_documents(connection, change.documents, written=state.number)
+    _write_documents(connection, change.documents, digests, written=state.number)
     connection.executemany(
         'INSERT INTO passages (vid, doc, start, "end", tokens) VALUES (?, ?, ?, ?, ?)', change.passages
     )
@@ -241,9 +240,10 @@ def field_rows(stored: StoredDocument) -> list[FieldRow]:
     return [(path, int(kind), value, stored.doc) for path, kind, value in flatten(stored.metadata)]
 
 
-def _write_documents(connection: sqlite3.Connection, documents: Iterable[StoredDocument], *, written: int) -> None:
-    rows = list(documents)
-    labels = _numbers(connection, "labels", "label", {stored.label.name for stored in rows if stored.label})
+def _write_documents(
+    connection: sqlite3.Connection, documents: Sequence[StoredDocument], digests: Sequence[bytes], *, written: int
+) -> None:
+    labels = _numbers(connection, "labels", "label", {stored.label.name for stored in documents if stored.label})
     connection.executemany(
         "INSERT INTO documents (doc, id, text, metadata, content_hash, label, label_score, digest, written)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (doc) DO UPDATE SET text = excluded.text,"
@@ -258,10 +258,10 @@ def _write_documents(connection: sqlite3.Connection, documents: Iterable[StoredD
                 stored.content_hash,
                 labels[stored.label.name] if stored.label else None,
                 stored.label.score if stored.label else None,
-                stored.digest(),
+                digest,
                 written,
             )
-            for stored in rows
+            for stored, digest in zip(documents, digests, strict=True)
         ],
     )
 

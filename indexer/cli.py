@@ -221,10 +221,18 @@ def retag(index: Path, model: str | None, device: str, batch_tokens: int | None)
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-def compact(index: Path) -> None:
+@click.option(
+    "--codes",
+    type=click.Choice(["auto", "always", "never"]),
+    help="Which segments get compressed codes, from now on: the large ones, all, or none. Default: as it was (auto).",
+)
+def compact(index: Path, codes: str | None) -> None:
     """Give back the space of what was removed from INDEX, and put its segments together.
 
     Searches go on meanwhile. It can be stopped at any moment, and then be run again.
+
+    Large segments are searched by codes of one bit a dimension, which stay in memory, and the vectors of the most
+    promising. Without codes every vector is read: exact by construction, several times slower.
 
     \b
     Example: indexer compact myindex
@@ -233,7 +241,7 @@ def compact(index: Path) -> None:
     from indexer.reader import folder_bytes
 
     before = folder_bytes(index)
-    written = compact_index(index)
+    written = compact_index(index, codes=codes)
     click.echo(f"{index}: {counted(written, 'segment')} written, {before:,} bytes before, {folder_bytes(index):,} now")
 
 

@@ -9,7 +9,9 @@ without computing them again, and estimates of several segments compare.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import faiss
@@ -20,19 +22,29 @@ from indexer.durable import sync, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
 
+Codes = npt.NDArray[np.uint8]
+"""RaBitQ codes as FAISS keeps them, uint8 (n, bytes)."""
+
 ROTATION_SEED = 20_240_613
-_BLOCK = 4_096  # vectors that are rotated at a time
+ROUNDS = 2
+_BLOCK = 1_024  # vectors that are rotated at a time
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CodeSpace:
-    """What all codes of an index share.
+    """What all codes of an index share: a rotation, made of small ones, and a centre.
 
-    - `rotation`: orthogonal, fp32 (dimension, dimension); a vector v becomes rotation @ v.
+    With dimension = a · b, a round changes signs, then rotates each run of b components and, across the runs, each of
+    the b groups of a: a rotation by a Kronecker product, at a cost of d · (a + b) instead of d². Two rounds spread
+    a vector as evenly as one dense random rotation does.
+
+    - `signs`: ±1, fp32 (ROUNDS, dimension); `left`, `right`: orthogonal, fp32 (ROUNDS, a, a) and (ROUNDS, b, b).
     - `centre`: fp32 (dimension,), the mean of rotated vectors.
     """
 
-    rotation: FloatArray
+    signs: FloatArray
+    left: FloatArray
+    right: FloatArray
     centre: FloatArray
 
     @property
@@ -42,15 +54,16 @@ class CodeSpace:
 
     def rotate(self, vectors: FloatArray) -> FloatArray:
         """Rotated vectors, fp32 (n, dimension)."""
-        result: FloatArray = np.ascontiguousarray(vectors @ self.rotation.T, dtype=np.float32)
-        return result
+        return _rotate(vectors, self.signs, self.left, self.right)
 
-    def encode(self, vectors: npt.NDArray[np.float16]) -> faiss.IndexRaBitQ:
+    def encode(self, vectors: npt.NDArray[np.float16]) -> Codes:
         """Codes of vectors, fp16 (n, dimension), in their order."""
-        index = self.empty()
+        index = self._coder
+        codes = np.empty((len(vectors), index.sa_code_size()), dtype=np.uint8)
         for start in range(0, len(vectors), _BLOCK):
-            index.add(self.rotate(vectors[start : start + _BLOCK].astype(np.float32)))
-        return index
+            rotated = self.rotate(vectors[start : start + _BLOCK].astype(np.float32))
+            codes[start : start + _BLOCK] = index.sa_encode(rotated)
+        return codes
 
     def empty(self) -> faiss.IndexRaBitQ:
         """An index without codes in this space."""
@@ -58,21 +71,36 @@ class CodeSpace:
         index.train(self.centre[None])  # the centre of one vector is that vector
         return index
 
+    @cached_property
+    def _coder(self) -> faiss.IndexRaBitQ:
+        return self.empty()
+
 
 def new_code_space(vectors: npt.NDArray[np.float16]) -> CodeSpace:
     """A rotation, the same for the same dimension, and the centre of a sample of vectors, fp16 (n, dimension)."""
     dimension = vectors.shape[1]
-    gaussian = np.random.default_rng(ROTATION_SEED).standard_normal((dimension, dimension))
-    orthogonal, triangular = np.linalg.qr(gaussian)
-    # With positive diagonal the factorisation is unique, so that it does not depend on the library.
-    rotation = (orthogonal * np.sign(np.diag(triangular))).astype(np.float32)
-    mean = vectors.mean(axis=0, dtype=np.float64)
-    return CodeSpace(rotation, (rotation.astype(np.float64) @ mean).astype(np.float32))
+    a, b = factors(dimension)
+    random = np.random.default_rng(ROTATION_SEED)
+    signs = random.choice(np.array([-1.0, 1.0], dtype=np.float32), size=(ROUNDS, dimension))
+    left = np.stack([_orthogonal(random, a) for _ in range(ROUNDS)])
+    right = np.stack([_orthogonal(random, b) for _ in range(ROUNDS)])
+    mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return CodeSpace(signs, left, right, _rotate(mean[None], signs, left, right)[0])
+
+
+def factors(dimension: int) -> tuple[int, int]:
+    """The two factors of a dimension that are nearest to each other, the larger one first.
+
+    >>> factors(1536), factors(3072), factors(7)
+    ((48, 32), (64, 48), (7, 1))
+    """
+    small = next(b for b in range(math.isqrt(dimension), 0, -1) if dimension % b == 0)
+    return dimension // small, small
 
 
 def save_code_space(space: CodeSpace, path: Path) -> str:
     """Write a code space durably; returns the SHA-256 of the file."""
-    table = np.concatenate([space.rotation, space.centre[None]])
+    table = np.concatenate([part.ravel() for part in (space.signs, space.left, space.right, space.centre)])
     write_file(path, lambda file: write_npy(file, table))
     sync(path.parent)
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -84,6 +112,28 @@ def load_code_space(path: Path, *, dimension: int) -> CodeSpace:
         table = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise CorruptIndexError(f"{path} cannot be read ({type(error).__name__}); run 'indexer verify'") from error
-    if table.shape != (dimension + 1, dimension) or table.dtype != np.float32:
+    a, b = factors(dimension)
+    ends = np.cumsum([ROUNDS * dimension, ROUNDS * a * a, ROUNDS * b * b, dimension])
+    if table.shape != (ends[-1],) or table.dtype != np.float32:
         raise CorruptIndexError(f"{path} holds {table.shape} {table.dtype}; run 'indexer verify'")
-    return CodeSpace(table[:-1], table[-1])
+    signs, left, right, centre = np.split(table, ends[:-1])
+    return CodeSpace(signs.reshape(ROUNDS, dimension), left.reshape(ROUNDS, a, a), right.reshape(ROUNDS, b, b), centre)
+
+
+def _rotate(vectors: FloatArray, signs: FloatArray, left: FloatArray, right: FloatArray) -> FloatArray:
+    n, dimension = vectors.shape
+    a, b = left.shape[1], right.shape[1]
+    for sign, across, along in zip(signs, left, right, strict=True):
+        runs = (vectors * sign).reshape(n * a, b) @ along
+        groups = runs.reshape(n, a, b).transpose(0, 2, 1).reshape(n * b, a) @ across
+        vectors = groups.reshape(n, dimension)
+    result: FloatArray = np.ascontiguousarray(vectors, dtype=np.float32)
+    return result
+
+
+def _orthogonal(random: np.random.Generator, size: int) -> FloatArray:
+    """A random rotation or reflection, fp32 (size, size); Mezzadri 2007, "How to generate random matrices …"."""
+    orthogonal, triangular = np.linalg.qr(random.standard_normal((size, size)))
+    # With positive diagonal the factorisation is unique, so that it does not depend on the library.
+    result: FloatArray = (orthogonal * np.sign(np.diag(triangular))).astype(np.float32)
+    return result

@@ -169,7 +169,7 @@ class TextModel:
         with torch.inference_mode():
             outputs = self.model(ids, mask, classes=tags, tags=tags)
         assert_finite(outputs.layer_means, name=self.name)
-        means = outputs.layer_means.cpu().numpy()
+        means = outputs.layer_means.float().cpu().numpy()
         logits = None if outputs.class_logits is None else outputs.class_logits.float().cpu().numpy()
         spans: list[list[Span]] = [[] for _ in windows]
         if outputs.tag_logits is not None:

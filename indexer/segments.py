@@ -1,7 +1,7 @@
 """Segments on disk: immutable files, written durably, opened into memory, checked against the manifest.
 
 A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (2, rows):
-the vids, ascending, and the document of each; and, from `CODES_FROM` rows on, `<name>.codes.faiss`.
+the vids, ascending, and the document of each; and, for a large segment, `<name>.codes.faiss`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import CodeSpace
+from indexer.codes import Codes, CodeSpace
 from indexer.durable import sync, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
@@ -24,11 +24,16 @@ from indexer.vectors import IdArray, Segment, new_flat_index
 FACTORY = "SQfp16"
 VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
 
-CODES_FROM = 32_768  # rows; below, scanning the vectors themselves is fast enough
 _BLOCK = 8_192  # rows that are held in fp32 at a time
 
-Block = tuple[IdArray, IdArray, npt.NDArray[np.float16]]
-"""Vids, docs, and vectors fp16 (n, dimension)."""
+
+class Block(NamedTuple):
+    """Vids, docs, and vectors fp16 (n, dimension), with their codes where they are known."""
+
+    vids: IdArray
+    docs: IdArray
+    vectors: npt.NDArray[np.float16]
+    codes: Codes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,15 @@ def write_segment(
     """Write a segment durably: temporary files, fsync, rename, fsync of the folder. Blocks ascend in vid.
 
     It exists only once the manifest names it; what a crash leaves behind is deleted at the next open. With a `space`
-    it gets codes if it is large enough.
+    it gets codes.
     """
     index, ids = new_flat_index(dimension), []
-    for vids, docs, vectors in blocks:
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        ids.append(np.stack([vids, docs]).astype("<i8"))
+    codes = space.empty() if space is not None else None
+    for block in blocks:
+        index.add_sa_codes(np.ascontiguousarray(block.vectors, dtype="<f2").view(np.uint8))
+        ids.append(np.stack([block.vids, block.docs]).astype("<i8"))
+        if codes is not None and space is not None:
+            codes.add_sa_codes(space.encode(block.vectors) if block.codes is None else block.codes)
     table = np.concatenate(ids, axis=1)
     # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
     # at all; a Python file raises.
@@ -74,9 +82,8 @@ def write_segment(
         name + IDS_SUFFIX: lambda file: write_npy(file, table),
     }
     rerank = 0
-    if space is not None and table.shape[1] >= CODES_FROM:
+    if codes is not None and space is not None:
         segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
-        codes = space.encode(segment.table)
         rerank = calibrate(segment, codes, space)
         writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, codes)
     for file_name, write in writers.items():
@@ -128,12 +135,13 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
         for start in range(0, len(segment), _BLOCK):
             at = start + np.flatnonzero(segment.live[start : start + _BLOCK])
             if len(at):
-                yield segment.vids[at], segment.docs[at], segment.table[at]
+                codes = None if segment.code_table is None else segment.code_table[at]
+                yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes)
 
 
-CALIBRATION_QUERIES = 64
+CALIBRATION_QUERIES = 100
 CALIBRATION_K = 10
-CALIBRATION_RECALL = 0.995
+CALIBRATION_RECALL = 0.998
 _FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
@@ -150,14 +158,14 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
     _, found = codes.search(space.rotate(queries), most)
     ranks = []
     for row, own in enumerate(at):
-        answer = truth[row][truth[row] != own][:CALIBRATION_K]
+        answer = truth[row][(truth[row] != own) & (truth[row] >= 0)][:CALIBRATION_K]
         guesses = found[row][found[row] != own]
         place = np.full(len(segment), most)
         place[guesses] = np.arange(len(guesses))
         ranks.append(place[answer])
     all_ranks = np.concatenate(ranks)
     for factor in _FACTORS:
-        if np.mean(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL:
+        if np.count_nonzero(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL * len(all_ranks):
             return factor
     return _FACTORS[-1]
 

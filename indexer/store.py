@@ -16,12 +16,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 
+from indexer import vectors
 from indexer.changes import (
     Change,
     CommitState,
@@ -41,8 +43,8 @@ from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
 from indexer.manifest import add_segment, drop_segments, read_segments
 from indexer.metadata import connect_writer, select_in
-from indexer.records import Analysis, Document
-from indexer.segments import CODES_FROM, live_blocks, open_segment, write_segment
+from indexer.records import Analysis, Document, FloatArray
+from indexer.segments import Block, live_blocks, open_segment, write_segment
 from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.sources import file_sha256
 from indexer.stored import StoredDocument, read_by_id, read_documents
@@ -50,9 +52,13 @@ from indexer.vectors import Segment
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
 CODE_SPACE = "codes.space.npy"
-RETAGGED, CODE_SPACE_SHA256 = "retagged_up_to", "code_space_sha256"
+RETAGGED, CODE_SPACE_SHA256, CODES = "retagged_up_to", "code_space_sha256", "codes"
+
+CODE_CHOICES = ("auto", "always", "never")
+"""Which segments get codes: those of `CODES_FROM` rows or more, all, or none."""
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
+CODES_FROM = 32_768  # rows of a segment; below, scanning the vectors themselves is fast enough
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
 REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
 
@@ -252,7 +258,7 @@ class IndexWriter:
             record = write_segment(
                 self.path / SEGMENTS,
                 self._new_name(),
-                [(vids, docs, table)],
+                [Block(vids, docs, table)],
                 dimension=self.settings.dimension,
                 space=None,
             )
@@ -264,18 +270,34 @@ class IndexWriter:
         self._pending = 0
         return True
 
-    def compact(self, *, full: bool = False) -> int:
+    @property
+    def codes(self) -> str:
+        """One of `CODE_CHOICES`."""
+        choice: str = read_setting(self._connection, CODES) or "auto"
+        return choice
+
+    def compact(self, *, full: bool = False, codes: str | None = None) -> int:
         """Put segments together and leave removed vectors out; returns how many segments were written.
 
         Without `full` only what keeps the number of segments small, as adding does by itself; with it, all that can be
-        given back. Readers go on meanwhile; each step is one commit, and can be cut off at any moment.
+        given back. `codes`, one of `CODE_CHOICES`, is remembered; with `full` it changes the segments that are there.
+        Readers go on meanwhile; each step is one commit, and can be cut off at any moment.
         """
         written = 0
+        if codes is not None and codes != self.codes:
+            if codes not in CODE_CHOICES:
+                raise ValueError(f"unknown choice of codes '{codes}'; there are {', '.join(CODE_CHOICES)}")
+            with self._storage_errors(), self._transaction():
+                write_setting(self._connection, CODES, codes)
         if full:
             self.seal()
             for names in full_merges(self._sizes()):
                 self._merge(names)
                 written += 1
+            for record in read_segments(self._connection):
+                if (record.rerank > 0) != self._wants_codes(record.rows):
+                    self._merge([record.name])
+                    written += 1
             with self._storage_errors():
                 self._forget_terms()
                 self._shrink()
@@ -284,6 +306,9 @@ class IndexWriter:
             self._merge(names)
             written += 1
         return written
+
+    def _wants_codes(self, rows: int) -> bool:
+        return {"auto": rows >= CODES_FROM, "always": True, "never": False}[self.codes]
 
     def _sizes(self) -> list[SegmentSize]:
         return [
@@ -308,7 +333,7 @@ class IndexWriter:
             live = sum(int(np.count_nonzero(segment.live)) for segment in segments)
             merged = None
             if live:
-                space = self._code_space(segments) if live >= CODES_FROM else None
+                space = self._code_space(segments) if self._wants_codes(live) else None
                 merged = write_segment(
                     folder, self._new_name(), live_blocks(segments), dimension=dimension, space=space
                 )
@@ -454,6 +479,9 @@ class IndexWriter:
         """The rows that this batch adds and removes."""
         existing = read_by_id(self._connection, [entry.document.id for entry in entries])
         new_docs, new_vids = next_numbers(self._connection)
+        analyses = [entry.analysis for entry in entries if entry.analysis is not None]
+        blobs = _blobs([analysis.vectors for analysis in analyses])
+        pooled = _blobs([analysis.pooled[None] for analysis in analyses if len(analysis.passages) > 1])
         change = Change()
         for entry in entries:
             document, analysis = entry.document, entry.analysis
@@ -466,8 +494,19 @@ class IndexWriter:
             if before is not None:
                 change.take_out(before)
             doc = before.doc if before is not None else next(new_docs)
-            change.put_in(new_document(doc, document, analysis, self.settings, new_vids), analysis)
+            count = len(analysis.passages)
+            change.put_in(
+                new_document(doc, document, analysis, self.settings, new_vids),
+                list(islice(blobs, count)),
+                next(pooled) if count > 1 else None,
+            )
         return change
+
+
+def _blobs(tables: Sequence[FloatArray]) -> Iterator[bytes]:
+    """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
+    if tables:
+        yield from map(vectors.to_blob, vectors.normalise(np.concatenate(tables)))
 
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:

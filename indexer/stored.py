@@ -51,19 +51,16 @@ class StoredDocument:
 
     def digest(self) -> bytes:
         """BLAKE2b, 16 bytes, over every field but `doc`."""
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         label = self.label
+        parts: list[bytes] = []
         for text in (self.id, self.text, self.metadata_json, label.name if label else ""):
             encoded = text.encode()
-            digest.update(struct.pack("<q", len(encoded)))
-            digest.update(encoded)
-        digest.update(self.content_hash)
-        digest.update(struct.pack("<d", label.score if label else -1.0))
-        for passage in self.passages:
-            digest.update(struct.pack("<qqqq", passage.vid, passage.start, passage.end, passage.tokens))
+            parts += (struct.pack("<q", len(encoded)), encoded)
+        parts += (self.content_hash, struct.pack("<d", label.score if label else -1.0))
+        parts += (struct.pack("<qqqq", p.vid, p.start, p.end, p.tokens) for p in self.passages)
         for span in self.spans:
-            digest.update(struct.pack("<qqd", span.start, span.end, span.score) + span.type.encode() + b"\0")
-        return digest.digest()
+            parts += (struct.pack("<qqd", span.start, span.end, span.score), span.type.encode(), b"\0")
+        return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest()
 
 
 def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[int, StoredDocument]:

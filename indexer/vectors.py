@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import CodeSpace
+from indexer.codes import Codes, CodeSpace
 from indexer.errors import InputError
 from indexer.records import FloatArray
 
@@ -84,12 +85,13 @@ class Segment:
     @cached_property
     def table(self) -> npt.NDArray[np.float16]:
         """The stored vectors, fp16 (rows, dimension), without copying them."""
-        count, size = self.index.ntotal, self.index.code_size
-        if count == 0:
-            return np.zeros((0, self.index.d), dtype=np.float16)
-        codes = np.asarray(_Memory(self.index, faiss.rev_swig_ptr(self.index.codes.data(), count * size)))
-        table: npt.NDArray[np.float16] = codes.view("<f2").reshape(count, self.index.d)
+        table: npt.NDArray[np.float16] = _code_table(self.index).view("<f2")
         return table
+
+    @cached_property
+    def code_table(self) -> Codes | None:
+        """The codes, uint8 (rows, bytes), without copying them; `None` for a segment that has none."""
+        return None if self.codes is None else _code_table(self.codes)
 
     def without(self, vids: IdArray) -> Segment:
         """The segment with these vectors dead; vids that are not in it are passed over."""
@@ -121,6 +123,15 @@ class _Memory:
     def __init__(self, owner: faiss.Index, array: npt.NDArray[np.uint8]) -> None:
         self._owner = owner
         self.__array_interface__ = array.__array_interface__
+
+
+def _code_table(index: Any) -> Codes:
+    """What a `faiss.IndexFlatCodes` keeps of each vector, uint8 (n, bytes)."""
+    count, size = index.ntotal, index.code_size
+    if count == 0:
+        return np.zeros((0, size), dtype=np.uint8)
+    memory = _Memory(index, faiss.rev_swig_ptr(index.codes.data(), count * size))
+    return np.asarray(memory).reshape(count, size)
 
 
 def new_flat_index(dimension: int) -> faiss.IndexScalarQuantizer:
@@ -212,11 +223,11 @@ def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
 def normalise(vectors: FloatArray) -> FloatArray:
     """Rows of length 1, fp32 (n, dimension). Raises `InputError` for a row that is zero or not finite."""
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    wrong = np.flatnonzero(~(np.isfinite(lengths[:, 0]) & (lengths[:, 0] > 0)))
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
+    wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(wrong):
-        raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0], 0]}: it has no direction to compare")
-    result: FloatArray = (vectors / lengths).astype(np.float32)
+        raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0]]}: it has no direction to compare")
+    result: FloatArray = np.divide(vectors, lengths[:, None], out=np.empty_like(vectors), casting="same_kind")
     return result
 
 

@@ -37,7 +37,7 @@ def blocks(rows: int, dimension: int) -> Iterator[Block]:
         table = centres[random.integers(0, len(centres), count)] + 1.2 * noise
         table /= np.linalg.norm(table, axis=1, keepdims=True)
         numbers = np.arange(start, start + count)
-        yield numbers, numbers, table.astype(np.float16)
+        yield Block(numbers, numbers, table.astype(np.float16))
 
 
 def milliseconds(action: Callable[[], object], times: int = 15) -> float:

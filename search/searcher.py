@@ -149,12 +149,7 @@ class Searcher:
         Raises `QueryError` for a vector of another dimension, `FilterError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
-        self._check_filter(query.filter)
-        wanted = (self._reader.settings.dimension,)
-        if vector.shape != wanted:
-            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
-        with self._reader.snapshot() as snapshot:
-            return self._find(snapshot, vector, query, Explanation())
+        return list(self.answer_vector(vector, query).hits)
 
     def similar(
         self,
@@ -184,6 +179,17 @@ class Searcher:
         explanation = Explanation()
         with explanation.timed("model"):
             vector = self.model.encode([text])[0]
+        with self._reader.snapshot() as snapshot:
+            hits = self._find(snapshot, vector, query, explanation, path=path)
+        return Answer(tuple(hits), explanation)
+
+    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
+        """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
+        self._check_filter(query.filter)
+        wanted = (self._reader.settings.dimension,)
+        if vector.shape != wanted:
+            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
+        explanation = Explanation()
         with self._reader.snapshot() as snapshot:
             hits = self._find(snapshot, vector, query, explanation, path=path)
         return Answer(tuple(hits), explanation)

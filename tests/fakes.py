@@ -16,7 +16,7 @@ import numpy as np
 from indexer.codes import CodeSpace
 from indexer.fields import flatten
 from indexer.records import Analysis, Document, FloatArray, Label, Metadata, Passage, Span
-from indexer.segments import open_segment, write_segment
+from indexer.segments import Block, open_segment, write_segment
 from indexer.settings import settings_of, settings_of_vectors
 from indexer.store import Entry, IndexWriter
 from indexer.stored import read_documents, sum_digests
@@ -201,7 +201,7 @@ def written_segment(
     """A segment with vids from `first_vid` on, written and opened; document 100 + n has its n-th vector."""
     vids = np.arange(first_vid, first_vid + len(vectors), dtype=np.int64)
     owners = np.arange(100, 100 + len(vectors)) if docs is None else np.asarray(docs)
-    block = (vids, owners.astype(np.int64), vectors.astype(np.float16))
+    block = Block(vids, owners.astype(np.int64), vectors.astype(np.float16))
     record = write_segment(folder, name, [block], dimension=vectors.shape[1], space=space)
     return open_segment(folder, record, dimension=vectors.shape[1])
 

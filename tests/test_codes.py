@@ -11,7 +11,7 @@ from fakes import build_vector_index, clustered, vector_entries, written_segment
 
 from indexer import compaction, store
 from indexer import segments as segment_files
-from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.codes import ROUNDS, CodeSpace, factors, load_code_space, new_code_space, save_code_space
 from indexer.errors import CorruptIndexError
 from indexer.reader import IndexReader
 from indexer.records import FloatArray
@@ -26,7 +26,6 @@ WIDTH = 32
 
 @pytest.fixture(autouse=True)
 def _codes_from_500_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_files, "CODES_FROM", 500)
     monkeypatch.setattr(store, "CODES_FROM", 500)
 
 
@@ -43,16 +42,29 @@ def nearest(table: FloatArray, query: FloatArray, n: int) -> IdArray:
 # The space
 
 
-@pytest.mark.parametrize("dimension", [2, 32, 300])
+def matrix(space: CodeSpace) -> FloatArray:
+    return space.rotate(np.eye(space.dimension, dtype=np.float32))
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 7, 32, 300, 1536])
 def test_the_rotation_is_orthogonal(dimension: int) -> None:
-    rotation = new_code_space(clustered(10, dimension=dimension).astype(np.float16)).rotation
+    rotation = matrix(new_code_space(clustered(10, dimension=dimension).astype(np.float16)))
     assert (rotation.shape, rotation.dtype) == ((dimension, dimension), np.float32)
     np.testing.assert_allclose(rotation.astype(np.float64) @ rotation.T, np.eye(dimension), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dimension", [300, 384, 1536])
+def test_the_rotation_spreads_every_component_over_all(dimension: int) -> None:
+    """As a dense random rotation does: the entries are normal with variance 1 / dimension, none of them large."""
+    entries = matrix(new_code_space(clustered(10, dimension=dimension).astype(np.float16))) * np.sqrt(dimension)
+    assert np.abs(entries).max() < 7
+    assert abs(entries.std() - 1) < 0.01
+    assert abs(np.mean(entries**4) - 3) < 0.5  # 3 for a normal distribution
+
+
 def test_the_rotation_depends_on_the_dimension_only() -> None:
     first, second = (new_code_space(clustered(50, seed=seed).astype(np.float16)) for seed in (1, 2))
-    np.testing.assert_array_equal(first.rotation, second.rotation)
+    np.testing.assert_array_equal(matrix(first), matrix(second))
     assert not np.array_equal(first.centre, second.centre)
 
 
@@ -68,6 +80,15 @@ def test_a_rotation_keeps_cosines() -> None:
     np.testing.assert_allclose(rotated @ rotated.T, table @ table.T, rtol=0, atol=1e-5)
 
 
+def plain_space(table: FloatArray) -> CodeSpace:
+    """Without a rotation, but for the order of the components: two rounds put them back."""
+    a, b = factors(WIDTH)
+    signs = np.ones((ROUNDS, WIDTH), dtype=np.float32)
+    left, right = (np.stack([np.eye(size, dtype=np.float32)] * ROUNDS) for size in (a, b))
+    centre = CodeSpace(signs, left, right, table[0]).rotate(table.mean(axis=0)[None])[0]
+    return CodeSpace(signs, left, right, centre)
+
+
 def test_a_rotation_spreads_what_stands_in_few_dimensions() -> None:
     # Codes hold the signs; of these vectors, all but 4 of 32 signs say nothing as long as they are not rotated.
     table = np.zeros((2_000, WIDTH), dtype=np.float32)
@@ -76,9 +97,10 @@ def test_a_rotation_spreads_what_stands_in_few_dimensions() -> None:
     found = {}
     for name, space in (
         ("rotated", new_code_space(table.astype(np.float16))),
-        ("plain", CodeSpace(np.eye(WIDTH, dtype=np.float32), table.mean(axis=0))),
+        ("plain", plain_space(table)),
     ):
-        index = space.encode(table.astype(np.float16))
+        index = space.empty()
+        index.add_sa_codes(space.encode(table.astype(np.float16)))
         hits = [
             np.intersect1d(index.search(space.rotate(query[None]), 100)[1][0], nearest(table, query, 10)).size
             for query in table[::100]
@@ -91,7 +113,7 @@ def test_saving_and_loading_give_the_same_space(tmp_path: Path) -> None:
     space = new_code_space(clustered(100).astype(np.float16))
     sha256 = save_code_space(space, tmp_path / "space.npy")
     loaded = load_code_space(tmp_path / "space.npy", dimension=WIDTH)
-    np.testing.assert_array_equal(loaded.rotation, space.rotation)
+    np.testing.assert_array_equal(matrix(loaded), matrix(space))
     np.testing.assert_array_equal(loaded.centre, space.centre)
     assert sha256 == hashlib.sha256((tmp_path / "space.npy").read_bytes()).hexdigest()
     assert [file.name for file in tmp_path.iterdir()] == ["space.npy"]
@@ -176,7 +198,8 @@ def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, sp
 
 
 def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    fresh = space.encode(table.astype(np.float16))
+    fresh = space.empty()
+    fresh.add_sa_codes(space.encode(table.astype(np.float16)))
     query = space.rotate(table[:1])
     estimates, labels = fresh.search(query, 50)
     positions, read = segment.scan_codes(query[0], 50, None)

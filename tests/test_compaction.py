@@ -46,7 +46,6 @@ TABLE = clustered(2_000, dimension=WIDTH, seed=5)
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "TIERS", TIERS)
     monkeypatch.setattr(store, "SEAL_ROWS", TIERS[0])
-    monkeypatch.setattr(segment_files, "CODES_FROM", TIERS[1])
     monkeypatch.setattr(store, "CODES_FROM", TIERS[1])
 
 
@@ -426,10 +425,10 @@ def test_a_reader_whose_segment_is_merged_while_it_opens_it_reads_the_manifest_a
 
 _COMPACT = """
 import sys
-from indexer import compaction, segments, store
+from indexer import compaction, store
 compaction.TIERS = (40, 160, 640)
 store.SEAL_ROWS = 40
-segments.CODES_FROM = store.CODES_FROM = 160
+store.CODES_FROM = 160
 with store.IndexWriter(sys.argv[1]) as writer:
     print("open", flush=True)
     sys.stdin.readline()

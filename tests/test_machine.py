@@ -24,7 +24,6 @@ from hypothesis.stateful import (
 )
 
 from indexer import compaction, pipeline, store
-from indexer import segments as segment_files
 from indexer.fields import flatten
 from indexer.filters import And, Compare, Everything, Exists, Filter, HasEntity, HasId, HasLabel, In, Not, Or, matches
 from indexer.filters.matching import DocumentFacts
@@ -252,8 +251,7 @@ def test_any_order_of_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compaction, "TIERS", (20, 60, 180))
     monkeypatch.setattr(store, "SEAL_ROWS", 20)
     monkeypatch.setattr(store, "SEAL_ROWS_ON_CLOSE", 10)
-    for module in (store, segment_files):
-        monkeypatch.setattr(module, "CODES_FROM", 40)
+    monkeypatch.setattr(store, "CODES_FROM", 40)
     monkeypatch.setattr("indexer.vectors.SCAN_LIMIT", 30)
 
     class Machine(IndexMachine):

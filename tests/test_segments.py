@@ -35,7 +35,7 @@ def blocks_of(vectors: FloatArray, *, size: int, first_vid: int = 1) -> Iterator
     for start in range(0, len(vectors), size):
         rows = vectors[start : start + size].astype(np.float16)
         vids = np.arange(first_vid + start, first_vid + start + len(rows), dtype=np.int64)
-        yield vids, vids + 99, rows
+        yield Block(vids, vids + 99, rows)
 
 
 def write(folder: Path, rows: int, *, name: str = NAME, dimension: int = WIDTH, **options: object) -> SegmentRecord:
@@ -83,23 +83,38 @@ def test_blocks_become_one_segment_in_their_order(tmp_path: Path, size: int) -> 
     assert segment.all_live
 
 
-def test_codes_are_written_from_so_many_rows_on(
+def test_codes_are_written_in_a_space(tmp_path: Path, space: CodeSpace) -> None:
+    record = write(tmp_path, 30, space=space)
+    assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQ1", 3, True)
+    segment = open_segment(tmp_path, record, dimension=WIDTH)
+    assert segment.codes is not None
+    assert (segment.codes.ntotal, segment.rerank) == (30, record.rerank)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_codes_of_a_few_rows_find_all_of_them(tmp_path: Path, space: CodeSpace, rows: int) -> None:
+    segment = open_segment(tmp_path, write(tmp_path, rows, space=space), dimension=WIDTH)
+    found, _ = search_segments([segment], unit(1)[0], 20, space=space, path="codes")
+    assert len(found.vids) == rows
+
+
+def test_codes_that_are_known_are_not_computed_again(
     tmp_path: Path, space: CodeSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segment_files, "CODES_FROM", 30)
-    small, large = write(tmp_path, 29, name="small", space=space), write(tmp_path, 30, name="large", space=space)
-    assert [(r.factory, len(r.files), r.rerank > 0) for r in (small, large)] == [
-        ("SQfp16", 2, False),
-        ("SQfp16,RaBitQ1", 3, True),
+    table, dead = unit(300), np.arange(1, 301, 3)
+    parts = [
+        written_segment(tmp_path, table[at : at + 100], name=f"{at}", first_vid=at + 1, space=space).without(dead)
+        for at in (0, 100, 200)
     ]
-    assert open_segment(tmp_path, small, dimension=WIDTH).codes is None
-    segment = open_segment(tmp_path, large, dimension=WIDTH)
-    assert segment.codes is not None
-    assert (segment.codes.ntotal, segment.rerank) == (30, large.rerank)
+    kept = np.setdiff1d(np.arange(1, 301), dead) - 1
+    expected = space.encode(table[kept].astype(np.float16))
+    monkeypatch.setattr(CodeSpace, "encode", None)
+    record = write_segment(tmp_path, "m", live_blocks(parts), dimension=WIDTH, space=space)
+    merged = open_segment(tmp_path, record, dimension=WIDTH)
+    np.testing.assert_array_equal(merged.code_table, expected)
 
 
-def test_no_codes_are_written_without_a_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_files, "CODES_FROM", 3)
+def test_no_codes_are_written_without_a_space(tmp_path: Path) -> None:
     assert [file.name for file in write(tmp_path, 10).files] == [f"{NAME}.fp16.faiss", f"{NAME}.ids.npy"]
 
 
@@ -116,7 +131,7 @@ def test_live_blocks_leave_dead_rows_out_and_keep_the_order(tmp_path: Path, monk
         written_segment(tmp_path, table[26:], name="c", first_vid=27).without(dead),
     ]
     blocks = list(live_blocks(parts))
-    assert all(0 < len(vids) <= 8 for vids, _, _ in blocks)
+    assert all(0 < len(block.vids) <= 8 for block in blocks)
     vids, docs, vectors = (np.concatenate([block[part] for block in blocks]) for part in range(3))
     kept = np.array([vid for vid in range(1, 61) if vid not in dead])
     assert vids.tolist() == kept.tolist()
@@ -126,10 +141,7 @@ def test_live_blocks_leave_dead_rows_out_and_keep_the_order(tmp_path: Path, monk
     np.testing.assert_array_equal(merged.table, vectors)
 
 
-def test_a_merged_segment_answers_as_its_parts_did(
-    tmp_path: Path, space: CodeSpace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(segment_files, "CODES_FROM", 100)
+def test_a_merged_segment_answers_as_its_parts_did(tmp_path: Path, space: CodeSpace) -> None:
     table, dead = unit(300), np.arange(1, 301, 3)
     parts = [
         written_segment(tmp_path, table[at : at + 100], name=f"{at}", first_vid=at + 1).without(dead)
@@ -174,9 +186,8 @@ def test_a_mapped_segment_can_be_searched_when_its_files_are_gone(tmp_path: Path
 
 
 @pytest.fixture
-def record(tmp_path: Path, space: CodeSpace, monkeypatch: pytest.MonkeyPatch) -> SegmentRecord:
+def record(tmp_path: Path, space: CodeSpace) -> SegmentRecord:
     """A segment of 100 rows with codes."""
-    monkeypatch.setattr(segment_files, "CODES_FROM", 100)
     return write(tmp_path, 100, space=space)
 
 
@@ -248,7 +259,6 @@ def test_a_file_whose_last_bytes_do_not_fit_is_an_error_and_leaves_no_part_of_it
     tmp_path: Path, space: CodeSpace, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a name, faiss only prints when its last bytes do not fit, and numpy's `save` says nothing at all.
-    monkeypatch.setattr(segment_files, "CODES_FROM", 1)
     whole = write(tmp_path, 1_000, name="whole", space=space)
     (size,) = (file.bytes for file in whole.files if file.name == f"whole{suffix}")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

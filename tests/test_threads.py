@@ -15,7 +15,6 @@ from fakes import DemoAnalyser, as_text_model, build_index, clustered, document_
 from pyroaring import BitMap
 
 from indexer import compaction, store
-from indexer import segments as segment_files
 from indexer.filters import Compare
 from indexer.reader import FilterCache, IndexReader
 from indexer.records import Document
@@ -39,8 +38,7 @@ def _fast_switches() -> Iterator[None]:
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "TIERS", (50, 200, 800))
     monkeypatch.setattr(store, "SEAL_ROWS", 50)
-    for module in (store, segment_files):
-        monkeypatch.setattr(module, "CODES_FROM", 100)
+    monkeypatch.setattr(store, "CODES_FROM", 100)
     monkeypatch.setattr("indexer.vectors.SCAN_LIMIT", 100)
     monkeypatch.setattr("indexer.vectors.PARALLEL_ROWS", 100)
 

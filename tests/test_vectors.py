@@ -162,8 +162,7 @@ def test_scores_are_the_cosine_in_fp64_and_within_one() -> None:
     np.testing.assert_allclose(found.scores, np.clip(exact, -1, 1)[[0, 2, 1]], rtol=0, atol=1e-15)
 
 
-def test_a_score_does_not_depend_on_how_its_vector_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_files, "CODES_FROM", 100)
+def test_a_score_does_not_depend_on_how_its_vector_was_found(tmp_path: Path) -> None:
     table = clustered(400)
     space = new_code_space(table.astype(np.float16))
     one = written_segment(tmp_path, table, name="one", space=space)
@@ -217,9 +216,9 @@ def test_search_over_segments_and_tail_equals_numpy(
     segments, at = [], 0
     for number, size in enumerate(sizes):
         rows = slice(at, at + size)
-        block = (vids[rows], docs[rows], table[rows].astype(np.float16))
+        block = segment_files.Block(vids[rows], docs[rows], table[rows].astype(np.float16))
         if number == len(sizes) - 1 or size == 0:
-            segment = in_memory("tail", *block)
+            segment = in_memory("tail", *block[:3])
         else:
             record = segment_files.write_segment(folder, str(number), [block], dimension=DIMENSION, space=None)
             segment = segment_files.open_segment(folder, record, dimension=DIMENSION)
@@ -260,12 +259,10 @@ def space() -> CodeSpace:
 def segments(space: CodeSpace, tmp_path_factory: pytest.TempPathFactory) -> list[Segment]:
     """Three segments with codes, one without, and a tail; some vectors are dead. Document n has vid n + 1."""
     folder, parts = tmp_path_factory.mktemp("segments"), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment_files, "CODES_FROM", 200)
-        for first, rows in ((0, 300), (300, 300), (600, 250), (850, 100)):
-            docs = list(range(first, first + rows))
-            part = TABLE[first : first + rows]
-            parts.append(written_segment(folder, part, name=f"{first}", first_vid=first + 1, docs=docs, space=space))
+    for first, rows in ((0, 300), (300, 300), (600, 250), (850, 100)):
+        docs, codes = list(range(first, first + rows)), space if rows > 200 else None
+        part = TABLE[first : first + rows]
+        parts.append(written_segment(folder, part, name=f"{first}", first_vid=first + 1, docs=docs, space=codes))
     assert [segment.codes is not None for segment in parts] == [True, True, True, False]
     rest = range(950, ROWS)
     parts.append(in_memory("tail", [n + 1 for n in rest], list(rest), TABLE[950:].astype(np.float16)))
