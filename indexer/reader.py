@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -19,9 +19,10 @@ from pyroaring import BitMap
 from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.errors import CorruptIndexError, NotAnIndexError
-from indexer.filters import Filter, allowed
+from indexer.filters import Filter
 from indexer.manifest import read_segments
 from indexer.metadata import connect_reader
+from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
 from indexer.settings import IndexSettings, read_settings
@@ -59,8 +60,7 @@ class IndexInfo:
 class View:
     """The vectors of one commit. Nothing in it changes, so that searches of several threads can share it.
 
-    `tail` holds vectors that are in no segment yet, in the order of their vids. `filters` remembers the documents that
-    conditions allowed in this commit.
+    `tail` holds vectors that are in no segment yet, in the order of their vids. `log`: where the log of changes stood.
     """
 
     commit: int
@@ -68,7 +68,7 @@ class View:
     tail: tuple[Segment, ...]
     seen_change: int
     space: CodeSpace | None
-    filters: FilterCache = field(default_factory=lambda: FilterCache())
+    log: LogPosition
 
     @property
     def all(self) -> tuple[Segment, ...]:
@@ -76,36 +76,7 @@ class View:
         return (*self.segments, *self.tail)
 
 
-class FilterCache:
-    """Documents that filters allow, for one commit, in at most so many bytes; the oldest go first."""
-
-    def __init__(self, max_bytes: int = 128 * 2**20) -> None:
-        self._room = max_bytes
-        self._known: dict[Filter, BitMap] = {}
-        self._mutex = threading.Lock()
-
-    def allowed(self, connection: sqlite3.Connection, filter: Filter) -> BitMap:
-        """The documents that the filter allows, not to be changed."""
-        return allowed(connection, filter, known=self)
-
-    def get(self, filter: Filter) -> BitMap | None:
-        """What was put in for this filter."""
-        return self._known.get(filter)
-
-    def put(self, filter: Filter, documents: BitMap) -> None:
-        """Remember; two threads may do so at once, with the same result."""
-        with self._mutex:
-            if filter in self._known:
-                return
-            self._known[filter] = documents
-            self._room -= _bytes_of(documents)
-            while self._room < 0:
-                self._room += _bytes_of(self._known.pop(next(iter(self._known))))
-
-
-def _bytes_of(documents: BitMap) -> int:
-    """About what a bitmap takes: two bytes a document, or a bit for each number up to the highest."""
-    return 512 + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
+_NO_VIEW = View(-1, (), (), 0, None, LogPosition(0, 0))
 
 
 class IndexReader:
@@ -122,8 +93,9 @@ class IndexReader:
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
         self._mutex = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
-        self._view = View(-1, (), (), 0, None)
+        self._view = _NO_VIEW
         self._workers: ThreadPoolExecutor | None = None
+        self.postings = Postings()
         with self._connection() as connection:
             settings = read_settings(connection)
         if settings is None:
@@ -145,7 +117,7 @@ class IndexReader:
             for connection in self._idle:
                 connection.close()
             self._idle.clear()
-            self._view = View(-1, (), (), 0, None)
+            self._view = _NO_VIEW
             if self._workers is not None:
                 self._workers.shutdown()
                 self._workers = None
@@ -277,6 +249,7 @@ class IndexReader:
             tuple(segment.without(removed) for segment in tail),
             max((seq for _, seq in rows), default=seen),
             space,
+            read_log_position(connection),
         )
 
     def _extended(self, connection: sqlite3.Connection, tail: tuple[Segment, ...]) -> tuple[Segment, ...]:
@@ -315,7 +288,7 @@ class Snapshot:
 
     def allowed(self, filter: Filter) -> BitMap:
         """The numbers of the documents for which the filter is true; not to be changed."""
-        return self.view.filters.allowed(self.connection, filter)
+        return self._reader.postings.allowed(self.connection, filter, self.view.log)
 
     def search_vectors(
         self, query: FloatArray, n: int, *, allowed: BitMap | None = None, path: str = "auto", parallel: bool = True

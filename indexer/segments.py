@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -139,15 +140,16 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
                 yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes)
 
 
-CALIBRATION_QUERIES = 100
+CALIBRATION_QUERIES = 64
 CALIBRATION_K = 10
 CALIBRATION_RECALL = 0.998
 _FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 
 
 def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> int:
-    """The smallest rerank factor at which the codes give recall@10 of `CALIBRATION_RECALL` in this segment.
+    """The rerank factor at which the codes give recall@10 of `CALIBRATION_RECALL` in this segment, and one step more.
 
+    The step is for queries that are harder than the sample: measured on others, recall without it was up to .01 less.
     Queries are vectors of the segment itself, evenly spaced, each left out of its own answer. The truth is the
     scan of the fp16 vectors.
     """
@@ -164,9 +166,9 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
         place[guesses] = np.arange(len(guesses))
         ranks.append(place[answer])
     all_ranks = np.concatenate(ranks)
-    for factor in _FACTORS:
+    for factor, more in pairwise(_FACTORS):
         if np.count_nonzero(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL * len(all_ranks):
-            return factor
+            return more
     return _FACTORS[-1]
 
 

@@ -43,6 +43,7 @@ from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
 from indexer.manifest import add_segment, drop_segments, read_segments
 from indexer.metadata import connect_writer, select_in
+from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
 from indexer.records import Analysis, Document, FloatArray
 from indexer.segments import Block, live_blocks, open_segment, write_segment
 from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
@@ -351,14 +352,24 @@ class IndexWriter:
     def _trim_log(self, first: int, last: int) -> None:
         """Forget changes that nobody needs once there is a new segment, without dead vectors, of vids first to last.
 
-        With it a reader reads the pending vectors anew; of the log it needs what is dead in other segments.
+        With it a reader reads the pending vectors anew; of the log it needs what is dead in other segments, and which
+        documents changed lately.
         """
-        self._connection.execute(
-            "DELETE FROM changes WHERE op = 'update' OR (op = 'add' AND vid NOT IN (SELECT vid FROM pending))"
-            " OR (op = 'remove' AND (vid BETWEEN ? AND ?"
-            " OR NOT EXISTS (SELECT 1 FROM segments WHERE changes.vid BETWEEN first_vid AND last_vid)))",
-            (first, last),
+        trimmed = max(0, read_log_position(self._connection).last - LOG_KEPT)
+        gone = (
+            "op = 'remove' AND (vid BETWEEN :first AND :last"
+            " OR NOT EXISTS (SELECT 1 FROM segments WHERE changes.vid BETWEEN first_vid AND last_vid))"
         )
+        values = {"first": first, "last": last, "trimmed": trimmed}
+        self._connection.execute(
+            f"UPDATE changes SET op = 'update', vid = NULL WHERE seq > :trimmed AND {gone}", values
+        )
+        self._connection.execute(
+            "DELETE FROM changes WHERE seq <= :trimmed AND (op = 'update'"
+            f" OR (op = 'add' AND vid NOT IN (SELECT vid FROM pending)) OR ({gone}))",
+            values,
+        )
+        write_setting(self._connection, LOG_TRIMMED, trimmed)
 
     def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
         """The index's rotation and centre; drawn from these segments the first time."""

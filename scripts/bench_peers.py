@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 - the engines share one signature
 """The engines that bench_search.py compares, each used as its own documentation recommends.
 
 An engine builds from a data set into a folder, opens it, and answers one query at a time with the numbers of vectors.
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-
 from bench_data import Dataset, Floats, Range
 
 

@@ -32,7 +32,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_data
-from bench_data import K, Dataset
+from bench_data import Dataset, K
 from bench_peers import ENGINES, versions
 
 CELL_SECONDS = 3.0  # for one filter at one level, then the rest of the queries is left out

@@ -271,7 +271,8 @@ def test_vids_and_documents_of_what_lives_stay(path: Path) -> None:
         assert (table_rows(path, "passages"), [row[:2] for row in table_rows(path, "documents")]) == before
 
 
-def test_an_index_that_lost_all_its_documents_has_no_segment(path: Path) -> None:
+def test_an_index_that_lost_all_its_documents_has_no_segment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LOG_KEPT", 0)
     build(path, 100)
     with IndexWriter(path) as writer:
         writer.remove([f"d{n}" for n in range(100)])
@@ -296,6 +297,7 @@ def test_files_of_what_was_merged_are_gone(path: Path) -> None:
 
 def test_the_log_is_trimmed_only_where_no_segment_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SEAL_ROWS", 10**9)
+    monkeypatch.setattr(store, "LOG_KEPT", 0)
     with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
         for first in (0, 40):  # two segments: vids 1–40 and 41–80
             writer.write(vector_entries(TABLE[first : first + 40], first=first))
@@ -329,7 +331,10 @@ def test_vectors_that_went_before_they_were_sealed_are_no_dead_rows(
     assert_answers(path, [*range(10), *range(30, 40)])
 
 
-def test_a_vector_that_never_was_in_a_segment_leaves_nothing_in_the_log(path: Path) -> None:
+def test_a_vector_that_never_was_in_a_segment_leaves_nothing_in_the_log(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "LOG_KEPT", 0)
     with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
         for start in range(0, 200, 20):
             writer.write(vector_entries(TABLE[start : start + 20], first=start))

@@ -229,7 +229,9 @@ def test_another_kind_of_index_is_refused(tmp_path: Path, record: SegmentRecord,
 def test_codes_of_another_number_of_vectors_are_refused(
     tmp_path: Path, record: SegmentRecord, space: CodeSpace
 ) -> None:
-    faiss.write_index(space.encode(unit(99).astype(np.float16)), str(tmp_path / f"{NAME}.codes.faiss"))
+    codes = space.empty()
+    codes.add_sa_codes(space.encode(unit(99).astype(np.float16)))
+    faiss.write_index(codes, str(tmp_path / f"{NAME}.codes.faiss"))
     with pytest.raises(CorruptIndexError, match=rf"segment {NAME} has \[99, 100\] vectors"):
         open_segment(tmp_path, record, dimension=WIDTH)
 

@@ -380,8 +380,9 @@ def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> N
 
 
 def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
-    path: Path, writer: IndexWriter
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(store, "LOG_KEPT", 0)
     writer.write([entry("a", "ab", EAST, NORTH), entry("b", "b", NORTH), entry("c", "c", EAST)])
     writer.remove(["b"])
     assert writer.seal() is True
@@ -641,11 +642,11 @@ def fill_until_full(writer: IndexWriter, model: DemoAnalyser, *, start: int = 0)
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
+    """A file system of 6 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if not mounted or mounted.returncode:
         pytest.skip("cannot mount a small file system here; the test with RLIMIT_FSIZE stands in for it")
@@ -661,7 +662,7 @@ def test_a_full_disk_keeps_what_was_acknowledged_and_writing_goes_on_when_there_
     path, model = small_disk / "index", DemoAnalyser()
     ballast = small_disk / "ballast"
     with IndexWriter(path, create=settings_of(model)) as writer:
-        ballast.write_bytes(bytes(2_500_000))
+        ballast.write_bytes(bytes(4_500_000))
         full = fill_until_full(writer, model)
         assert full > 0
         check_consistent(path)

@@ -16,7 +16,8 @@ from pyroaring import BitMap
 
 from indexer import compaction, store
 from indexer.filters import Compare
-from indexer.reader import FilterCache, IndexReader
+from indexer.postings import Postings
+from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of_vectors
 from indexer.store import Entry, IndexWriter
@@ -301,14 +302,14 @@ def test_two_threads_may_ask_for_the_same_filter_at_once(tmp_path: Path) -> None
 def test_threads_that_fill_what_is_remembered_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = build_index(tmp_path / "index", [Document(f"{n}", "text", {"n": n}) for n in range(30)])
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        small = FilterCache(max_bytes=1_600)
+        small, log = Postings(max_bytes=1_600), snapshot.view.log
 
         def work(number: int) -> None:
             for at in range(20_000):
                 filter = Compare("n", "<", (at + number) % 30)
-                small.put(filter, BitMap())
-                small.get(filter)
+                small.put(filter, BitMap(), log)
+                small.get(filter, snapshot.connection, log)
 
         assert in_threads(6, work) == []
         assert len(small._known) == 3
-        assert len(small.allowed(snapshot.connection, Compare("n", "<", 100))) == 30
+        assert len(small.allowed(snapshot.connection, Compare("n", "<", 100), log)) == 30
