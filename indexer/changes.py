@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from indexer.fields import flatten, normalise_entity
@@ -72,7 +74,7 @@ class Change:
     replaced: list[StoredDocument] = field(default_factory=list)
     passages: list[tuple[int, int, int, int, int]] = field(default_factory=list)
     pooled: list[tuple[int, bytes]] = field(default_factory=list)
-    pending: list[tuple[int, int, bytes, int]] = field(default_factory=list)
+    vectors: npt.NDArray[np.float16] = field(default_factory=lambda: np.zeros((0, 0), dtype="<f2"))
     vids_gone: list[int] = field(default_factory=list)
     pooled_gone: list[int] = field(default_factory=list)
     entities: list[tuple[int, int, int, str, str, float]] = field(default_factory=list)
@@ -83,14 +85,13 @@ class Change:
     passages_gone: int = 0
     entities_gone: int = 0
 
-    def put_in(self, stored: StoredDocument, blobs: Iterable[bytes], pooled: bytes | None) -> None:
-        """A document with new vectors, each as a blob; `pooled` where it has more than one passage."""
+    def put_in(self, stored: StoredDocument, pooled: bytes | None) -> None:
+        """A document with new vectors; `pooled`, fp16, where it has more than one passage."""
         self.documents.append(stored)
         self.fields += field_rows(stored)
         self._put_in_entities(stored)
-        for passage, blob in zip(stored.passages, blobs, strict=True):
+        for passage in stored.passages:
             self.passages.append((passage.vid, stored.doc, passage.start, passage.end, passage.tokens))
-            self.pending.append((passage.vid, stored.doc, blob, zlib.crc32(blob)))
             self.log.append(("add", stored.doc, passage.vid))
         if pooled is not None:
             self.pooled.append((stored.doc, pooled))
@@ -151,8 +152,11 @@ def new_document(
     )
 
 
-def apply_change(connection: sqlite3.Connection, change: Change) -> None:
-    """Write a change's rows and its commit row, in the caller's transaction."""
+def apply_change(connection: sqlite3.Connection, change: Change, *, pending: bool = True) -> None:
+    """Write a change's rows and its commit row, in the caller's transaction; its vectors only where they are `pending`.
+
+    Without, the caller has them in a segment.
+    """
     digests = [stored.digest() for stored in change.documents]
     state = read_commit(connection).following(change, digests)
     kept = {stored.doc for stored in change.documents}
@@ -174,7 +178,12 @@ def apply_change(connection: sqlite3.Connection, change: Change) -> None:
         'INSERT INTO passages (vid, doc, start, "end", tokens) VALUES (?, ?, ?, ?, ?)', change.passages
     )
     connection.executemany("INSERT INTO pooled (doc, vector) VALUES (?, ?)", change.pooled)
-    connection.executemany("INSERT INTO pending (vid, doc, vector, crc32) VALUES (?, ?, ?, ?)", change.pending)
+    if pending:
+        blobs = (vector.tobytes() for vector in change.vectors)
+        connection.executemany(
+            "INSERT INTO pending (vid, doc, vector, crc32) VALUES (?, ?, ?, ?)",
+            ((vid, doc, blob, zlib.crc32(blob)) for (vid, doc, *_), blob in zip(change.passages, blobs, strict=True)),
+        )
     connection.executemany(
         "INSERT OR IGNORE INTO entity_terms (type, norm) VALUES (?, ?)",
         sorted({(kind, norm) for _, _, _, kind, norm, _ in change.entities}),
@@ -226,7 +235,8 @@ def hash_content(document: Document) -> bytes:
     """What tells whether a document must be embedded again: BLAKE2b, 16 bytes, over its text and given vector."""
     digest = hashlib.blake2b(document.text.encode(), digest_size=16)
     if document.vector is not None:
-        digest.update(b"\0" + document.vector.astype("<f4").tobytes())
+        digest.update(b"\0")
+        digest.update(np.ascontiguousarray(document.vector, dtype="<f4").data)
     return digest.digest()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 
 from indexer.records import Metadata
 
@@ -31,10 +32,14 @@ def kind_of(value: Scalar) -> Kind:
     return Kind.STRING
 
 
-def path_of(keys: Iterable[str]) -> str:
+_KINDS = {bool: Kind.BOOLEAN, int: Kind.NUMBER, float: Kind.NUMBER, str: Kind.STRING}
+
+
+@lru_cache(maxsize=4_096)
+def path_of(keys: tuple[str, ...]) -> str:
     r"""Join nested keys with dots; a dot or backslash inside a key is escaped with a backslash.
 
-    >>> path_of(["author", "name"]), path_of(["a.b"])
+    >>> path_of(("author", "name")), path_of(("a.b",))
     ('author.name', 'a\\.b')
     """
     return ".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in keys)
@@ -53,10 +58,12 @@ def flatten(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
     stack: list[tuple[tuple[str, ...], object]] = [((), metadata)]
     while stack:
         keys, value = stack.pop()
-        if isinstance(value, dict):
-            stack.extend(((*keys, key), inner) for key, inner in value.items())
+        if (kind := _KINDS.get(type(value))) is not None:
+            rows.add((path_of(keys), kind, value))  # type: ignore[arg-type]  # a scalar, by its type
+        elif isinstance(value, dict):
+            stack.extend([((*keys, key), inner) for key, inner in value.items()])
         elif isinstance(value, list | tuple):
-            stack.extend((keys, inner) for inner in value)
+            stack.extend([(keys, inner) for inner in value])
         elif isinstance(value, str | int | float):
             rows.add((path_of(keys), kind_of(value), value))
     return rows

@@ -50,10 +50,15 @@ def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Doc
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
     """fp32 (dimension,). Raises `InputError` that names the place, for what has another shape or no direction."""
-    with np.errstate(over="ignore"):  # to infinity, which is refused below
-        vector: FloatArray = np.asarray(values, dtype=np.float32)
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        vector: FloatArray = values
+    else:
+        with np.errstate(over="ignore"):  # to infinity, which is refused below
+            vector = np.asarray(values, dtype=np.float32)
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)
+    if 0.0 < float(vector @ vector) < np.inf:  # the usual case, in one pass
+        return vector
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)
     if not vector.any():

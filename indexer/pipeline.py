@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from indexer.errors import InputError, ModelError
+from indexer.given import as_vector
 from indexer.records import Analysis, Document, Passage
 from indexer.settings import Analyser, IndexSettings, check_model, settings_of
 from indexer.store import Action, Entry, IndexWriter
 
-# One transaction holds at most so many documents, and closes early when their texts are long.
+# One transaction holds at most so many documents, and closes early when their texts are long. Documents that bring
+# their vector and need no model are stored so fast that a transaction can hold more of them.
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 500_000
+GIVEN_IN_PLACE_OF_ONE = 32  # documents with a vector, for one that is embedded
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ def index(
     if model is not None:
         check_model(writer.settings, model, place=str(writer.path), heads=True)
     report, first_commit = Report(), writer.state.number + 1
-    for batch in batched(documents):
+    for batch in batched(documents, tagged=writer.settings.tagged):
         last = {document.id: document for document in batch}
         report.duplicates += len(batch) - len(last)
         plans = writer.plan(list(last.values()), since=first_commit)
@@ -100,12 +103,10 @@ def analyse(documents: Sequence[Document], model: Analyser | None, settings: Ind
 
 def with_vector(document: Document, analysis: Analysis | None, settings: IndexSettings) -> Analysis:
     """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one."""
-    vector = np.asarray(document.vector, dtype=np.float32)
     place = f"document '{document.id}'"
+    vector = as_vector(np.asarray(document.vector), place)
     if vector.shape != (settings.dimension,):
         raise InputError(f"its vector has shape {vector.shape}, the index's {(settings.dimension,)}", source=place)
-    if not np.isfinite(vector).all() or not vector.any():
-        raise InputError("its vector is zero, or not finite: it has no direction to compare", source=place)
     tokens = sum(passage.tokens for passage in analysis.passages) if analysis else 0
     return Analysis(
         passages=(Passage(0, len(document.text), tokens),),
@@ -142,10 +143,13 @@ def retag(model: Analyser, writer: IndexWriter, *, on_commit: Callable[[int], No
     return done
 
 
-def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Batches of at most `BATCH_DOCUMENTS`; an error from `documents` is raised after what came before it."""
+def batched(documents: Iterable[Document], *, tagged: bool = True) -> Iterator[list[Document]]:
+    """Batches of at most `BATCH_DOCUMENTS` that need the model; an error is raised after what came before it.
+
+    `tagged`: the index has class and entities, so that documents that bring their vector need the model, too.
+    """
     batch: list[Document] = []
-    characters = 0
+    documents_left = characters_left = 0
     iterator = iter(documents)
     while True:
         try:
@@ -156,10 +160,15 @@ def batched(documents: Iterable[Document]) -> Iterator[list[Document]]:
             raise
         if document is None:
             break
+        if not batch:
+            documents_left = BATCH_DOCUMENTS * GIVEN_IN_PLACE_OF_ONE
+            characters_left = BATCH_CHARACTERS * GIVEN_IN_PLACE_OF_ONE
+        weight = 1 if document.vector is not None and not tagged else GIVEN_IN_PLACE_OF_ONE
         batch.append(document)
-        characters += len(document.text)
-        if len(batch) >= BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+        documents_left -= weight
+        characters_left -= weight * len(document.text)
+        if documents_left <= 0 or characters_left <= 0:
             yield batch
-            batch, characters = [], 0
+            batch = []
     if batch:
         yield batch

@@ -21,12 +21,13 @@ from indexer.codes import CodeSpace, load_code_space
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.filters import Filter
 from indexer.manifest import read_segments
+from indexer.merging import CODE_SPACE
 from indexer.metadata import connect_reader
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
 from indexer.settings import IndexSettings, read_settings
-from indexer.store import CODE_SPACE, META, SEGMENTS, read_pending
+from indexer.store import META, SEGMENTS, read_pending
 from indexer.stored import StoredDocument, read_documents
 from indexer.vectors import Candidates, SearchPlan, Segment
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
@@ -35,31 +34,23 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
-from indexer.compaction import SegmentSize, full_merges, next_merge
 from indexer.durable import sync
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
-from indexer.manifest import add_segment, drop_segments, read_segments
-from indexer.metadata import connect_writer, select_in
-from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
+from indexer.manifest import add_segment
+from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
+from indexer.metadata import connect_writer, select_in, transaction
+from indexer.postings import read_log_position
 from indexer.records import Analysis, Document, FloatArray
-from indexer.segments import Block, live_blocks, open_segment, write_segment
+from indexer.segments import Block, SegmentRecord, write_segment
 from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
-from indexer.sources import file_sha256
 from indexer.stored import StoredDocument, read_by_id, read_documents
-from indexer.vectors import Segment
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
-CODE_SPACE = "codes.space.npy"
-RETAGGED, CODE_SPACE_SHA256, CODES = "retagged_up_to", "code_space_sha256", "codes"
-
-CODE_CHOICES = ("auto", "always", "never")
-"""Which segments get codes: those of `CODES_FROM` rows or more, all, or none."""
+RETAGGED = "retagged_up_to"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
-CODES_FROM = 32_768  # rows of a segment; below, scanning the vectors themselves is fast enough
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
 REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
 
@@ -115,6 +106,7 @@ class IndexWriter:
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
+                self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
         except BaseException:
             self._connection.close()
             self._lock.release()
@@ -127,6 +119,8 @@ class IndexWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, KeyboardInterrupt | TagdexError):
+            if kind is not None:
+                self._merger.close()
             try:
                 self.close()
             except TagdexError:
@@ -174,19 +168,20 @@ class IndexWriter:
         """Add or replace documents of distinct ids, in one transaction. Seals when enough vectors are pending."""
         if not entries:
             return
-        with self._storage_errors(), self._transaction():
-            apply_change(self._connection, self._change(entries))
-        self._pending += sum(len(entry.analysis.passages) for entry in entries if entry.analysis is not None)
-        if self._pending >= SEAL_ROWS:
-            self.seal()
-            self.compact()
+        with self._storage_errors():
+            change = self._change(entries)
+        seal = self._pending + len(change.vectors) >= SEAL_ROWS
+        self._commit(change, seal=seal)
+        if seal:
+            with self._storage_errors():
+                self._merger.keep_few()
 
     def begin_retagging(self, settings: IndexSettings) -> None:
         """Take over the heads of these settings; until `retag` has gone through, some documents have the old tags.
 
         A run that was stopped goes on behind the last document that was tagged, if the heads are the same.
         """
-        with self._storage_errors(), self._transaction():
+        with self._storage_errors(), transaction(self._connection):
             if settings.heads_fingerprint != self.settings.heads_fingerprint or not self.retagged_up_to:
                 write_setting(self._connection, RETAGGED, 0)
             write_settings(self._connection, settings)
@@ -210,25 +205,25 @@ class IndexWriter:
         for stored, analysis in zip(documents, analyses, strict=True):
             label = analysis.label if self.settings.class_labels is not None else None
             change.replace_tags(stored, label, analysis.spans if self.settings.entity_types is not None else ())
-        with self._storage_errors(), self._transaction():
+        with self._storage_errors(), transaction(self._connection):
             apply_change(self._connection, change)
             write_setting(self._connection, RETAGGED, max(stored.doc for stored in documents))
 
     def end_retagging(self) -> None:
         """Every document has the new tags."""
-        with self._storage_errors(), self._transaction():
+        with self._storage_errors(), transaction(self._connection):
             write_setting(self._connection, RETAGGED, None)
 
     def remove(self, ids: Iterable[str]) -> list[str]:
         """Remove documents in one transaction; returns the ids that were not there."""
         wanted = list(dict.fromkeys(ids))
-        with self._storage_errors(), self._transaction():
+        with self._storage_errors(), transaction(self._connection):
             removed = self._remove(wanted)
         return [id_ for id_ in wanted if id_ not in removed]
 
     def remove_matching(self, where: Filter) -> int:
         """Remove the documents for which a filter is true, in one transaction; returns how many."""
-        with self._storage_errors(), self._transaction():
+        with self._storage_errors(), transaction(self._connection):
             rows = self._connection.execute(
                 "SELECT id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(allowed(self._connection, where))),),
@@ -250,158 +245,94 @@ class IndexWriter:
 
     def seal(self) -> bool:
         """Move all pending vectors into a new segment; returns whether there were any."""
-        with self._storage_errors():
-            rows = self._connection.execute("SELECT vid, doc, vector, crc32 FROM pending ORDER BY vid").fetchall()
-            if not rows:
-                return False
-            table = read_pending(rows, self.settings.dimension)
-            vids, docs = (np.array([row[column] for row in rows], dtype=np.int64) for column in (0, 1))
-            record = write_segment(
-                self.path / SEGMENTS,
-                self._new_name(),
-                [Block(vids, docs, table)],
-                dimension=self.settings.dimension,
-                space=None,
-            )
-            with self._transaction():
-                add_segment(self._connection, record)
-                self._connection.execute("DELETE FROM pending WHERE vid <= ?", (record.last_vid,))
-                self._trim_log(record.first_vid, record.last_vid)
-                write_commit(self._connection, self.state.following(Change()))
-        self._pending = 0
+        if not self.pending_rows:
+            return False
+        self._commit(Change(), seal=True)
         return True
 
     @property
     def codes(self) -> str:
         """One of `CODE_CHOICES`."""
-        choice: str = read_setting(self._connection, CODES) or "auto"
-        return choice
+        return self._merger.codes
 
     def compact(self, *, full: bool = False, codes: str | None = None) -> int:
-        """Put segments together and leave removed vectors out; returns how many segments were written.
+        """Put segments together and leave removed vectors out; returns how many merges were committed.
 
         Without `full` only what keeps the number of segments small, as adding does by itself; with it, all that can be
         given back. `codes`, one of `CODE_CHOICES`, is remembered; with `full` it changes the segments that are there.
         Readers go on meanwhile; each step is one commit, and can be cut off at any moment.
         """
-        written = 0
-        if codes is not None and codes != self.codes:
-            if codes not in CODE_CHOICES:
-                raise ValueError(f"unknown choice of codes '{codes}'; there are {', '.join(CODE_CHOICES)}")
-            with self._storage_errors(), self._transaction():
-                write_setting(self._connection, CODES, codes)
-        if full:
-            self.seal()
-            for names in full_merges(self._sizes()):
-                self._merge(names)
-                written += 1
-            for record in read_segments(self._connection):
-                if (record.rerank > 0) != self._wants_codes(record.rows):
-                    self._merge([record.name])
-                    written += 1
-            with self._storage_errors():
-                self._forget_terms()
-                self._shrink()
-            return written
-        while names := next_merge(self._sizes()):
-            self._merge(names)
-            written += 1
-        return written
-
-    def _wants_codes(self, rows: int) -> bool:
-        return {"auto": rows >= CODES_FROM, "always": True, "never": False}[self.codes]
-
-    def _sizes(self) -> list[SegmentSize]:
-        return [
-            SegmentSize(name, rows, dead)
-            for name, rows, dead in self._connection.execute(
-                "SELECT name, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
-                " vid BETWEEN first_vid AND last_vid) FROM segments ORDER BY first_vid"
-            )
-        ]
-
-    def _merge(self, names: Sequence[str]) -> None:
-        """Write the live vectors of neighbouring segments as one, in their place."""
-        folder, dimension = self.path / SEGMENTS, self.settings.dimension
         with self._storage_errors():
-            records = [record for record in read_segments(self._connection) if record.name in names]
-            first, last = records[0].first_vid, records[-1].last_vid
-            rows = self._connection.execute(
-                "SELECT vid FROM changes WHERE op = 'remove' AND vid BETWEEN ? AND ? ORDER BY vid", (first, last)
-            ).fetchall()
-            removed = np.array([vid for (vid,) in rows], dtype=np.int64)
-            segments = [open_segment(folder, record, dimension=dimension).without(removed) for record in records]
-            live = sum(int(np.count_nonzero(segment.live)) for segment in segments)
-            merged = None
-            if live:
-                space = self._code_space(segments) if self._wants_codes(live) else None
-                merged = write_segment(
-                    folder, self._new_name(), live_blocks(segments), dimension=dimension, space=space
-                )
-            with self._transaction():
-                drop_segments(self._connection, records)
-                if merged is not None:
-                    add_segment(self._connection, merged)
-                self._trim_log(first, last)
-                write_commit(self._connection, self.state.following(Change()))
-            # Readers that have them mapped keep them; those that were about to open them read the manifest again.
-            for record in records:
-                for file in record.files:
-                    (folder / file.name).unlink(missing_ok=True)
+            if codes is not None:
+                self._merger.choose_codes(codes)
+        if not full:
+            with self._storage_errors():
+                return self._merger.keep_few() + self._merger.finish()
+        self.seal()
+        with self._storage_errors():
+            merges = self._merger.merge_all()
+            self._forget_terms()
+            self._shrink()
+        return merges
 
-    def _trim_log(self, first: int, last: int) -> None:
-        """Forget changes that nobody needs once there is a new segment, without dead vectors, of vids first to last.
+    def _commit(self, change: Change, *, seal: bool) -> None:
+        """Write a change in one transaction; with `seal`, all vectors that no segment holds go into a new one.
 
-        With it a reader reads the pending vectors anew; of the log it needs what is dead in other segments, and which
-        documents changed lately.
+        The segment's files are durable before the transaction that names them begins, and are nothing without it.
         """
-        trimmed = max(0, read_log_position(self._connection).last - LOG_KEPT)
-        gone = (
-            "op = 'remove' AND (vid BETWEEN :first AND :last"
-            " OR NOT EXISTS (SELECT 1 FROM segments WHERE changes.vid BETWEEN first_vid AND last_vid))"
-        )
-        values = {"first": first, "last": last, "trimmed": trimmed}
-        self._connection.execute(
-            f"UPDATE changes SET op = 'update', vid = NULL WHERE seq > :trimmed AND {gone}", values
-        )
-        self._connection.execute(
-            "DELETE FROM changes WHERE seq <= :trimmed AND (op = 'update'"
-            f" OR (op = 'add' AND vid NOT IN (SELECT vid FROM pending)) OR ({gone}))",
-            values,
-        )
-        write_setting(self._connection, LOG_TRIMMED, trimmed)
+        with self._storage_errors():
+            record = self._new_segment(change) if seal else None
+            try:
+                with transaction(self._connection):
+                    apply_change(self._connection, change, pending=not seal)
+                    if seal:
+                        self._connection.execute("DELETE FROM pending")
+                    if record is not None:
+                        add_segment(self._connection, record)
+                        last_change = read_log_position(self._connection).last
+                        self._merger.trim_log(record.first_vid, record.last_vid, known=last_change)
+            except BaseException:
+                for file in record.files if record is not None else ():
+                    (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
+                raise
+        self._pending = 0 if seal else self._pending + len(change.vectors)
 
-    def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
-        """The index's rotation and centre; drawn from these segments the first time."""
-        path = self.path / SEGMENTS / CODE_SPACE
-        known = read_setting(self._connection, CODE_SPACE_SHA256)
-        if known is not None:
-            if not path.is_file() or file_sha256(path) != known:
-                raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
-            return load_code_space(path, dimension=self.settings.dimension)
-        sample = np.concatenate([segment.table[:: max(1, len(segment) // 2_048)] for segment in segments])
-        space = new_code_space(sample)
-        sha256 = save_code_space(space, path)
-        with self._transaction():
-            write_setting(self._connection, CODE_SPACE_SHA256, sha256)
-        return space
+    def _new_segment(self, change: Change) -> SegmentRecord | None:
+        """Write a segment of what is pending after a change; `None` where that is nothing."""
+        rows = self._connection.execute("SELECT vid, doc, vector, crc32 FROM pending ORDER BY vid").fetchall()
+        gone = set(change.vids_gone)
+        kept = [row for row in rows if row[0] not in gone]
+        blocks = [
+            Block(np.array([row[0] for row in kept]), np.array([row[1] for row in kept]), table)
+            for table in ([read_pending(kept, self.settings.dimension)] if kept else ())
+        ]
+        if len(change.vectors):
+            numbers = np.array([(vid, doc) for vid, doc, *_ in change.passages], dtype=np.int64)
+            blocks.append(Block(numbers[:, 0], numbers[:, 1], change.vectors))
+        if not blocks:
+            return None
+        return write_segment(
+            self.path / SEGMENTS,
+            f"{self.state.number + 1:010d}",
+            blocks,
+            dimension=self.settings.dimension,
+            space=None,
+        )
 
     def _forget_terms(self) -> None:
         """Delete names of entities and classes that no document has any more."""
-        with self._transaction():
+        with transaction(self._connection):
             self._connection.execute(
                 "DELETE FROM entity_terms WHERE NOT EXISTS"
                 " (SELECT 1 FROM entities WHERE entities.term = entity_terms.term)"
             )
-
-    def _new_name(self) -> str:
-        return f"{self.state.number + 1:010d}"
 
     def close(self) -> None:
         """Seal what is worth it, give free pages back, empty the log, and release the lock."""
         try:
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
+            if not self._merger.closed:
                 self.compact()
             with self._storage_errors():
                 self._shrink()
@@ -411,6 +342,7 @@ class IndexWriter:
             self._abandon()
 
     def _abandon(self) -> None:
+        self._merger.close()
         self._connection.close()
         self._lock.release()
 
@@ -436,7 +368,7 @@ class IndexWriter:
             raise UnfinishedIndexError(
                 f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'"
             )
-        with self._transaction():
+        with transaction(self._connection):
             write_settings(self._connection, create)
             write_commit(self._connection, CommitState())
         sync(self.path)
@@ -460,17 +392,6 @@ class IndexWriter:
                 return
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._connection.execute("COMMIT")
-        except BaseException:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise
-
-    @contextmanager
     def _storage_errors(self) -> Iterator[None]:
         """What SQLite, FAISS and the system say of a disk → `StorageError`."""
         try:
@@ -491,8 +412,7 @@ class IndexWriter:
         existing = read_by_id(self._connection, [entry.document.id for entry in entries])
         new_docs, new_vids = next_numbers(self._connection)
         analyses = [entry.analysis for entry in entries if entry.analysis is not None]
-        blobs = _blobs([analysis.vectors for analysis in analyses])
-        pooled = _blobs([analysis.pooled[None] for analysis in analyses if len(analysis.passages) > 1])
+        pooled = iter(_halves([analysis.pooled[None] for analysis in analyses if len(analysis.passages) > 1]))
         change = Change()
         for entry in entries:
             document, analysis = entry.document, entry.analysis
@@ -508,16 +428,17 @@ class IndexWriter:
             count = len(analysis.passages)
             change.put_in(
                 new_document(doc, document, analysis, self.settings, new_vids),
-                list(islice(blobs, count)),
-                next(pooled) if count > 1 else None,
+                next(pooled).tobytes() if count > 1 else None,
             )
+        change.vectors = _halves([analysis.vectors for analysis in analyses])
         return change
 
 
-def _blobs(tables: Sequence[FloatArray]) -> Iterator[bytes]:
+def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
     """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
-    if tables:
-        yield from map(vectors.to_blob, vectors.normalise(np.concatenate(tables)))
+    if not tables:
+        return np.zeros((0, 0), dtype="<f2")
+    return vectors.normalise(np.concatenate(tables)).astype("<f2")
 
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:

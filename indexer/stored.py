@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from indexer.errors import CorruptIndexError
 from indexer.metadata import select_in
 from indexer.records import Label, Span
@@ -46,7 +48,7 @@ class StoredDocument:
     @property
     def metadata(self) -> dict[str, Any]:
         """The metadata as Python values."""
-        metadata: dict[str, Any] = json.loads(self.metadata_json)
+        metadata: dict[str, Any] = orjson.loads(self.metadata_json)
         return metadata
 
     def digest(self) -> bytes:

@@ -13,11 +13,12 @@ from indexer.changes import CommitState, field_rows, read_commit
 from indexer.errors import CorruptIndexError, TagdexError
 from indexer.fields import normalise_entity
 from indexer.manifest import read_segments
+from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import connect_reader
 from indexer.segments import IDS_SUFFIX, open_segment
 from indexer.settings import IndexSettings, read_setting, read_settings
 from indexer.sources import file_sha256
-from indexer.store import CODE_SPACE, CODE_SPACE_SHA256, META, SEGMENTS, read_pending
+from indexer.store import META, SEGMENTS, read_pending
 from indexer.stored import DIGEST_BYTES, StoredDocument, read_documents, sum_digests
 from indexer.vectors import IdArray
 

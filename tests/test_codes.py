@@ -13,11 +13,12 @@ from indexer import compaction, store
 from indexer import segments as segment_files
 from indexer.codes import ROUNDS, CodeSpace, factors, load_code_space, new_code_space, save_code_space
 from indexer.errors import CorruptIndexError
+from indexer.merging import CODE_SPACE_SHA256
 from indexer.reader import IndexReader
 from indexer.records import FloatArray
 from indexer.segments import CALIBRATION_K, CALIBRATION_QUERIES, CALIBRATION_RECALL, calibrate
 from indexer.settings import read_setting
-from indexer.store import CODE_SPACE_SHA256, IndexWriter
+from indexer.store import IndexWriter
 from indexer.vectors import IdArray, Segment, search_segments
 from indexer.verify import verify_index
 
@@ -26,7 +27,7 @@ WIDTH = 32
 
 @pytest.fixture(autouse=True)
 def _codes_from_500_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "CODES_FROM", 500)
+    monkeypatch.setattr("indexer.merging.CODES_FROM", 500)
 
 
 def spherical(rows: int, *, seed: int = 0) -> FloatArray:

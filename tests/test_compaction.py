@@ -27,7 +27,7 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexer import compaction, store
+from indexer import compaction, merging, store
 from indexer import segments as segment_files
 from indexer.api import compact_index
 from indexer.compaction import FAN_IN, SegmentSize, full_merges, next_merge, tier_of
@@ -46,7 +46,7 @@ TABLE = clustered(2_000, dimension=WIDTH, seed=5)
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "TIERS", TIERS)
     monkeypatch.setattr(store, "SEAL_ROWS", TIERS[0])
-    monkeypatch.setattr(store, "CODES_FROM", TIERS[1])
+    monkeypatch.setattr("indexer.merging.CODES_FROM", TIERS[1])
 
 
 @pytest.fixture
@@ -217,10 +217,13 @@ def test_adding_merges_by_itself(path: Path) -> None:
         for first in range(0, 800, 40):
             writer.write(vector_entries(TABLE[first : first + 40], first=first))
             seen.append(rows_of(path))
-    assert seen[:5] == [[40], [40] * 2, [40] * 3, [160], [160, 40]]
-    assert seen[15] == [640]
-    assert seen[-1] == [640, 160]
-    assert max(map(len, seen)) == 6
+    # A merge begins beside the writer when it is due, and is committed when the next one is due, or at the end.
+    assert seen[:4] == [[40], [40] * 2, [40] * 3, [40] * 4]
+    assert seen[7] == [160, *[40] * 4]
+    assert seen[15] == [160, 160, 160, 160]
+    assert seen[-2] == [160, 160, 160, 160, 40, 40, 40]
+    assert rows_of(path) == [640, 160]
+    assert max(map(len, seen)) == 9
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
         assert [segment.codes is not None for segment in snapshot.view.segments] == [True, True]
     assert verify_index(path).faults == ()
@@ -272,7 +275,7 @@ def test_vids_and_documents_of_what_lives_stay(path: Path) -> None:
 
 
 def test_an_index_that_lost_all_its_documents_has_no_segment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LOG_KEPT", 0)
+    monkeypatch.setattr("indexer.merging.LOG_KEPT", 0)
     build(path, 100)
     with IndexWriter(path) as writer:
         writer.remove([f"d{n}" for n in range(100)])
@@ -297,7 +300,7 @@ def test_files_of_what_was_merged_are_gone(path: Path) -> None:
 
 def test_the_log_is_trimmed_only_where_no_segment_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "SEAL_ROWS", 10**9)
-    monkeypatch.setattr(store, "LOG_KEPT", 0)
+    monkeypatch.setattr("indexer.merging.LOG_KEPT", 0)
     with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
         for first in (0, 40):  # two segments: vids 1–40 and 41–80
             writer.write(vector_entries(TABLE[first : first + 40], first=first))
@@ -334,7 +337,7 @@ def test_vectors_that_went_before_they_were_sealed_are_no_dead_rows(
 def test_a_vector_that_never_was_in_a_segment_leaves_nothing_in_the_log(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "LOG_KEPT", 0)
+    monkeypatch.setattr("indexer.merging.LOG_KEPT", 0)
     with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
         for start in range(0, 200, 20):
             writer.write(vector_entries(TABLE[start : start + 20], first=start))
@@ -430,10 +433,10 @@ def test_a_reader_whose_segment_is_merged_while_it_opens_it_reads_the_manifest_a
 
 _COMPACT = """
 import sys
-from indexer import compaction, store
+from indexer import compaction, merging, store
 compaction.TIERS = (40, 160, 640)
 store.SEAL_ROWS = 40
-store.CODES_FROM = 160
+merging.CODES_FROM = 160
 with store.IndexWriter(sys.argv[1]) as writer:
     print("open", flush=True)
     sys.stdin.readline()
@@ -487,7 +490,7 @@ def test_a_compaction_that_fails_at_any_step_can_be_run_again(
             def broken(*_: object, **__: object) -> None:
                 raise OSError(28, "No space left on device")
 
-            patch.setattr(store, step, broken)
+            patch.setattr(merging, step, broken)
             with pytest.raises(store.StorageError, match="No space left on device; what was acknowledged is kept"):
                 writer.compact(full=True)
         check_consistent(path)
@@ -505,7 +508,7 @@ def test_after_removing_a_third_and_compacting_the_folder_is_as_small_as_a_new_o
 ) -> None:
     monkeypatch.setattr(compaction, "TIERS", (1_000, 4_000, 16_000))
     monkeypatch.setattr(store, "SEAL_ROWS", 1_000)
-    monkeypatch.setattr(store, "CODES_FROM", 10**9)
+    monkeypatch.setattr("indexer.merging.CODES_FROM", 10**9)
     table = clustered(5_000, dimension=768)
     chosen = np.random.default_rng(0).permutation(5_000)[:1_500]
     path = build_vector_index(tmp_path / "index", table)

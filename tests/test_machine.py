@@ -251,7 +251,7 @@ def test_any_order_of_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compaction, "TIERS", (20, 60, 180))
     monkeypatch.setattr(store, "SEAL_ROWS", 20)
     monkeypatch.setattr(store, "SEAL_ROWS_ON_CLOSE", 10)
-    monkeypatch.setattr(store, "CODES_FROM", 40)
+    monkeypatch.setattr("indexer.merging.CODES_FROM", 40)
     monkeypatch.setattr("indexer.vectors.SCAN_LIMIT", 30)
 
     class Machine(IndexMachine):

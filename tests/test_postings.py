@@ -116,7 +116,7 @@ def test_a_commit_makes_no_condition_be_read_again(path: Path, asked: list[Filte
 def test_a_reader_that_missed_trimmed_changes_reads_again(
     path: Path, asked: list[Filter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("indexer.store.LOG_KEPT", 0)
+    monkeypatch.setattr("indexer.merging.LOG_KEPT", 0)
     with IndexReader(path) as reader, IndexWriter(path) as writer:
         check(reader)
         asked.clear()

@@ -382,7 +382,7 @@ def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> N
 def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
     path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "LOG_KEPT", 0)
+    monkeypatch.setattr("indexer.merging.LOG_KEPT", 0)
     writer.write([entry("a", "ab", EAST, NORTH), entry("b", "b", NORTH), entry("c", "c", EAST)])
     writer.remove(["b"])
     assert writer.seal() is True

@@ -39,7 +39,7 @@ def _fast_switches() -> Iterator[None]:
 def _small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "TIERS", (50, 200, 800))
     monkeypatch.setattr(store, "SEAL_ROWS", 50)
-    monkeypatch.setattr(store, "CODES_FROM", 100)
+    monkeypatch.setattr("indexer.merging.CODES_FROM", 100)
     monkeypatch.setattr("indexer.vectors.SCAN_LIMIT", 100)
     monkeypatch.setattr("indexer.vectors.PARALLEL_ROWS", 100)
 

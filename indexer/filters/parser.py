@@ -236,7 +236,7 @@ class _Parser:
                 keys.append(word)
                 scanner.at += len(word)
             if scanner.next_is("..") or not scanner.take("."):
-                return path_of(keys)
+                return path_of(tuple(keys))
 
     def operator(self) -> str:
         """One of = != < <= > >= in; == counts as =."""

@@ -1,0 +1,239 @@
+"""Keeping segments few and full: merges run in a thread beside the writer, which commits what they have written.
+
+Which segments are merged, and when a merge is committed, depends on the index's content only, never on the clock.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from indexer.changes import Change, read_commit, write_commit
+from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.compaction import SegmentSize, full_merges, next_merge
+from indexer.errors import CorruptIndexError
+from indexer.manifest import add_segment, drop_segments, read_segments
+from indexer.metadata import transaction
+from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
+from indexer.segments import Block, SegmentRecord, live_blocks, open_segment, write_segment
+from indexer.settings import read_setting, write_setting
+from indexer.sources import file_sha256
+from indexer.vectors import Segment
+
+CODE_SPACE = "codes.space.npy"
+CODE_SPACE_SHA256, CODES = "code_space_sha256", "codes"
+
+CODE_CHOICES = ("auto", "always", "never")
+"""Which segments get codes: those of `CODES_FROM` rows or more, all, or none."""
+
+CODES_FROM = 32_768  # rows of a segment; below, scanning the vectors themselves is fast enough
+
+
+@dataclass(frozen=True, slots=True)
+class _Merge:
+    """A merge under way: what it reads, the name of what it writes, and the last change that it knows of."""
+
+    name: str
+    records: tuple[SegmentRecord, ...]
+    rows: int
+    removed: int
+    last_change: int
+    written: Future[SegmentRecord | None]
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """First and last vid."""
+        return self.records[0].first_vid, self.records[-1].last_vid
+
+
+class Merger:
+    """The merges of one index folder, for its writer. One runs at a time."""
+
+    def __init__(self, connection: sqlite3.Connection, folder: Path, dimension: int) -> None:
+        """`connection` is the writer's, `folder` that of the segments."""
+        self._connection = connection
+        self._folder = folder
+        self._dimension = dimension
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="merge")
+        self._cancelled = threading.Event()
+        self._running: _Merge | None = None
+
+    @property
+    def codes(self) -> str:
+        """One of `CODE_CHOICES`."""
+        choice: str = read_setting(self._connection, CODES) or "auto"
+        return choice
+
+    def choose_codes(self, choice: str) -> None:
+        """From now on segments get codes by this choice. Raises `ValueError` for one that there is not."""
+        if choice not in CODE_CHOICES:
+            raise ValueError(f"unknown choice of codes '{choice}'; there are {', '.join(CODE_CHOICES)}")
+        if choice != self.codes:
+            with transaction(self._connection):
+                write_setting(self._connection, CODES, choice)
+
+    def keep_few(self) -> int:
+        """Start the merge that is due, if one is; returns how many were committed to get there.
+
+        The one under way is waited for only where another is due.
+        """
+        committed = 0
+        while names := next_merge(self._sizes()):
+            committed += self.finish()
+            self._start(names)
+        return committed
+
+    def merge_all(self) -> int:
+        """Leave no dead row, as few segments as there can be, and codes where they are wanted; returns the merges."""
+        committed = self.finish()
+        for names in full_merges(self._sizes()):
+            self._start(names)
+            committed += self.finish()
+        for record in read_segments(self._connection):
+            if (record.rerank > 0) != self._wants_codes(record.rows):
+                self._start([record.name])
+                committed += self.finish()
+        return committed
+
+    def finish(self) -> int:
+        """Wait for the merge under way and commit it; returns how many there were, 0 or 1."""
+        merge = self._running
+        if merge is None:
+            return 0
+        try:
+            merged = merge.written.result()
+        finally:
+            self._running = None
+        with transaction(self._connection):
+            drop_segments(self._connection, merge.records)
+            if merged is not None:
+                add_segment(self._connection, merged)
+            self.trim_log(*merge.range, known=merge.last_change)
+            write_commit(self._connection, read_commit(self._connection).following(Change()))
+        # Readers that have them mapped keep them; those that were about to open them read the manifest again.
+        for record in merge.records:
+            for file in record.files:
+                (self._folder / file.name).unlink(missing_ok=True)
+        return 1
+
+    @property
+    def closed(self) -> bool:
+        """True after `close`."""
+        return self._cancelled.is_set()
+
+    def close(self) -> None:
+        """Give up the merge under way; what it read stays."""
+        self._cancelled.set()
+        self._thread.shutdown()
+        self._running = None
+
+    def trim_log(self, first: int, last: int, *, known: int) -> None:
+        """Forget changes that nobody needs once a new segment has the vids first to last, in the caller's transaction.
+
+        `known`: the last change that the segment takes account of; what was removed up to there is not in it. With a
+        new segment a reader reads the pending vectors anew; of the log it needs what is dead in segments, and which
+        documents changed lately.
+        """
+        trimmed = max(0, read_log_position(self._connection).last - LOG_KEPT)
+        gone = (
+            "op = 'remove' AND (vid BETWEEN :first AND :last AND seq <= :known"
+            " OR NOT EXISTS (SELECT 1 FROM segments WHERE changes.vid BETWEEN first_vid AND last_vid))"
+        )
+        values = {"first": first, "last": last, "known": known, "trimmed": trimmed}
+        self._connection.execute(
+            f"UPDATE changes SET op = 'update', vid = NULL WHERE seq > :trimmed AND {gone}", values
+        )
+        self._connection.execute(
+            "DELETE FROM changes WHERE seq <= :trimmed AND (op = 'update'"
+            f" OR (op = 'add' AND vid NOT IN (SELECT vid FROM pending)) OR ({gone}))",
+            values,
+        )
+        write_setting(self._connection, LOG_TRIMMED, trimmed)
+
+    def _start(self, names: Sequence[str]) -> None:
+        """Begin to write the live vectors of neighbouring segments as one."""
+        records = tuple(record for record in read_segments(self._connection) if record.name in names)
+        rows = self._connection.execute(
+            "SELECT vid FROM changes WHERE op = 'remove' AND vid BETWEEN ? AND ? ORDER BY vid",
+            (records[0].first_vid, records[-1].last_vid),
+        ).fetchall()
+        removed = np.array([vid for (vid,) in rows], dtype=np.int64)
+        try:
+            segments = [
+                open_segment(self._folder, record, dimension=self._dimension).without(removed) for record in records
+            ]
+        except FileNotFoundError as error:
+            raise CorruptIndexError(
+                f"{error} is named by the index but is not there; run 'indexer verify {self._folder.parent}'"
+            ) from error
+        live = sum(segment.live_rows for segment in segments)
+        space = self._code_space(segments) if live and self._wants_codes(live) else None
+        # Sealed segments are named by their commit; at one commit only one merge begins.
+        name = f"{read_commit(self._connection).number + 1:010d}m"
+        self._running = _Merge(
+            name,
+            records,
+            live,
+            len(removed),
+            read_log_position(self._connection).last,
+            self._thread.submit(self._write, name, segments, space),
+        )
+
+    def _write(self, name: str, segments: Sequence[Segment], space: CodeSpace | None) -> SegmentRecord | None:
+        """In the thread: write the merged segment; `None` where nothing is live."""
+        if not any(segment.live_rows for segment in segments):
+            return None
+        try:
+            return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)
+        except BaseException:
+            for file in self._folder.glob(f"{name}.*"):
+                file.unlink(missing_ok=True)
+            raise
+
+    def _blocks(self, segments: Sequence[Segment]) -> Iterator[Block]:
+        for block in live_blocks(segments):
+            if self._cancelled.is_set():
+                raise InterruptedError("the merge was given up")
+            yield block
+
+    def _wants_codes(self, rows: int) -> bool:
+        return {"auto": rows >= CODES_FROM, "always": True, "never": False}[self.codes]
+
+    def _sizes(self) -> list[SegmentSize]:
+        """The segments as they will be when the merge under way is committed."""
+        sizes = {
+            name: SegmentSize(name, rows, dead)
+            for name, rows, dead in self._connection.execute(
+                "SELECT name, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
+                " vid BETWEEN first_vid AND last_vid) FROM segments ORDER BY first_vid"
+            )
+        }
+        if (merge := self._running) is None:
+            return list(sizes.values())
+        before = [sizes[record.name] for record in merge.records]
+        dead = sum(size.dead for size in before) - merge.removed
+        place = list(sizes).index(before[0].name)
+        merged = [SegmentSize(merge.name, merge.rows, dead)] if merge.rows else []
+        others = list(sizes.values())
+        return [*others[:place], *merged, *others[place + len(before) :]]
+
+    def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
+        """The index's rotation and centre; drawn from these segments the first time."""
+        path = self._folder / CODE_SPACE
+        known = read_setting(self._connection, CODE_SPACE_SHA256)
+        if known is not None:
+            if not path.is_file() or file_sha256(path) != known:
+                raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self._folder.parent}'")
+            return load_code_space(path, dimension=self._dimension)
+        sample = np.concatenate([segment.table[:: max(1, len(segment) // 2_048)] for segment in segments])
+        space = new_code_space(sample)
+        sha256 = save_code_space(space, path)
+        with transaction(self._connection):
+            write_setting(self._connection, CODE_SPACE_SHA256, sha256)
+        return space
