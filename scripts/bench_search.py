@@ -35,8 +35,8 @@ import bench_data
 from bench_data import Dataset, K
 from bench_peers import ENGINES, versions
 
-CELL_SECONDS = 3.0  # for one filter at one level, then the rest of the queries is left out
-LEAST_QUERIES = 10
+CELL_SECONDS = 2.0  # for one filter at one level, then the rest of the queries is left out
+LEAST_QUERIES = 8
 ENOUGH = 0.99  # recall at which engines are compared
 
 
