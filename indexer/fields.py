@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterator
 from enum import IntEnum
@@ -113,13 +114,36 @@ def has_lone_surrogate(text: str) -> bool:
 
 
 def normalise_entity(text: str) -> str:
-    """The form under which entity texts are compared: NFKC, casefolded, white space collapsed.
+    """The form under which entity texts are compared, so that spellings of one name are one.
 
-    >>> normalise_entity("  ACME\\u00a0 Corp. ")
-    'acme corp.'
+    NFKC, casefolded, white space collapsed; without a possessive ending, the dots of initials, and the dot at the end
+    of a word. Of a text that is nothing else, these stay.
+
+    >>> [normalise_entity(text) for text in ("  ACME\\u00a0 Corp. ", "I.B.M.", "Ada’s", "the Joneses'", "St. Ives")]
+    ['acme corp', 'ibm', 'ada', 'the joneses', 'st ives']
     """
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(folded.split())
+    folded = " ".join(folded.split())
+    return entity_form(folded)
+
+
+def entity_form(folded: str) -> str:
+    """What `normalise_entity` does to a text that is folded already. Doing it again changes nothing."""
+    form = folded
+    while (shorter := _shortened(form)) != form and shorter:
+        form = shorter
+    return form
+
+
+_POSSESSIVE = re.compile(r"(?<=\w)(?:['’ʼ]s|(?<=s)['’ʼ])$")
+_INITIALS = re.compile(r"(?<![\w.])[^\W\d_](?:\.[^\W\d_])+(?![\w])")
+_FINAL_DOT = re.compile(r"(?<=\w)\.+(?=\s|$|['’ʼ])")
+
+
+def _shortened(form: str) -> str:
+    form = _POSSESSIVE.sub("", form)
+    form = _INITIALS.sub(lambda match: match.group().replace(".", ""), form)
+    return _FINAL_DOT.sub("", form)
 
 
 def prefix_upper_bound(prefix: str) -> str | None:

@@ -17,6 +17,7 @@ from sqlite_utils import Database
 
 from indexer import keywords
 from indexer.errors import FormatError, NotAnIndexError
+from indexer.fields import entity_form
 
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
@@ -150,9 +151,18 @@ def m001_create_tables(db: Database) -> None:
 
 
 def m002_add_keywords(db: Database) -> None:
-    """Format 2: search by keywords."""
+    """Format 2: search by keywords; spellings of one name ("I.B.M.", "IBM's") are one term."""
     db.execute(keywords.CREATE)
     keywords.rebuild(db.conn)
+    kept: dict[tuple[str, str], int] = {}
+    for term, kind, norm in db.execute("SELECT term, type, norm FROM entity_terms ORDER BY norm").fetchall():
+        form = entity_form(norm)
+        first = kept.setdefault((kind, form), term)
+        if first != term:
+            db.execute("UPDATE entities SET term = ? WHERE term = ?", (first, term))
+            db.execute("DELETE FROM entity_terms WHERE term = ?", (term,))
+    for (_, form), term in kept.items():
+        db.execute("UPDATE entity_terms SET norm = ? WHERE term = ? AND norm <> ?", (form, term, form))
 
 
 MIGRATIONS: tuple[Migration, ...] = (m001_create_tables, m002_add_keywords)

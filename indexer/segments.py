@@ -20,7 +20,7 @@ from indexer.codes import Codes, CodeSpace
 from indexer.durable import sync, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
-from indexer.vectors import IdArray, Segment, new_flat_index
+from indexer.vectors import IdArray, Segment, code_parameters, new_flat_index
 
 FACTORY = "SQfp16"
 VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
@@ -140,10 +140,10 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
                 yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes)
 
 
-CALIBRATION_QUERIES = 64
+CALIBRATION_QUERIES = 32
 CALIBRATION_K = 10
 CALIBRATION_RECALL = 0.998
-_FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> int:
@@ -157,7 +157,7 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
     queries = segment.table[at].astype(np.float32)
     _, truth = segment.index.search(queries, CALIBRATION_K + 1)
     most = min(len(segment), CALIBRATION_K * _FACTORS[-1] + 1)
-    _, found = codes.search(space.rotate(queries), most)
+    _, found = codes.search(space.rotate(queries), most, params=code_parameters(space.dimension))
     ranks = []
     for row, own in enumerate(at):
         answer = truth[row][(truth[row] != own) & (truth[row] >= 0)][:CALIBRATION_K]

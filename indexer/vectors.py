@@ -6,11 +6,11 @@ be among the best, and the fp16 vectors of those, mapped from disk, say which ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from indexer.codes import Codes, CodeSpace
 from indexer.errors import InputError
 from indexer.records import FloatArray
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 IdArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -29,9 +32,8 @@ Scores = npt.NDArray[np.float64]
 SCAN_LIMIT = 10_000
 # A search of fewer rows is not worth handing to other threads.
 PARALLEL_ROWS = 16_384
-# Bits of the rotated query's components in RaBitQ's estimates.
-QUERY_BITS = 4
-
+# Where fewer than one row in so many is allowed, copying those rows beats asking a selector about every row.
+COPY_SHARE = 256
 _ROUNDING = 1e-6  # of a cosine in fp32
 
 PLANS = ("auto", "codes", "scan")
@@ -104,16 +106,40 @@ class Segment:
         live[at] = False
         return replace(self, live=live)
 
+    @cached_property
+    def numbered_through(self) -> bool:
+        """True where the documents are numbered one after the other, one vector each."""
+        return len(self) > 0 and bool((np.diff(self.docs) == 1).all())
+
+    def mask(self, allowed_docs: Mask | None) -> Mask | None:
+        """Which vectors are live and belong to these documents, bool (rows,); `None` for all vectors.
+
+        `allowed_docs` bool (highest doc + 1,), `None` for all documents.
+        """
+        if allowed_docs is None:
+            return None if self.all_live else self.live
+        first = int(self.docs[0]) if len(self) else 0
+        mask = allowed_docs[first : first + len(self)] if self.numbered_through else allowed_docs[self.docs]
+        return mask if self.all_live else mask & self.live
+
     def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
+        if allowed is not None and _count(self, allowed) * COPY_SHARE <= len(self):
+            return self.scan_few(query, n, np.flatnonzero(allowed))
         return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
+
+    def scan_few(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
+        """As `scan`, for vectors at a few positions, int64 (m,): those rows are copied, and nothing else is read."""
+        few = new_flat_index(len(query))
+        few.add_sa_codes(_code_table(self.index)[positions])
+        at, cosines = _found(*few.search(query[None], n))
+        return positions[at], cosines
 
     def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and estimates of the n best allowed vectors, by the codes. `rotated` fp32 (dimension,)."""
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
-        options = {} if allowed is None else {"sel": _selector(allowed)}
-        parameters = faiss.RaBitQSearchParameters(qb=QUERY_BITS, **options)  # type: ignore[call-arg]
+        parameters = code_parameters(len(rotated), allowed)
         return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
 
 
@@ -182,8 +208,14 @@ def search_segments(
     Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
     scores are in the order of their vids.
     """
-    masks = [_mask(segment, allowed_docs) for segment in segments]
-    counts = [_count(segment, mask) for segment, mask in zip(segments, masks, strict=True)]
+    parallel = pool is not None and sum(len(segment) for segment in segments) >= PARALLEL_ROWS
+
+    def select(segment: Segment) -> tuple[Mask | None, int]:
+        mask = segment.mask(allowed_docs)
+        return mask, _count(segment, mask)
+
+    selected = _map(select, segments, pool if parallel and allowed_docs is not None else None)
+    masks, counts = [mask for mask, _ in selected], [count for _, count in selected]
     plan = SearchPlan(rows=sum(segment.live_rows for segment in segments), allowed=sum(counts))
     plan.path = _choose(path, plan.allowed)
     by_codes = [
@@ -196,19 +228,20 @@ def search_segments(
         segment, mask = segments[at], masks[at]
         if by_codes[at]:
             promising, _ = segment.scan_codes(rotated, n * segment.rerank, mask)
-            mask = np.zeros(len(segment), dtype=bool)
-            mask[promising] = True
+            return segment.scan_few(query, n, np.sort(promising))
         return segment.scan(query, n, mask)
 
     work = [at for at in range(len(segments)) if counts[at]]
-    if pool is not None and len(work) > 1 and sum(len(segments[at]) for at in work) >= PARALLEL_ROWS:
-        found = list(pool.map(find, work))
-    else:
-        found = [find(at) for at in work]
+    found = _map(find, work, pool if parallel else None)
     for at in work:
         plan.scanned_codes += len(segments[at]) if by_codes[at] else 0
         plan.scanned_vectors += n * segments[at].rerank if by_codes[at] else counts[at]
     return _best([segments[at] for at in work], found, query, n), plan
+
+
+def _map(function: Callable[[_In], _Out], items: Sequence[_In], pool: ThreadPoolExecutor | None) -> list[_Out]:
+    """The results for all items, by the threads of a pool where there is one and more than one item."""
+    return list(map(function, items) if pool is None or len(items) < 2 else pool.map(function, items))
 
 
 def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
@@ -253,14 +286,6 @@ def _choose(path: str, allowed: int) -> str:
     return "scan" if allowed <= SCAN_LIMIT else "codes"
 
 
-def _mask(segment: Segment, allowed_docs: Mask | None) -> Mask | None:
-    """Which vectors count, `None` for all of them."""
-    if allowed_docs is None:
-        return None if segment.all_live else segment.live
-    mask = allowed_docs[segment.docs]
-    return mask if segment.all_live else mask & segment.live
-
-
 def _count(segment: Segment, mask: Mask | None) -> int:
     return len(segment) if mask is None else int(np.count_nonzero(mask))
 
@@ -286,6 +311,16 @@ def _best(
 def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
     # FAISS keeps the array that it is given, so that it lives as long as the selector.
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
+
+
+def code_parameters(dimension: int, allowed: Mask | None = None) -> faiss.RaBitQSearchParameters:
+    """How codes are searched: with so many bits for each component of the rotated query.
+
+    Fewer are faster; their errors average out over many components, and the rerank factor makes up for the rest.
+    """
+    bits = 1 if dimension >= 1_024 else 2 if dimension >= 512 else 4
+    options = {} if allowed is None else {"sel": _selector(allowed)}
+    return faiss.RaBitQSearchParameters(qb=bits, **options)  # type: ignore[call-arg]
 
 
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:

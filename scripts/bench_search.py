@@ -133,7 +133,7 @@ def measure(engine: Any, data: Dataset, kind: str, share: float, level: Any) -> 
             limit, count = truth[number]
             scores = vectors[found].astype(np.float32) @ vector if found else np.zeros(0)
             recalls.append(np.count_nonzero(scores >= limit - 1e-5) / count)
-            short += len(set(found)) < count
+            short += int(len(set(found)) < count)
             if where is not None and found:
                 values = data.columns[where.column][found]
                 wrong += bool(((values < where.low) | (values >= where.high)).any())

@@ -36,7 +36,10 @@ class Explanation:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """As a JSON object; the parts of scores only where they are made of several."""
+        parts = [
+            {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
+        ]
         return {
             "documents": self.documents,
             "allowed": self.allowed,
@@ -51,9 +54,7 @@ class Explanation:
                 for plan in self.plans
             ],
             "milliseconds": {step: round(1000 * seconds, 3) for step, seconds in self.seconds.items()},
-            "hits": [
-                {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
-            ],
+            **({"hits": parts} if parts else {}),
         }
 
     def lines(self) -> list[str]:

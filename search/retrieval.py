@@ -39,10 +39,13 @@ def by_meaning(
         explanation.plans.append(plan)
         return candidates
 
-    return rank_documents(find, wanted=wanted, available=available, exclude=exclude)
+    with explanation.timed("vectors"):
+        return rank_documents(find, wanted=wanted, available=available, exclude=exclude)
 
 
-def by_words(snapshot: Snapshot, text: str, query: Query, chosen: BitMap | None) -> list[Ranked]:
+def by_words(
+    snapshot: Snapshot, text: str, query: Query, chosen: BitMap | None, explanation: Explanation
+) -> list[Ranked]:
     """The documents that match the words of a text best, by BM25, up to offset + k and ties. Needs no model.
 
     A document's passage is the one with most of the words, the first of several.
@@ -50,8 +53,9 @@ def by_words(snapshot: Snapshot, text: str, query: Query, chosen: BitMap | None)
     expression = expression_of(text)
     if expression is None:
         return []
-    found = snapshot.match_words(expression, query.offset + query.k, chosen)
-    passages = snapshot.passages_with_words(expression, [doc for doc, _ in found])
+    with explanation.timed("keywords"):
+        found = snapshot.match_words(expression, query.offset + query.k, chosen)
+        passages = snapshot.passages_with_words(expression, [doc for doc, _ in found])
     return [Ranked(doc, passages[doc], score, bm25=score) for doc, score in found]
 
 

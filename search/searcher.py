@@ -229,8 +229,7 @@ class Searcher:
             chosen = self._allowed(snapshot, query)
             explanation.documents = snapshot.count()
             explanation.allowed = explanation.documents if chosen is None else len(chosen)
-        with explanation.timed("search"):
-            ranked = self._rank(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
+        ranked = self._rank(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
         with explanation.timed("documents"):
             return self._hits(snapshot, ranked, query, explanation)
 
@@ -252,7 +251,7 @@ class Searcher:
     ) -> list[Ranked]:
         """The best documents up to offset + k, and those that tie with the last of them."""
         if query.mode == "keyword" or vector is None:
-            return by_words(snapshot, text, query, chosen)
+            return by_words(snapshot, text, query, chosen, explanation)
         if query.mode == "hybrid":
             return by_both(snapshot, text, vector, query, chosen, explanation, path=path, parallel=parallel)
         wanted = query.offset + query.k

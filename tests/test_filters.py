@@ -526,7 +526,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
     max_leaves=6,
 )
-paths = st.lists(keys, min_size=1, max_size=3).map(path_of)
+paths = st.lists(keys, min_size=1, max_size=3).map(lambda keys: path_of(tuple(keys)))
 entity_texts = st.sampled_from(ENTITIES)
 documents = st.lists(
     st.builds(
@@ -862,3 +862,36 @@ def test_kinds_of_filters() -> None:
         "And", "Or", "Not", "Everything",
     }  # fmt: skip
     assert all(dataclasses.is_dataclass(kind) for kind in Filter.__args__)
+
+
+# Spellings of one name
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("IBM", "ibm"),
+        ("I.B.M.", "ibm"),
+        ("I.B.M", "ibm"),
+        ("IBM's", "ibm"),
+        ("I.B.M.’s", "ibm"),
+        ("Acme  Corp.", "acme corp"),
+        ("the Joneses'", "the joneses"),
+        ("J.R.R. Tolkien", "jrr tolkien"),
+        ("St. Ives", "st ives"),
+        ("O'Neill", "o'neill"),
+        ("Amazon.com", "amazon.com"),
+        ("3.5", "3.5"),
+        ("...", "..."),
+        ("'s", "'s"),
+    ],
+)
+def test_spellings_of_a_name_have_one_form(text: str, form: str) -> None:
+    assert normalise_entity(text) == form
+
+
+@given(st.text(alphabet="aSs.'’ I\u00a0Bé", max_size=12))
+def test_the_form_of_a_name_is_its_own_form(text: str) -> None:
+    form = normalise_entity(text)
+    assert normalise_entity(form) == form
+    assert bool(form) == bool(text.split())

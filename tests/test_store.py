@@ -524,7 +524,7 @@ def test_a_newer_format_is_refused(path: Path) -> None:
     build_index(path, [Document("a", "a")])
     with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(FormatError, match="has format 99, this version of tagdex reads formats up to 1: use a newer"):
+    with pytest.raises(FormatError, match="has format 99, this version of tagdex reads formats up to 2: use a newer"):
         IndexWriter(path)
 
 
