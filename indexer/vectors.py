@@ -32,8 +32,8 @@ Scores = npt.NDArray[np.float64]
 SCAN_LIMIT = 10_000
 # A search of fewer rows is not worth handing to other threads.
 PARALLEL_ROWS = 16_384
-# Where fewer than one row in so many is allowed, copying those rows beats asking a selector about every row.
-COPY_SHARE = 256
+# Where fewer than one row in so many is wanted, copying those rows beats asking a selector about every row.
+COPY_SHARE = 1_024
 _ROUNDING = 1e-6  # of a cosine in fp32
 
 PLANS = ("auto", "codes", "scan")
@@ -125,11 +125,15 @@ class Segment:
     def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
         if allowed is not None and _count(self, allowed) * COPY_SHARE <= len(self):
-            return self.scan_few(query, n, np.flatnonzero(allowed))
+            return self.scan_at(query, n, np.flatnonzero(allowed))
         return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
 
-    def scan_few(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
-        """As `scan`, for vectors at a few positions, int64 (m,): those rows are copied, and nothing else is read."""
+    def scan_at(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
+        """As `scan`, for the vectors at these positions, int64 (m,), ascending."""
+        if len(positions) * COPY_SHARE > len(self):
+            mask = np.zeros(len(self), dtype=bool)
+            mask[positions] = True
+            return _found(*self.index.search(query[None], n, params=_parameters(mask)))
         few = new_flat_index(len(query))
         few.add_sa_codes(_code_table(self.index)[positions])
         at, cosines = _found(*few.search(query[None], n))
@@ -228,7 +232,7 @@ def search_segments(
         segment, mask = segments[at], masks[at]
         if by_codes[at]:
             promising, _ = segment.scan_codes(rotated, n * segment.rerank, mask)
-            return segment.scan_few(query, n, np.sort(promising))
+            return segment.scan_at(query, n, np.sort(promising))
         return segment.scan(query, n, mask)
 
     work = [at for at in range(len(segments)) if counts[at]]
