@@ -167,6 +167,9 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -65536")  # 64 MB
+        # Else what a statement may have to undo is written to a file in /var/tmp: seven of eight writes of an update,
+        # and a disk that may be full although the index's is not.
+        connection.execute("PRAGMA temp_store = MEMORY")
         migrate(connection)
     except BaseException:
         connection.close()
