@@ -1,8 +1,8 @@
 """Running the workload as a process, whole, or with strace that kills it or makes one of its system calls fail.
 
-strace counts calls for each thread by itself; the writer's thread and the one that merges segments are two. A fault in
-the writer's thread is put at a number of a call that an unhurt run (`survey`) has shown to touch the index. For the
-other thread strace is attached to it alone, as soon as it is there.
+An unhurt run (`survey`) shows which calls touch which files of the index. A fault is put on one kind of call and of
+file, such as fsync of a segment's vectors: strace looks only at the paths that the survey has found for that kind, so
+that its count is the same each time, whatever else the process does.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -53,25 +52,30 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `acknowledged`: the steps that it said were done; `call`: the call that the fault was put on."""
+    """How a run ended. `acknowledged`: the steps that it said were done; `seen`: the traced calls.
+
+    `ready`: seconds up to the first line that it printed.
+    """
 
     acknowledged: int
     code: int
+    out: str
     error: str
-    call: Call | None = None
+    seen: tuple[str, ...] = ()
+    ready: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One system call: its name, what kind of file it touched, and its number among the thread's calls of that name.
-
-    `thread`: "writer" or "merge".
-    """
+class Kind:
+    """One kind of system call on one kind of file of the index, how many there were and which files."""
 
     name: str
     place: str
-    number: int
-    thread: str
+    count: int
+    paths: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.place}"
 
 
 def strace_missing() -> str | None:
@@ -89,145 +93,100 @@ def environment() -> dict[str, str]:
 
 def run_plain(work: Work, index: Path, done: int) -> Outcome:
     """Do what is left, unhurt."""
-    return run_command(work.command(index, done), done)
+    return run_command(work.command(index, done))
 
 
-def run_command(command: Sequence[str], done: int = 0) -> Outcome:
+def run_command(command: Sequence[str]) -> Outcome:
     """Run a command to its end; what it prints are numbers of steps, if it is the workload."""
     ended = subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment(), timeout=TIMEOUT, errors="replace"
     )
-    return Outcome(_acknowledged(ended.stdout, done), ended.returncode, ended.stderr)
+    return Outcome(_acknowledged(ended.stdout), ended.returncode, ended.stdout, ended.stderr)
 
 
 def run_killed_after(work: Work, index: Path, done: int, seconds: float) -> Outcome:
     """SIGKILL so many seconds after the process is ready to open the index."""
+    return run_killed_after_ready(work.command(index, done), seconds)
+
+
+def run_killed_after_ready(command: Sequence[str], seconds: float | None) -> Outcome:
+    """SIGKILL so many seconds after a process has printed its first line; `None` lets it run to its end."""
+    started = time.monotonic()
     with subprocess.Popen(
-        work.command(index, done), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as child:
-        assert child.stdout is not None  # noqa: S101
+        assert child.stdout is not None
         first = child.stdout.readline()
-        time.sleep(seconds)
-        child.kill()
+        ready = time.monotonic() - started
+        if seconds is not None:
+            time.sleep(seconds)
+            child.kill()
         out, error = child.communicate()
-    return Outcome(_acknowledged(first + out, done), child.returncode, error)
+    return Outcome(_acknowledged(first + out), child.returncode, first + out, error, ready=ready)
 
 
-def run_traced(command: Sequence[str], index: Path, fault: str, call: Call, done: int = 0) -> Outcome:
-    """Run with a fault, such as "signal=SIGKILL" or "error=EIO", at a call; see strace's `--inject`.
-
-    The call of the outcome is the one that the fault was put on, `None` where the run ended before it.
-    """
-    with tempfile.NamedTemporaryFile("r", prefix="strace-") as log:
-        traced = ["strace", *_TRACE, "-f", "-o", log.name, *_inject(call.name, fault, str(call.number)), *command]
-        outcome = run_command(traced, done)
-        return Outcome(outcome.acknowledged, outcome.code, outcome.error, _hit(log.read(), call.name, index, "writer"))
-
-
-def run_merge_traced(
-    command: Sequence[str], index: Path, fault: str, *, name: str, number: int, done: int = 0
+def run_traced(
+    command: Sequence[str], kinds: Sequence[Kind], fault: str, when: str, *, also: Sequence[str] = ()
 ) -> Outcome:
-    """As `run_traced`, in the thread that merges; `number` counts from the moment when strace is attached to it."""
-    with (
-        tempfile.NamedTemporaryFile("r", prefix="strace-") as log,
-        tempfile.TemporaryFile("w+") as out,
-        tempfile.TemporaryFile("w+") as error,
-        subprocess.Popen(command, stdout=out, stderr=error, env=environment()) as child,
-    ):
-        tracer = None
-        while child.poll() is None and tracer is None:
-            if others := _other_threads(child.pid):
-                inject = _inject(name, fault, str(number))
-                tracer = subprocess.Popen(["strace", *_TRACE, "-o", log.name, *inject, "-p", str(others[0])])
-            time.sleep(0.001)
-        child.wait(timeout=TIMEOUT)
-        if tracer is not None:
-            tracer.wait(timeout=TIMEOUT)
-        out.seek(0)
-        error.seek(0)
-        call = _hit(log.read(), name, index, "merge")
-        return Outcome(_acknowledged(out.read(), done), child.returncode, error.read(), call)
+    """Run with a fault, such as "signal=SIGKILL" or "error=EIO", at a call of these kinds, all of one name.
 
-
-def survey(command: Sequence[str], index: Path) -> list[Call]:
-    """Every call of an unhurt run that touches a file of the index, in order; the run must end well."""
+    `when`: its number, counted for each thread, or "3+" for that and all later ones; see strace's `--inject`. `also`:
+    other calls on the same files that are seen.
+    """
+    (name,) = {kind.name for kind in kinds}
+    paths = [part for kind in kinds for path in kind.paths for part in ("-P", path)]
     with tempfile.NamedTemporaryFile("r", prefix="strace-") as log:
-        traced = ["strace", *_TRACE, "-f", "-e", "trace=%file,%desc", "-o", log.name, *command]
-        outcome = run_command(traced)
+        inject = ["-e", f"trace={','.join([name, *also])}", "-e", f"inject={name}:{fault}:when={when}"]
+        outcome = run_command([*_STRACE, "-o", log.name, *paths, *inject, *command])
+        return replace(outcome, seen=tuple(log.read().splitlines()))
+
+
+def survey(command: Sequence[str], index: Path) -> list[Kind]:
+    """The kinds of calls of an unhurt run that touch files of the index; the run must end well."""
+    found: dict[tuple[str, str], list[str]] = {}
+    with tempfile.NamedTemporaryFile("r", prefix="strace-") as log:
+        outcome = run_command([*_STRACE, "-e", "trace=%file,%desc", "-o", log.name, *command])
         if outcome.code:
             raise AssertionError(f"the unhurt run ended with {outcome.code}: {outcome.error}")
-        counts: Counter[tuple[str, str]] = Counter()
-        calls, writer = [], None
         for line in log:
-            if (parsed := _LINE.match(line)) is None or "resumed>" in line:
-                continue
-            thread, name, rest = parsed.groups()
-            writer = writer or thread
-            counts[thread, name] += 1
-            if (place := place_of(rest, index)) is not None:
-                role = "writer" if thread == writer else "merge"
-                calls.append(Call(name, place, counts[thread, name], role))
-        return calls
+            call = _CALL.match(line)
+            path = _path(line, index)
+            if call is not None and path is not None:
+                found.setdefault((call[1], place_of(path, index)), []).append(path)
+    return [Kind(name, place, len(all_), tuple(dict.fromkeys(all_))) for (name, place), all_ in sorted(found.items())]
 
 
-def place_of(arguments: str, index: Path) -> str | None:
-    """What kind of file of the index a call's arguments name, `None` where they name none."""
-    found = re.search(re.escape(str(index)) + r"(?P<name>[^\s\"<>,()]*)", arguments)
-    if found is None:
-        return None
-    name = found["name"].strip("/")
+def place_of(path: str, index: Path) -> str:
+    """What kind of file of the index a path is."""
+    if path == str(index.parent):
+        return "parent folder"
+    name = path.removeprefix(str(index)).strip("/")
     if not name:
         return "folder"
-    merged = re.match(r"segments/\d+(m?)\w*\.(\w+)\.\w+(\.tmp)?$", name)
-    if merged is not None:
-        return f"{'merged' if merged[1] else 'segment'} {merged[2]}{merged[3] or ''}"
-    return name
+    numbered = re.match(r"segments/\d+(m?)[-\d]*\.(\w+)\.\w+(\.tmp)?$", name)
+    if numbered is not None:
+        return f"{'merged' if numbered[1] else 'segment'} {numbered[2]}{numbered[3] or ''}"
+    return name.removeprefix("segments/")
 
 
-def kinds(calls: Sequence[Call]) -> dict[tuple[str, str], list[Call]]:
-    """Calls by name and place, in the order of the names."""
-    found: dict[tuple[str, str], list[Call]] = {}
-    for call in sorted(calls, key=lambda call: (call.name, call.place)):
-        found.setdefault((call.name, call.place), []).append(call)
-    return found
+def spread(count: int, n: int) -> list[int]:
+    """At most n of the numbers from 1 to `count`, the first and the last among them."""
+    return sorted({1 + round(i * (count - 1) / max(1, n - 1)) for i in range(n)})
 
 
-def spread(calls: Sequence[Call], n: int) -> list[Call]:
-    """At most n of some calls, the first and the last among them."""
-    at = {round(i * (len(calls) - 1) / max(1, n - 1)) for i in range(n)} if calls else set()
-    return [calls[i] for i in sorted(at)]
+_STRACE = ("strace", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "0")
+_CALL = re.compile(r"\d+ +(\w+)\(")
 
 
-_TRACE = ("-qq", "-y", "-s", "0", "--seccomp-bpf")
-_LINE = re.compile(r"(\d+) +(\w+)\((.*)")
+def _path(line: str, index: Path) -> str | None:
+    found = re.search(re.escape(str(index)) + r"(?:/[^\s\"<>,()]*)?(?=[\"<>])", line)
+    if found is None:
+        found = re.search(re.escape(f"<{index.parent}>") + r"\) ", line)
+        return None if found is None else str(index.parent)
+    return found[0].rstrip("/")
 
 
-def _inject(name: str, fault: str, when: str) -> list[str]:
-    return ["-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={when}"]
-
-
-def _acknowledged(out: str, done: int) -> int:
-    """The last whole line of numbers."""
+def _acknowledged(out: str) -> int:
+    """The number in the last whole line; the first line is printed before the index is opened."""
     numbers = [int(line) for line in out.splitlines(keepends=True) if line.endswith("\n") and line.strip().isdigit()]
-    return numbers[-1] if numbers else done
-
-
-def _other_threads(pid: int) -> list[int]:
-    try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) != pid)
-    except FileNotFoundError:
-        return []
-
-
-def _hit(log: str, name: str, index: Path, thread: str) -> Call | None:
-    """The call that a log shows as killed or as made to fail."""
-    number = 0
-    for line in log.splitlines():
-        found = re.match(rf"(?:\d+ +)?{name}\((.*)", line)
-        if found is None:
-            continue
-        number += 1
-        # A killed call has no result.
-        if "(INJECTED)" in line or re.search(r"\)\s+= \?", line) or line.endswith("<unfinished ...>"):
-            return Call(name, place_of(found[1], index) or "elsewhere", number, thread)
-    return None
+    return numbers[-1] if numbers else -1

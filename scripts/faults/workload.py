@@ -167,7 +167,7 @@ def is_index(index: Path) -> bool:
     """False for a folder whose making was cut short: there is no database yet, or none with tables and settings."""
     if not (index / META).is_file():
         return False
-    with closing(sqlite3.connect(index / META)) as connection:
+    with closing(sqlite3.connect(f"{(index / META).resolve().as_uri()}?mode=ro", uri=True)) as connection:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
             return False
         return connection.execute("SELECT count(*) FROM settings").fetchone() != (0,)
