@@ -165,8 +165,8 @@ def small_segments() -> None:
 
 def is_index(index: Path) -> bool:
     """False for a folder whose making was cut short: there is no database yet, or none with tables and settings."""
-    if not (index / META).is_file():
-        return False
+    if not (index / META).is_file() or (index / f"{META}-journal").is_file():
+        return False  # the journal is that of the first transaction of all, before there was a log
     with closing(sqlite3.connect(f"{(index / META).resolve().as_uri()}?mode=ro", uri=True)) as connection:
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
             return False
