@@ -1,4 +1,4 @@
-"""A commit that SQLite reports as failed may stand in the log whole: either way, nothing that it names may be missing."""
+"""A commit that SQLite says has failed may stand in the log whole: either way, nothing that it names may be missing."""
 
 from __future__ import annotations
 
