@@ -17,11 +17,12 @@ import numpy as np
 from indexer.changes import Change, read_commit, write_commit
 from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
 from indexer.compaction import SegmentSize, full_merges, next_merge
+from indexer.durable import sync
 from indexer.errors import CorruptIndexError
 from indexer.manifest import add_segment, drop_segments, read_segments
 from indexer.metadata import transaction
 from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
-from indexer.segments import Block, SegmentRecord, live_blocks, open_segment, write_segment
+from indexer.segments import Block, SegmentRecord, live_blocks, new_name, open_segment, write_segment
 from indexer.settings import read_setting, write_setting
 from indexer.sources import file_sha256
 from indexer.vectors import Segment
@@ -175,7 +176,7 @@ class Merger:
         live = sum(segment.live_rows for segment in segments)
         space = self._code_space(segments) if live and self._wants_codes(live) else None
         # Sealed segments are named by their commit; at one commit only one merge begins.
-        name = f"{read_commit(self._connection).number + 1:010d}m"
+        name = new_name(self._folder, f"{read_commit(self._connection).number + 1:010d}m")
         self._running = _Merge(
             name,
             records,
@@ -189,12 +190,7 @@ class Merger:
         """In the thread: write the merged segment; `None` where nothing is live."""
         if not any(segment.live_rows for segment in segments):
             return None
-        try:
-            return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)
-        except BaseException:
-            for file in self._folder.glob(f"{name}.*"):
-                file.unlink(missing_ok=True)
-            raise
+        return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)
 
     def _blocks(self, segments: Sequence[Segment]) -> Iterator[Block]:
         for block in live_blocks(segments):
@@ -231,9 +227,10 @@ class Merger:
             if not path.is_file() or file_sha256(path) != known:
                 raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self._folder.parent}'")
             return load_code_space(path, dimension=self._dimension)
-        sample = np.concatenate([segment.table[:: max(1, len(segment) // 2_048)] for segment in segments])
-        space = new_code_space(sample)
-        sha256 = save_code_space(space, path)
+        if not path.is_file():  # else a commit that failed named it, and may yet turn out to be done: it stays
+            sample = np.concatenate([segment.table[:: max(1, len(segment) // 2_048)] for segment in segments])
+            save_code_space(new_code_space(sample), path)
+        sync(self._folder)
         with transaction(self._connection):
-            write_setting(self._connection, CODE_SPACE_SHA256, sha256)
-        return space
+            write_setting(self._connection, CODE_SPACE_SHA256, file_sha256(path))
+        return load_code_space(path, dimension=self._dimension)

@@ -184,6 +184,12 @@ def connect_writer(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -65536")  # 64 MB
+        # Else what a statement may have to undo is written to a file in /var/tmp: seven of eight writes of an update,
+        # and a disk that may be full although the index's is not.
+        connection.execute("PRAGMA temp_store = MEMORY")
+        # After an fsync that failed, what a run has left in the log may be in memory only, and no later fsync of the
+        # log would bring it to the disk. Copied into the database it is written anew.
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         migrate(connection)
     except BaseException:
         connection.close()

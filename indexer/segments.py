@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -87,9 +87,14 @@ def write_segment(
         segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
         rerank = calibrate(segment, codes, space)
         writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, codes)
-    for file_name, write in writers.items():
-        write_file(folder / file_name, write)
-    sync(folder)
+    try:
+        for file_name, write in writers.items():
+            write_file(folder / file_name, write)
+        sync(folder)
+    except BaseException:
+        for file_name in writers:
+            (folder / file_name).unlink(missing_ok=True)
+        raise
     files = [folder / file_name for file_name in writers]
     return SegmentRecord(
         name=name,
@@ -101,6 +106,12 @@ def write_segment(
         faiss_version=faiss.__version__,
         files=tuple(SegmentFile(file.name, file.stat().st_size, file_sha256(file)) for file in files),
     )
+
+
+def new_name(folder: Path, stem: str) -> str:
+    """A name for a new segment that begins with `stem` and is no other's, not even of one whose commit failed."""
+    names = chain([stem], (f"{stem}-{n}" for n in count(1)))
+    return next(name for name in names if not (folder / (name + VECTORS_SUFFIX)).exists())
 
 
 def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segment:

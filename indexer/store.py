@@ -43,7 +43,7 @@ from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
 from indexer.metadata import connect_writer, select_in, transaction
 from indexer.postings import read_log_position
 from indexer.records import Analysis, Document, FloatArray
-from indexer.segments import Block, SegmentRecord, write_segment
+from indexer.segments import Block, SegmentRecord, new_name, write_segment
 from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.stored import StoredDocument, read_by_id, read_documents
 
@@ -283,6 +283,7 @@ class IndexWriter:
         """
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
+            committing = False
             try:
                 with transaction(self._connection):
                     apply_change(self._connection, change, pending=not seal)
@@ -292,11 +293,26 @@ class IndexWriter:
                         add_segment(self._connection, record)
                         last_change = read_log_position(self._connection).last
                         self._merger.trim_log(record.first_vid, record.last_vid, known=last_change)
+                    committing = True
             except BaseException:
-                for file in record.files if record is not None else ():
-                    (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
+                if record is not None and (not committing or self._settle()):
+                    for file in record.files:
+                        (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
                 raise
         self._pending = 0 if seal else self._pending + len(change.vectors)
+
+    def _settle(self) -> bool:
+        """Make sure that a commit which failed stays undone; returns whether that is sure now.
+
+        Where the log could be written but not synced, the commit stands in it whole, and the next one to open the index
+        would take it for done. A new commit takes its place in the log. Until then, no file that it names may go.
+        """
+        try:
+            with transaction(self._connection):
+                write_commit(self._connection, self.state.following(Change()))
+        except sqlite3.Error:
+            return False
+        return True
 
     def _new_segment(self, change: Change) -> SegmentRecord | None:
         """Write a segment of what is pending after a change; `None` where that is nothing."""
@@ -314,7 +330,7 @@ class IndexWriter:
             return None
         return write_segment(
             self.path / SEGMENTS,
-            f"{self.state.number + 1:010d}",
+            new_name(self.path / SEGMENTS, f"{self.state.number + 1:010d}"),
             blocks,
             dimension=self.settings.dimension,
             space=None,
@@ -380,9 +396,13 @@ class IndexWriter:
         """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock."""
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files")}
-        for file in (self.path / SEGMENTS).iterdir():
-            if file.name not in named:
-                file.unlink()
+        orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named]
+        if orphans:
+            # A reader that was there all the time hides a commit that failed in the log, and that names these.
+            with transaction(self._connection):
+                write_commit(self._connection, self.state.following(Change()))
+        for file in orphans:
+            file.unlink()
 
     def _shrink(self) -> None:
         """Give free pages back in slices, so that the log stays small."""

@@ -1,0 +1,105 @@
+"""Short forms of scripts/faults: kills, a disk that fails or is full, runs that are resumed, readers under a writer.
+
+The long forms are those scripts' own commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "faults"))
+
+import kill
+import readers
+import resume
+import write_errors
+from tracing import Work, strace_missing
+from workload import small_segments
+
+from indexer import compaction, merging, pipeline, store, vectors
+
+WORK = Work(documents=640, batch=80)
+
+
+@pytest.fixture(autouse=True)
+def _small_segments() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module, names in (
+            (compaction, ["TIERS"]),
+            (store, ["SEAL_ROWS", "SEAL_ROWS_ON_CLOSE"]),
+            (merging, ["CODES_FROM"]),
+            (vectors, ["SCAN_LIMIT"]),
+            (pipeline, ["BATCH_DOCUMENTS"]),
+        ):
+            for name in names:
+                patch.setattr(module, name, getattr(module, name))  # so that it is put back
+        small_segments()
+        yield
+
+
+@pytest.fixture
+def strace() -> None:
+    if (reason := strace_missing()) is not None:
+        pytest.skip(reason)
+
+
+def test_what_was_acknowledged_survives_kills_at_random_moments(tmp_path: Path) -> None:
+    result = kill.kill_at_random(tmp_path, WORK, kills=4, seconds=0.5)
+    assert result.bad == []
+    assert result.kills == 4
+    assert result.resumed == 1
+
+
+@pytest.mark.usefixtures("strace")
+def test_what_was_acknowledged_survives_kills_at_system_calls(tmp_path: Path) -> None:
+    only = [
+        "fdatasync of meta.sqlite-wal",
+        "rename of segment ids.tmp",
+        "fsync of merged fp16.tmp",
+        "unlink of segment ids",
+    ]
+    result = kill.kill_at_calls(tmp_path, WORK, each=1, only=only)
+    assert result.bad == []
+    assert {str(kind) for kind in result.kinds} == set(only)
+    assert result.resumed == result.kills == len(only)
+
+
+@pytest.mark.usefixtures("strace")
+def test_a_disk_that_fails_is_an_error_and_nothing_that_was_acknowledged_is_lost(tmp_path: Path) -> None:
+    only = [
+        "pwrite64 of meta.sqlite-wal",
+        "fsync of segment fp16.tmp",
+        "fsync of merged ids.tmp",
+        "rename of segment ids.tmp",
+    ]
+    subject = write_errors.workload_subject(tmp_path, WORK)
+    result = write_errors.fail_calls(subject, each=1, errors=["EIO"], only=only)
+    assert result.bad == []
+    assert result.refused == {"pwrite64": 1, "fsync": 2, "rename": 1}
+
+
+def test_a_full_disk_is_an_error_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    result = write_errors.fill_disk(
+        tmp_path, lambda disk: write_errors.workload_subject(disk, WORK), [700_000, 2_000_000]
+    )
+    if isinstance(result, str):
+        pytest.skip(result)
+    assert result.bad == []
+    assert result.refused == {"workload": 2}
+
+
+def test_a_run_that_is_killed_comes_to_the_same_index_and_embeds_one_batch_again_at_most(tmp_path: Path) -> None:
+    result = resume.resume(tmp_path, kills=1, count=600, batch=64)
+    assert result.bad == []
+    assert result.kills == 1
+
+
+def test_readers_in_other_processes_see_whole_commits_in_their_order(tmp_path: Path) -> None:
+    steps, views = readers.write_and_watch(tmp_path, seconds=3.0, readers=2, ids=300)
+    assert [view.bad for view in views] == [[], []]
+    assert steps > 10
+    assert all(view.snapshots and view.searches for view in views)
