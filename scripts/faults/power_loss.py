@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tests")]
 
 from disk import EVERYTHING, SHARED_MEMORY, Disk, Survival, turning_points  # noqa: E402
 from fakes import DemoAnalyser  # noqa: E402
@@ -167,20 +167,21 @@ def go_on(index: Path, done: int, work: Work, *, steps: int, seed: int) -> None:
         check_sound(index, queries=1, seed=seed)
 
 
-def record_again(recording: Recording, number: int, work: Work) -> tuple[Recording, int]:
-    """What a writer does on the state of a number; and how many steps were done before."""
+def record_again(recording: Recording, number: int, work: Work) -> tuple[Recording, int | None]:
+    """What a writer does on the state of a number; and how many steps must be there before, `None`: no index."""
     cut = Cut.draw(number, recording, turning_points(recording.events))
-    disk = Disk(recording)
+    disk, done = Disk(recording), None
     for at in range(cut.events):
         disk.follow(at, recording.events[at])
     with folder() as place:
         disk.lose_power(place, cut.survival, np.random.default_rng([cut.number, 1]))
-        done = steps_done(place / INDEX, work.states, acknowledged=disk.acknowledged or 0)
-        for file in (place / INDEX).glob("*-shm"):
-            file.unlink()  # `steps_done` has read
-        recorder = Recorder(place)
-        last = min(done + STEPS_AGAIN, len(work.steps))
-        _record(recorder, place, Session(done, last, KILLED if number % 2 else CLOSED), None)
+        if disk.acknowledged is not None:
+            with folder() as copied:  # because reading leaves its traces
+                shutil.copytree(place, copied, dirs_exist_ok=True)
+                done = steps_done(copied / INDEX, work.states, acknowledged=disk.acknowledged)
+        recorder, first = Recorder(place), done or 0
+        session = Session(first, min(first + STEPS_AGAIN, len(work.steps)), KILLED if number % 2 else CLOSED)
+        _record(recorder, place, session, None)
         return recorder.recording, done
 
 

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tests")]
 
-from fakes import DemoAnalyser
-from workload import DIMENSION, Step, apply, make_steps, perform, states
+from fakes import DemoAnalyser  # noqa: E402
+from workload import DIMENSION, Step, apply, make_steps, perform, states  # noqa: E402
 
-from indexer import codes, compaction, durable, merging, segments, store
-from indexer.settings import settings_of
+from indexer import codes, compaction, durable, merging, segments, store  # noqa: E402
+from indexer.settings import settings_of  # noqa: E402
 
-SEGMENT_ROWS = 60
+SEGMENT_ROWS = 36
 CHECKPOINT_PAGES = 100  # of the log, so that it is emptied and begun again many times
-DOCUMENTS, BATCH, SEED = 480, 30, 1
+DOCUMENTS, BATCH, SEED = 288, 18, 1
 
 CLOSED, KILLED, KILLED_AT_FIRST_SYNC = "closed", "killed", "killed at the first sync"
 KILLED_CODE = 9
