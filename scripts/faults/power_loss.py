@@ -176,7 +176,7 @@ def record_again(recording: Recording, number: int, work: Work) -> tuple[Recordi
     with folder() as place:
         disk.lose_power(place, cut.survival, np.random.default_rng([cut.number, 1]))
         if disk.acknowledged is not None:
-            with folder() as copied:  # because reading leaves its traces
+            with folder() as copied:  # because reading leaves traces
                 shutil.copytree(place, copied, dirs_exist_ok=True)
                 done = steps_done(copied / INDEX, work.states, acknowledged=disk.acknowledged)
         recorder, first = Recorder(place), done or 0

@@ -134,6 +134,7 @@ class Recorder:
         self.root = root.resolve()
         self.recording = Recording()
         self._nodes: dict[str, int] = {}  # path → node, as the processes see them
+        self._opening: dict[int, _Description] = {}  # by the call that opens or duplicates
         self._next = ROOT
         self._scan(self.root)
 
@@ -186,7 +187,7 @@ class Recorder:
                 self._check_stranger(call)
             elif ends:
                 events += [Returned(at) for at in range(*began[call.began])]
-                events += self._sync_done(call)
+                events += self._end(call, descriptions)
             else:
                 first = len(events)
                 events += self._begin(call, descriptions)
@@ -194,7 +195,7 @@ class Recorder:
                     began[call.began] = (first, len(events))
                     events += [Pending(at) for at in range(first, len(events))]
                 else:
-                    events += self._sync_done(call)
+                    events += self._end(call, descriptions)
 
     def _begin(self, call: _Call, descriptions: dict[int, _Description]) -> list[Event]:
         """The events of a call when it is entered. Calls that fail change nothing."""
@@ -205,12 +206,12 @@ class Recorder:
         if result < 0:
             return []
         if name in ("open", "openat", "creat"):
-            return self._open(call, descriptions)
+            return self._open(call)
         if name == "close":
             descriptions.pop(_descriptor(arguments), None)
         elif name in ("dup", "dup2", "dup3") or (name == "fcntl" and "F_DUPFD" in arguments):
             if (known := descriptions.get(_descriptor(arguments))) is not None:
-                descriptions[result] = known
+                self._opening[call.began] = known
         elif name == "lseek":
             if (known := descriptions.get(_descriptor(arguments))) is not None and known.writes_at is not None:
                 known.writes_at = result
@@ -236,7 +237,10 @@ class Recorder:
             self._check_stranger(call)
         return []
 
-    def _sync_done(self, call: _Call) -> list[Event]:
+    def _end(self, call: _Call, descriptions: dict[int, _Description]) -> list[Event]:
+        """The events of a call when it returns. Only now is a new descriptor's number no longer another's."""
+        if (opened := self._opening.pop(call.began, None)) is not None:
+            descriptions[call.result] = opened
         if call.name not in ("fsync", "fdatasync") or call.result < 0:
             return []
         started = next(
@@ -249,7 +253,7 @@ class Recorder:
         )
         return [SyncDone(started.node, started.call)] if started is not None else []
 
-    def _open(self, call: _Call, descriptions: dict[int, _Description]) -> list[Event]:
+    def _open(self, call: _Call) -> list[Event]:
         path = self._path(call.arguments)
         if path is None:
             return []
@@ -265,7 +269,7 @@ class Recorder:
             events.append(Truncate(node, 0))
         if "O_APPEND" in call.arguments:
             raise RuntimeError(f"appending is not known here: {call}")
-        descriptions[call.result] = _Description(node, 0 if "O_WRONLY" in call.arguments else None)
+        self._opening[call.began] = _Description(node, 0 if "O_WRONLY" in call.arguments else None)
         return events
 
     def _write(self, call: _Call, known: _Description) -> Write:
