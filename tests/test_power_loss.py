@@ -48,7 +48,7 @@ def strace_works() -> bool:
 needs_strace = pytest.mark.skipif(not strace_works(), reason="strace is not installed, or may not trace here")
 
 
-def left(events: Iterable[Event], tmp_path: Path, *, draws: int = 200) -> set[tuple[tuple[str, bytes], ...]]:
+def left(events: Iterable[Event], tmp_path: Path, *, draws: int = 120) -> set[tuple[tuple[str, bytes], ...]]:
     """The states that so many power cuts leave after these events: the files with their content."""
     disk, states = Disk(Recording(folders={ROOT: {}}, new_folders={FOLDER})), set()
     for at, event in enumerate(events):

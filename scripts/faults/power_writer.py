@@ -85,7 +85,11 @@ def write(index: Path, session: Session, *, early: bool = False) -> None:
             state = apply(step, state)
             say(number)
         if session.end == KILLED:
-            os._exit(KILLED_CODE)  # with a log that is not empty, and a merge under way
+            # With a log that is not empty, and maybe a merge that is written but not named. Were it still being written,
+            # nobody could say whether its last call took effect.
+            if (merge := writer._merger._running) is not None:
+                merge.written.result()
+            os._exit(KILLED_CODE)
 
 
 def _after_connecting(*pragmas: str) -> None:
@@ -114,6 +118,21 @@ def _no_fsync(skipped: Callable[[os.stat_result, str], bool]) -> None:
 
 def _no_parents() -> None:
     store.sync_with_parents = durable.sync
+
+
+def _settings_before_folders() -> None:
+    """As it was once: whoever is killed between the two leaves an index whose folders nobody syncs any more."""
+    open_settings = store.IndexWriter._open_settings
+
+    def settings_first(self: Any, create: Any) -> Any:
+        new = store.read_settings(self._connection) is None
+        settings = open_settings(self, create)
+        if new:
+            durable.sync_with_parents(self.path)
+        return settings
+
+    store.sync_with_parents = lambda _folder: None
+    store.IndexWriter._open_settings = settings_first  # type: ignore[method-assign]
 
 
 def _rename_before_sync() -> None:
@@ -168,6 +187,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "no-folder-sync": lambda: _no_fsync(lambda status, _path: stat.S_ISDIR(status.st_mode)),
     "no-segment-folder-sync": lambda: _no_fsync(lambda _status, path: path.endswith("/segments")),
     "no-parent-sync": _no_parents,
+    "settings-before-folders": _settings_before_folders,
     "segment-named-before-files": _named_before_files,
     "merged-deleted-early": _merged_deleted_early,
     "acknowledged-early": lambda: None,  # `write` does it
