@@ -85,7 +85,7 @@ def write(index: Path, session: Session, *, early: bool = False) -> None:
             state = apply(step, state)
             say(number)
         if session.end == KILLED:
-            # With a log that is not empty, and maybe a merge that is written but not named. Were it still being written,
+            # With a log that is not empty, and maybe a merge that is written but not named. While it is being written
             # nobody could say whether its last call took effect.
             if (merge := writer._merger._running) is not None:
                 merge.written.result()
