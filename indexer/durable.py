@@ -38,3 +38,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_with_parents(folder: Path) -> None:
+    """fsync a folder and those above it, so that its name is durable however many of them are new.
+
+    Up to the root of its file system. A folder that cannot be written to has got no new name from us, and one that
+    cannot be read cannot be synced.
+    """
+    sync(folder)
+    device = folder.stat().st_dev
+    for parent in folder.resolve().parents:
+        if parent.stat().st_dev != device:
+            return
+        if os.access(parent, os.R_OK | os.W_OK):
+            sync(parent)

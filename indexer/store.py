@@ -34,7 +34,7 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.durable import sync
+from indexer.durable import sync_with_parents
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock
@@ -385,11 +385,11 @@ class IndexWriter:
             raise UnfinishedIndexError(
                 f"{self.path} is not an index yet: it has no settings; make it with 'indexer add'"
             )
+        # First the folders: where there are settings, no later process asks whether the index's name is durable.
+        sync_with_parents(self.path)
         with transaction(self._connection):
             write_settings(self._connection, create)
             write_commit(self._connection, CommitState())
-        sync(self.path)
-        sync(self.path.absolute().parent)
         return create
 
     def _delete_orphans(self) -> None:
