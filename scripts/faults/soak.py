@@ -4,7 +4,7 @@
 
 Makes INDEX, then does rounds: each writes one batch (texts, metadata, removals and documents put back, in turn) while
 threads of the same process search by vector, without and with filters of every kind, half of them never seen before.
-Prints a line for every 1/40 of the way, and at the end compares the windows after the warm-up, which is the first
+Prints a line for every 1/50 of the way, and at the end compares the windows after the warm-up, which is the first
 quarter. Ends with exit code 1 where a limit is broken: resident memory has grown by 5 %, the write-ahead log has had
 64 MB, a file descriptor was gained, or the index is not sound.
 """
@@ -42,7 +42,7 @@ from indexer.settings import settings_of
 from indexer.store import META, IndexWriter
 from search import Searcher
 
-SAMPLES = 40
+SAMPLES = 50
 WARM_UP = 0.25  # of the way
 MAX_DRIFT, MAX_LOG_BYTES = 0.05, 64 * 2**20
 
@@ -162,7 +162,7 @@ def _search(searcher: Searcher, count: int, documents: int, seed: int) -> None:
     for number in range(count):
         filter = _filter(number, documents, random)
         query = random.normal(size=DIMENSION).astype(np.float32)
-        hits = searcher.search_vector(query, k=int(random.integers(1, 11)), filter=filter)
+        hits = searcher.search_vector(query, k=int(random.integers(1, 5)), filter=filter)
         if filter is None and not hits:
             raise AssertionError("a search of all documents found none")
         if isinstance(filter, HasLabel) and any(hit.label is None or hit.label.name != filter.name for hit in hits):
