@@ -49,13 +49,11 @@ def add_documents(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
                     "new index"
                 )
-            first, iterator = _peek(iterator)
             if settings.fingerprint is None:
                 return pipeline.index(iterator, None, writer, on_commit=on_commit)
-            if first is not None and first.vector is not None and model is None:
-                raise InputError(
-                    f"{path} was built with model {settings.model}: pass --model to say that these vectors are its own"
-                )
+            if model is None:
+                iterator = _without_vectors(iterator, path, settings.model)
+                _, iterator = _peek(iterator)  # refused before the model is loaded
             loaded = _load(model if model is not None else settings.model, device, batch_tokens)
             return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
     # Neither a bad first record nor a bad model leaves an empty index behind.
@@ -76,6 +74,8 @@ def add_documents(
             f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
             source=f"document '{first.id}'",
         )
+    if model is None:
+        iterator = _without_vectors(iterator, path, loaded.name)
     with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
         return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
 
@@ -145,6 +145,14 @@ def _open_existing(path: Path) -> IndexWriter | None:
         return IndexWriter(path)
     except UnfinishedIndexError:
         return None
+
+
+def _without_vectors(documents: Iterator[Document], path: Path, model: str | None) -> Iterator[Document]:
+    """The documents, none of which may bring a vector, because nobody has said which model made it."""
+    for document in documents:
+        if document.vector is not None:
+            raise InputError(f"{path} was built with model {model}: pass --model to say that these vectors are its own")
+        yield document
 
 
 def _peek(documents: Iterator[Document]) -> tuple[Document | None, Iterator[Document]]:

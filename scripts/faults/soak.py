@@ -18,11 +18,17 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from workload import (
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts" / "faults")]
+
+from fakes import LABELS, TYPES, DemoAnalyser  # noqa: E402
+from workload import (  # noqa: E402
     DIMENSION,
     State,
     Step,
@@ -34,13 +40,12 @@ from workload import (
     small_segments,
 )
 
-from fakes import LABELS, TYPES, DemoAnalyser
-from indexer.errors import QueryError
-from indexer.filters import Between, Compare, Exists, Filter, HasEntity, HasId, HasLabel, In
-from indexer.records import Document
-from indexer.settings import settings_of
-from indexer.store import META, IndexWriter
-from search import Searcher
+from indexer.errors import QueryError  # noqa: E402
+from indexer.filters import Between, Compare, Exists, Filter, HasEntity, HasId, HasLabel, In  # noqa: E402
+from indexer.records import Document  # noqa: E402
+from indexer.settings import settings_of  # noqa: E402
+from indexer.store import META, IndexWriter  # noqa: E402
+from search import Searcher  # noqa: E402
 
 SAMPLES = 50
 WARM_UP = 0.25  # of the way
@@ -145,7 +150,8 @@ def _next_step(
     if gone:
         return Step("put", tuple(make_document(int(id_[1:]), turn, random) for id_ in gone)), []
     if turn % 5 == 2:
-        return Step("metadata", ids=tuple(some), documents=(Document("", "-", {"n": turn, "step": turn, "part": [1, "x"]}),)), []
+        metadata = {"n": turn, "step": turn, "part": [1, "x"]}
+        return Step("metadata", ids=tuple(some), documents=(Document("", "-", metadata),)), []
     if turn % 5 == 3:
         return Step("remove", ids=tuple(some)), some
     return Step("put", tuple(make_document(int(id_[1:]), turn, random) for id_ in some)), []
@@ -168,10 +174,8 @@ def _search(searcher: Searcher, count: int, documents: int, seed: int) -> None:
         if isinstance(filter, HasLabel) and any(hit.label is None or hit.label.name != filter.name for hit in hits):
             raise AssertionError(f"a hit does not have the class {filter.name}")
         if number % 10 == 9:
-            try:
+            with suppress(QueryError):  # it is among those that are removed just now
                 searcher.similar(f"d{random.integers(documents)}", k=3)
-            except QueryError:
-                pass  # it is among those that are removed just now
 
 
 def _filter(number: int, documents: int, random: np.random.Generator) -> Filter | None:
@@ -238,7 +242,8 @@ def main() -> None:
     if arguments.small_segments:
         small_segments()
     samples = []
-    print(f"{'searches':>10} {'updates':>8} {'s':>6} {'RSS MB':>8} {'anon MB':>8} {'WAL MB':>7} {'fds':>4} {'disk MB':>8}")
+    names = ("searches", "updates", "s", "RSS MB", "anon MB", "WAL MB", "fds", "disk MB")
+    print("{:>10} {:>8} {:>6} {:>8} {:>8} {:>7} {:>4} {:>8}".format(*names))
     for sample in soak(
         arguments.index,
         searches=arguments.searches,
