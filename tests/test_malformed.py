@@ -20,9 +20,11 @@ import sqlite3
 import sys
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -327,7 +329,7 @@ BAD_COLUMN = st.sampled_from(
         pa.array([[1.0]]),
         pa.array([float("nan")]),
         pa.array([b"\xff"], pa.binary()).view(pa.string()),
-        pa.array([2**62], pa.timestamp("s")),
+        pa.array([10**12], pa.timestamp("s")),
         pa.array([{"a": float("inf")}]),
         pa.array([timedelta(1)]),
     ]
@@ -455,9 +457,12 @@ def test_damaged_content_under_any_name(format: str, data: st.DataObject) -> Non
 @given(data=st.data())
 def test_what_comes_before_damage_in_compressed_data_is_right(suffix: str, data: st.DataObject) -> None:
     lines = [json.dumps({"id": f"g{n}", "text": f"text {n * 7919}"}).encode() + b"\n" for n in range(300)]
-    packed = bytearray(b"".join(COMPRESS[suffix](b"".join(lines[at : at + 50])) for at in range(0, 300, 50)))
+    parts = [COMPRESS[suffix](b"".join(lines[at : at + 50])) for at in range(0, 300, 50)]
+    ends = list(accumulate(map(len, parts)))
+    packed = bytearray(b"".join(parts))
     at = data.draw(st.integers(0, len(packed) - 1))
-    if data.draw(st.booleans()):
+    cut = data.draw(st.booleans())
+    if cut:
         del packed[at:]
     else:
         packed[at] ^= 1 << data.draw(st.integers(0, 7))
@@ -466,10 +471,13 @@ def test_what_comes_before_damage_in_compressed_data_is_right(suffix: str, data:
         path.write_bytes(packed)
         documents, errors = read_on([path])
     ids = [document.id for document in documents]
-    # Parts that were packed by themselves and end before the damage are all there.
-    whole = at * 6 // len(packed) - 1 if packed else 0
-    assert ids[: max(0, whole) * 50] == [f"g{n}" for n in range(max(0, whole) * 50)]
-    assert errors or len(ids) % 50 == 0  # cut off exactly between two parts, or in a header's unused bits
+    # Parts that were packed by themselves and end before the damage are all there. A checksum comes behind what it
+    # is for, so that some wrong records may come before their error.
+    before = 50 * bisect_right(ends, at)
+    assert ids[:before] == [f"g{n}" for n in range(before)]
+    if not errors:  # cut off exactly between two parts, or changed where it means nothing, as in a header's time
+        right = [(f"g{n}", f"text {n * 7919}") for n in range(before if cut else 300)]
+        assert [(document.id, document.text) for document in documents] == right
 
 
 @malformed
@@ -862,13 +870,9 @@ def test_adding_good_records_around_bad_ones(items: list[Any], stop: bool, by_pi
             assert out == ""
             assert err.startswith("Error: ")
             assert first is not None
-            assert stored[:first] == good[:first]
-            assert set(stored) <= set(good)
-            if stop:
-                assert stored == good[:first]
-                assert err.count("\n") == 1
-            else:  # a vector that does not fit is no record that cannot be read
-                assert "vector" in err or "field 'v'" in err
+            assert stop
+            assert stored == good[:first]
+            assert err.count("\n") == 1
 
 
 @settings(malformed, max_examples=200 if LONG else 8)
