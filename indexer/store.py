@@ -57,8 +57,8 @@ REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
 # SQLite begins its log anew only in a moment without a reader, which a busy service hardly has. Beyond so many bytes
 # the writer waits for such a moment: readers that come meanwhile do without the log, so that it takes as long as the
 # longest search under way. A reader that stays longer than the patience is let be.
-LOG_BYTES = 32 * 2**20
-LOG_PATIENCE = 0.5  # seconds
+LOG_BYTES = 24 * 2**20
+LOG_PATIENCE = 1.0  # seconds
 BUSY_SECONDS = 30.0
 
 
@@ -420,7 +420,7 @@ class IndexWriter:
             self._connection.execute(f"PRAGMA busy_timeout = {int(1_000 * BUSY_SECONDS)}")
         # One reader that stays for long must not make each commit wait.
         left = log.stat().st_size if log.exists() else 0
-        self._log_limit = max(LOG_BYTES, left + LOG_BYTES // 2 if left >= LOG_BYTES else 0)
+        self._log_limit = left + LOG_BYTES // 4 if left >= LOG_BYTES else LOG_BYTES
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
