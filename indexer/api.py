@@ -30,17 +30,19 @@ def add_documents(
     batch_tokens: int | None = None,
     tags: bool | None = None,
     on_commit: Callable[[Report], None] | None = None,
+    on_error: Callable[[InputError], None] | None = None,
 ) -> Report:
     """Add documents to an index, which is made where there is none; a known id is replaced, the same text skipped.
 
     `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
     documents bring their vectors, it says by which model those were made, and `None` that this is not known.
     `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
-    What `on_commit` was told of is durable. Raises `InputError`, `ModelError`, `IndexFolderError` and what
-    `documents` raises.
+    What `on_commit` was told of is durable. `on_error` is called for each document that cannot be kept, which is then
+    passed over; without it the first one ends the call, with what came before it kept. Raises `InputError`,
+    `ModelError`, `IndexFolderError` and what `documents` raises.
     """
     path = Path(path)
-    iterator = checked(documents)
+    iterator = checked(documents, on_error=on_error)
     if (writer := _open_existing(path)) is not None:
         with writer:
             settings = writer.settings
@@ -49,15 +51,13 @@ def add_documents(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
                     "new index"
                 )
-            first, iterator = _peek(iterator)
             if settings.fingerprint is None:
-                return pipeline.index(iterator, None, writer, on_commit=on_commit)
-            if first is not None and first.vector is not None and model is None:
-                raise InputError(
-                    f"{path} was built with model {settings.model}: pass --model to say that these vectors are its own"
-                )
+                return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
+            if model is None:
+                iterator = _without_vectors(iterator, path, settings.model)
+                _, iterator = _peek(iterator)  # refused before the model is loaded
             loaded = _load(model if model is not None else settings.model, device, batch_tokens)
-            return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
+            return pipeline.index(iterator, loaded, writer, on_commit=on_commit, on_error=on_error)
     # Neither a bad first record nor a bad model leaves an empty index behind.
     first, iterator = _peek(iterator)
     if first is None:
@@ -67,7 +67,7 @@ def add_documents(
     if given and model is None and not tags:
         settings = settings_of_vectors(len(first.vector if first.vector is not None else ()))
         with IndexWriter(path, create=settings) as writer:
-            return pipeline.index(iterator, None, writer, on_commit=on_commit)
+            return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
     if given and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
     loaded = _load(model, device, batch_tokens)
@@ -76,8 +76,10 @@ def add_documents(
             f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
             source=f"document '{first.id}'",
         )
+    if model is None:
+        iterator = _without_vectors(iterator, path, loaded.name)
     with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
-        return pipeline.index(iterator, loaded, writer, on_commit=on_commit)
+        return pipeline.index(iterator, loaded, writer, on_commit=on_commit, on_error=on_error)
 
 
 def compact_index(path: str | Path, *, codes: str | None = None) -> int:
@@ -120,21 +122,32 @@ def retag_documents(
         return pipeline.retag(loaded, writer, on_commit=on_commit)
 
 
-def checked(documents: Iterable[Document]) -> Iterator[Document]:
-    """The documents, each checked for what an index cannot keep. Raises `InputError`."""
+def checked(
+    documents: Iterable[Document], *, on_error: Callable[[InputError], None] | None = None
+) -> Iterator[Document]:
+    """The documents that an index can keep; for others `on_error` is called, or their `InputError` raised."""
     for number, document in enumerate(documents, start=1):
-        place = f"document {number}"
-        if not isinstance(document.id, str) or not document.id:
-            raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
-        if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
-            raise InputError("the text is empty", source=f"{place} ('{document.id}')")
-        if has_lone_surrogate(document.id) or has_lone_surrogate(document.text):
-            raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
-        for field, problem in metadata_problems(document.metadata):
-            raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
-        if document.vector is not None:
-            as_vector(document.vector, f"{place} ('{document.id}')")
-        yield document
+        try:
+            _check(document, f"document {number}")
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield document
+
+
+def _check(document: Document, place: str) -> None:
+    if not isinstance(document.id, str) or not document.id:
+        raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
+    if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
+        raise InputError("the text is empty", source=f"{place} ('{document.id}')")
+    if has_lone_surrogate(document.id) or has_lone_surrogate(document.text):
+        raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
+    for field, problem in metadata_problems(document.metadata):
+        raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
+    if document.vector is not None:
+        as_vector(document.vector, f"{place} ('{document.id}')")
 
 
 def _open_existing(path: Path) -> IndexWriter | None:
@@ -145,6 +158,14 @@ def _open_existing(path: Path) -> IndexWriter | None:
         return IndexWriter(path)
     except UnfinishedIndexError:
         return None
+
+
+def _without_vectors(documents: Iterator[Document], path: Path, model: str | None) -> Iterator[Document]:
+    """The documents, none of which may bring a vector, because nobody has said which model made it."""
+    for document in documents:
+        if document.vector is not None:
+            raise InputError(f"{path} was built with model {model}: pass --model to say that these vectors are its own")
+        yield document
 
 
 def _peek(documents: Iterator[Document]) -> tuple[Document | None, Iterator[Document]]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from indexer.config import TagdexConfig
+from indexer.config import TagdexConfig, check_types
 from indexer.errors import ModelError
-from indexer.heads import MultiTaskModel
+from indexer.folders import check_files, check_size, check_weights
+from indexer.heads import MultiTaskModel, build_backbone
 from indexer.sources import HUB_TIMEOUT, MINILM, BackboneSource, cached_digest, find_backbone
 
 DEFAULT_MODEL = Path(__file__).parent / "models" / "default"
@@ -103,6 +104,7 @@ def load_checkpoint(name: str | Path | None = None) -> Loaded:
     text = str(name)
     folder = Path(text).expanduser()
     if folder.is_dir():
+        check_files(folder)
         config = _read_config(folder)
         if config.get("model_type") == TagdexConfig.model_type:
             return _load_own(folder, name=str(folder.resolve()))
@@ -274,19 +276,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_own(folder: Path, *, name: str) -> Loaded:
-    try:
-        config = TagdexConfig.from_dict(_read_config(folder))
-        model = MultiTaskModel(config)
-    except ModelError as error:
-        raise ModelError(f"{folder}: {error}") from error
-    except Exception as error:  # a configuration can break a backbone's constructor in any way
-        raise ModelError(f"{folder / 'config.json'} does not describe a model: {_one_line(error)}") from error
-    weights = _read_weights(folder / WEIGHTS)
+    place = str(folder / "config.json")
     files = [folder / WEIGHTS]
     tokenizer_folder = folder
+    try:
+        config = TagdexConfig.from_dict(_read_config(folder))
+        backbone_config = config.backbone_config()
+        if config.backbone_source is not None:
+            check_types(config)
+            tokenizer_folder = _published_folder(config.backbone_source)
+            files.append(tokenizer_folder / WEIGHTS)
+        available = check_weights(file for file in files if file.is_file())
+        layers = getattr(backbone_config, "num_hidden_layers", None)
+        check_size(lambda: MultiTaskModel(config), layers=layers, available=available, place=place)
+        model = MultiTaskModel(config)
+    except ModelError as error:
+        raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
+    except (Exception, MemoryError) as error:  # a configuration can break a backbone's constructor in any way
+        raise ModelError(f"{place} does not describe a model: {_one_line(error)}") from error
+    weights = _read_weights(folder / WEIGHTS)
     if config.backbone_source is not None:
-        tokenizer_folder = _published_folder(config.backbone_source)
-        files.append(tokenizer_folder / WEIGHTS)
         model.backbone = _load_backbone(str(tokenizer_folder), name=name)
         weights |= {f"backbone.{key}": value for key, value in model.backbone.state_dict().items()}
     _fill(model, weights, path=folder / WEIGHTS)
@@ -303,6 +312,9 @@ def _load_raw(source: str, *, name: str) -> Loaded:
             raise ModelError(_cannot_load(source, error)) from error
     if not hasattr(fast, "backend_tokenizer"):
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which offsets need")
+    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    if files:
+        _check_raw(backbone_config, check_weights(files), place=str(Path(source) / "config.json"))
     if len(fast.get_vocab().keys() - set(fast.all_special_tokens)) < 2:  # made up by the loader: no file was there
         raise ModelError(f"{name} has no tokenizer: tokenizer.json is missing, or holds nothing but special tokens")
     backbone = _load_backbone(source, name=name)
@@ -311,8 +323,17 @@ def _load_raw(source: str, *, name: str) -> Loaded:
     )
     model = MultiTaskModel(config)
     model.backbone = backbone
-    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
     return attach(model, fast.backend_tokenizer, name=name, cache=("raw", files) if files else None)
+
+
+def _check_raw(config: PreTrainedConfig, available: int, *, place: str) -> None:
+    layers = getattr(config, "num_hidden_layers", None)
+    try:
+        check_size(lambda: build_backbone(config), layers=layers, available=available, place=place)
+    except ModelError:
+        raise
+    except Exception as error:  # a configuration can break a backbone's constructor in any way
+        raise ModelError(f"{place} cannot be loaded: {_one_line(error)}") from error
 
 
 def _load_backbone(source: str, *, name: str) -> nn.Module:
@@ -377,7 +398,11 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> Non
                 f"{path} does not fit config.json: {key} has shape {list(tensor.shape)}, "
                 f"expected {list(expected[key].shape)}"
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() != expected[key].is_floating_point():
+            raise ModelError(
+                f"{path} does not fit config.json: {key} has {tensor.dtype}, expected {expected[key].dtype}"
+            )
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ModelError(f"{path}: {key} holds values that are not finite")
     model.load_state_dict(dict(weights))
 

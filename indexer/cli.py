@@ -128,7 +128,7 @@ def add(
         if vectors:
             documents = with_vectors(documents, vectors)
         elif vector_field:
-            documents = with_vector_field(documents, vector_field)
+            documents = with_vector_field(documents, vector_field, on_error=source.on_error)
         report = add_documents(
             index,
             documents,
@@ -137,6 +137,7 @@ def add(
             batch_tokens=batch_tokens,
             tags=True if tags else False if no_tags else None,
             on_commit=source.show,
+            on_error=source.on_error,
         )
     click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
 
@@ -360,8 +361,9 @@ class Source:
         total = total_bytes(files, options)
         self._bar = tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._started = time.monotonic()
+        self.on_error = self._skip if skip else None
         self.documents: Iterator[Document] = read_documents(
-            files, options, on_error=self._skip if skip else None, on_progress=self._bar.update
+            files, options, on_error=self.on_error, on_progress=self._bar.update
         )
 
     def show(self, report: Report) -> None:

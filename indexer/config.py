@@ -13,6 +13,9 @@ CLASS_HEADS = ("linear", "pooled")
 TAG_HEADS = ("linear", "contextual")
 WORD_SPLITTERS = ("unicode",)
 
+MAX_PREFIX = 10_000  # characters; it stands in every window
+_SHOWN = 200  # characters of a value in a message
+
 
 class TagdexConfig(PreTrainedConfig):
     """Configuration of a multi-task model; see `heads.MultiTaskModel`.
@@ -59,7 +62,7 @@ class TagdexConfig(PreTrainedConfig):
     def backbone_config(self) -> PreTrainedConfig:
         """The backbone's configuration, rebuilt from `encoder_config`. Raises `ModelError` for an unknown type."""
         if not isinstance(self.encoder_config, dict | None):
-            raise ModelError(f"encoder_config must be an object, got {self.encoder_config!r}")
+            raise ModelError(f"encoder_config must be an object, got {_shown(self.encoder_config)}")
         fields = dict(self.encoder_config or {})
         model_type = fields.pop("model_type", None)
         if not model_type:
@@ -90,11 +93,13 @@ class TagdexConfig(PreTrainedConfig):
 
 def check_config(config: TagdexConfig, *, layers: int) -> None:
     """Raise `ModelError` where a configuration contradicts itself or its backbone of `layers` layers."""
-    _check_types(config)
+    check_types(config)
     states = layers + 1  # the embedding layer's output is the first hidden state
     for name, wanted in (("pool_layers", config.pooled_layers), ("tag_layers", config.tagged_layers)):
         if not wanted:
             raise ModelError(f"{name} is empty: name at least one layer, such as [-1]")
+        if len(wanted) > states:
+            raise ModelError(f"{name} names {len(wanted):,} hidden states, but the backbone has {states} of them")
         for layer in wanted:
             if not -states <= layer < states:
                 raise ModelError(f"{name} asks for hidden state {layer}, but the backbone has {states} of them")
@@ -112,10 +117,10 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
         raise ModelError(f"class_temperature must be above 0, got {config.class_temperature}")
     for name, labels in (("class_labels", config.class_labels), ("entity_types", config.entity_types)):
         if labels is not None and (not labels or len(set(labels)) != len(labels)):
-            raise ModelError(f"{name} must be distinct and at least one, got {labels}")
+            raise ModelError(f"{name} must be distinct and at least one, got {_shown(labels)}")
 
 
-def _check_types(config: TagdexConfig) -> None:
+def check_types(config: TagdexConfig) -> None:
     """Raise `ModelError` for a value of the wrong kind: a config.json may hold anything."""
 
     def integer(value: object) -> bool:
@@ -135,12 +140,19 @@ def _check_types(config: TagdexConfig) -> None:
         for name in names:
             values = getattr(config, name)
             if values is not None and not (isinstance(values, list | tuple) and all(map(holds, values))):
-                raise ModelError(f"{name} must be a list of {wanted}, got {values!r}")
+                raise ModelError(f"{name} must be a list of {wanted}, got {_shown(values)}")
     for name in ("class_temperature", "class_threshold"):
         if not finite(getattr(config, name)):
-            raise ModelError(f"{name} must be a finite number, got {getattr(config, name)!r}")
+            raise ModelError(f"{name} must be a finite number, got {_shown(getattr(config, name))}")
     for name, kind in (("max_length", int), ("prefix", str), ("normalize_layers", bool)):
         if not isinstance(getattr(config, name), kind):
-            raise ModelError(f"{name} must be of type {kind.__name__}, got {getattr(config, name)!r}")
+            raise ModelError(f"{name} must be of type {kind.__name__}, got {_shown(getattr(config, name))}")
+    if len(config.prefix) > MAX_PREFIX:
+        raise ModelError(f"prefix has {len(config.prefix):,} characters, at most {MAX_PREFIX:,} are possible")
     if not isinstance(config.backbone_source, dict | None):
-        raise ModelError(f"backbone_source must be an object, got {config.backbone_source!r}")
+        raise ModelError(f"backbone_source must be an object, got {_shown(config.backbone_source)}")
+
+
+def _shown(value: object) -> str:
+    text = repr(value[:20] if isinstance(value, list | tuple | str) else value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

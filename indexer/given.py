@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +16,16 @@ import numpy.typing as npt
 from indexer.errors import InputError
 from indexer.records import Document, FloatArray
 
+# What numpy raises for a header that is damaged or made to do harm; it evaluates literals in it, never code.
+_HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
+
 
 def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Document]:
     """Each document with its row of a .npy file: floats (n, dimension), n the number of documents.
 
     The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number.
     """
-    try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a .npy file of numbers"
-        raise InputError(f"cannot be read: {reason}", source=str(path)) from error
-    if not isinstance(table, np.ndarray):
-        table.close()
-        raise InputError("cannot be read: it holds several arrays (.npz)", source=str(path))
-    if table.ndim != 2 or table.dtype.kind != "f":
-        raise InputError(f"holds {table.dtype} of shape {table.shape}, not one row of floats each", source=str(path))
+    table = _mapped(Path(path))
     number = 0
     for number, document in enumerate(documents, start=1):
         if number > len(table):
@@ -37,15 +35,57 @@ def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Do
         raise InputError(f"has {len(table):,} rows, but there are only {number:,} documents", source=str(path))
 
 
-def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Document]:
-    """Each document with the vector in a field of its metadata, an array of numbers, which is taken out of there."""
+def with_vector_field(
+    documents: Iterable[Document], field: str, *, on_error: Callable[[InputError], None] | None = None
+) -> Iterator[Document]:
+    """Each document with the vector in a field of its metadata, an array of numbers, which is taken out of there.
+
+    Without `on_error`, the first that has none raises its `InputError`; with it, such documents are passed over.
+    """
     for document in documents:
-        place = f"document '{document.id}'"
-        value = document.metadata.get(field)
-        if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
-            raise InputError("is not an array of numbers", source=place, field=field)
-        metadata = {name: inner for name, inner in document.metadata.items() if name != field}
-        yield replace(document, metadata=metadata, vector=as_vector(value, f"{place}, field '{field}'"))
+        try:
+            yield _with_field(document, field)
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def _with_field(document: Document, field: str) -> Document:
+    place = f"document '{document.id}'"
+    value = document.metadata.get(field)
+    if not isinstance(value, list) or not value or not all(type(x) in (int, float) for x in value):
+        raise InputError("is not an array of numbers", source=place, field=field)
+    metadata = {name: inner for name, inner in document.metadata.items() if name != field}
+    return replace(document, metadata=metadata, vector=as_vector(value, f"{place}, field '{field}'"))
+
+
+def _mapped(path: Path) -> npt.NDArray[np.floating]:
+    """The table in a .npy file, mapped. numpy reads its header; what that says is checked before it is believed."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if file.read(4) == b"PK\x03\x04":
+                raise InputError("cannot be read: it holds several arrays (.npz)", source=str(path))
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
+                shape, by_column, dtype = read(file)
+            start = file.tell()
+        if dtype.hasobject or not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError("a pickle, or no shape")
+    except _HEADER_ERRORS as error:
+        reason = getattr(error, "strerror", None) or "it is not a .npy file of numbers"
+        raise InputError(f"cannot be read: {reason}", source=str(path)) from error
+    if len(shape) != 2 or dtype.kind != "f":
+        raise InputError(f"holds {dtype} of shape {shape}, not one row of floats each", source=str(path))
+    if (wanted := start + math.prod(shape) * dtype.itemsize) > size:
+        raise InputError(
+            f"cannot be read: {shape[0]:,} rows of {shape[1]:,} numbers take {wanted:,} bytes, the file has {size:,}",
+            source=str(path),
+        )
+    return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F" if by_column else "C")
 
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
@@ -53,11 +93,16 @@ def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
     if isinstance(values, np.ndarray) and values.dtype == np.float32:
         vector: FloatArray = values
     else:
-        with np.errstate(over="ignore"):  # to infinity, which is refused below
-            vector = np.asarray(values, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # to infinity, which is refused below
+                vector = np.asarray(values, dtype=np.float32)
+        except (ValueError, TypeError, OverflowError) as error:  # rows of several lengths, texts, integers without end
+            raise InputError(f"the vector is not one of numbers: {error}", source=place) from error
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)
-    if 0.0 < float(vector @ vector) < np.inf:  # the usual case, in one pass
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(vector @ vector)
+    if 0.0 < length < np.inf:  # the usual case, in one pass
         return vector
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)

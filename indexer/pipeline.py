@@ -42,17 +42,19 @@ def index(
     writer: IndexWriter,
     *,
     on_commit: Callable[[Report], None] | None = None,
+    on_error: Callable[[InputError], None] | None = None,
 ) -> Report:
     """Embed, tag and store documents; what is in the index already is skipped, so that a run can be repeated.
 
     Each batch is durable when `on_commit` is called with the report so far. Documents that bring their vector need
-    no model, unless the index has tags. Raises `FingerprintError` where the model is not the index's, and whatever
-    `documents` raises, after the batch before it was stored.
+    no model, unless the index has tags. `on_error` is called with what is wrong with a document that does not fit the
+    index, which is then passed over; without it that is raised. Raises `FingerprintError` where the model is not the
+    index's, and whatever `documents` raises, after the batch before it was stored.
     """
     if model is not None:
         check_model(writer.settings, model, place=str(writer.path), heads=True)
     report, first_commit = Report(), writer.state.number + 1
-    for batch in batched(documents, tagged=writer.settings.tagged):
+    for batch in batched(fitting(documents, model, writer.settings, on_error), tagged=writer.settings.tagged):
         last = {document.id: document for document in batch}
         report.duplicates += len(batch) - len(last)
         plans = writer.plan(list(last.values()), since=first_commit)
@@ -81,14 +83,41 @@ def index(
     return report
 
 
+def fitting(
+    documents: Iterable[Document],
+    model: Analyser | None,
+    settings: IndexSettings,
+    on_error: Callable[[InputError], None] | None = None,
+) -> Iterator[Document]:
+    """The documents that the index can take; for others `on_error` is called, or their `InputError` raised."""
+    for document in documents:
+        try:
+            _check_fit(document, model, settings)
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        else:
+            yield document
+
+
+def _check_fit(document: Document, model: Analyser | None, settings: IndexSettings) -> None:
+    """Raise `InputError` for a document without a vector where it needs one, or with one of another dimension."""
+    place = f"document '{document.id}'"
+    if document.vector is None:
+        if model is None or settings.fingerprint is None:
+            raise InputError(
+                "has no vector, and the index holds vectors that were made elsewhere: give it one with --vectors",
+                source=place,
+            )
+    elif (shape := np.shape(document.vector)) != (settings.dimension,):
+        raise InputError(f"its vector has shape {shape}, the index's {(settings.dimension,)}", source=place)
+
+
 def analyse(documents: Sequence[Document], model: Analyser | None, settings: IndexSettings) -> list[Analysis]:
     """Analyses of documents, with the vectors that some bring. Raises `InputError` for one that does not fit."""
     for document in documents:
-        if document.vector is None and (model is None or settings.fingerprint is None):
-            raise InputError(
-                "has no vector, and the index holds vectors that were made elsewhere: give it one with --vectors",
-                source=f"document '{document.id}'",
-            )
+        _check_fit(document, model, settings)
     needed = [document.vector is None or (settings.tagged and bool(document.text)) for document in documents]
     texts = [document.text for document, needs in zip(documents, needed, strict=True) if needs]
     found = iter(model.analyse(texts, tags=settings.tagged) if model and texts else [])
@@ -96,17 +125,14 @@ def analyse(documents: Sequence[Document], model: Analyser | None, settings: Ind
     for document, needs in zip(documents, needed, strict=True):
         analysis = next(found) if needs else None
         if document.vector is not None or analysis is None:
-            analysis = with_vector(document, analysis, settings)
+            analysis = with_vector(document, analysis)
         analyses.append(analysis)
     return analyses
 
 
-def with_vector(document: Document, analysis: Analysis | None, settings: IndexSettings) -> Analysis:
+def with_vector(document: Document, analysis: Analysis | None) -> Analysis:
     """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one."""
-    place = f"document '{document.id}'"
-    vector = as_vector(np.asarray(document.vector), place)
-    if vector.shape != (settings.dimension,):
-        raise InputError(f"its vector has shape {vector.shape}, the index's {(settings.dimension,)}", source=place)
+    vector = as_vector(np.asarray(document.vector), f"document '{document.id}'")
     tokens = sum(passage.tokens for passage in analysis.passages) if analysis else 0
     return Analysis(
         passages=(Passage(0, len(document.text), tokens),),

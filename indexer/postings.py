@@ -8,16 +8,18 @@ written to all the time does not make its readers evaluate their filters again a
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from pyroaring import BitMap
 
-from indexer.fields import normalise_entity
+from indexer.fields import Scalar, normalise_entity
 from indexer.filters import DocumentFacts, Filter, HasEntity, HasLabel, allowed, matches
-from indexer.filters.ast import And, Not, Or
+from indexer.filters.ast import And, HasId, In, Not, Or
+from indexer.filters.sql import leaves
 from indexer.settings import read_setting
 from indexer.stored import StoredDocument, read_documents
 
@@ -137,13 +139,13 @@ class Postings:
             if before is not None:
                 if before[1] >= position.last:
                     return
-                self._room += _bytes_of(before[0])
+                self._room += _bytes_of(filter, before[0])
                 del self._known[filter]
             self._known[filter] = documents, position.last
-            self._room -= _bytes_of(documents)
+            self._room -= _bytes_of(filter, documents)
             while self._room < 0:
-                oldest, _ = self._known.pop(next(iter(self._known)))
-                self._room += _bytes_of(oldest)
+                oldest = next(iter(self._known))
+                self._room += _bytes_of(oldest, self._known.pop(oldest)[0])
 
     def _delta(self, connection: sqlite3.Connection, after: int, last: int) -> Delta | None:
         """What changed after one change up to another; `None` for too much. The latest few are remembered."""
@@ -179,6 +181,12 @@ class _At:
         self.postings.put(filter, documents, self.position)
 
 
-def _bytes_of(documents: BitMap) -> int:
-    """About what a bitmap takes: two bytes a document, or a bit for each number up to the highest."""
-    return 512 + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
+def _bytes_of(filter: Filter, documents: BitMap) -> int:
+    """About what a filter and its bitmap take: of the bitmap two bytes a document, or a bit for each number."""
+    values = sum(sys.getsizeof(value) + 24 for leaf in leaves(filter) for value in _listed(leaf))
+    return 768 + values + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
+
+
+def _listed(leaf: Filter) -> Sequence[Scalar]:
+    """The values that a condition lists, of which there may be very many."""
+    return leaf.values if isinstance(leaf, In) else leaf.ids if isinstance(leaf, HasId) else ()

@@ -13,7 +13,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -53,6 +53,13 @@ RETAGGED = "retagged_up_to"
 SEAL_ROWS = 8_192  # pending vectors that make a segment
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
 REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
+
+# SQLite begins its log anew only in a moment without a reader, which a busy service hardly has. Beyond so many bytes
+# the writer waits for such a moment: readers that come meanwhile do without the log, so that it takes as long as the
+# longest search under way. A reader that stays longer than the patience is let be.
+LOG_BYTES = 24 * 2**20
+LOG_PATIENCE = 1.0  # seconds
+BUSY_SECONDS = 30.0
 
 
 class Action(Enum):
@@ -106,6 +113,7 @@ class IndexWriter:
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
+                self._log_limit = LOG_BYTES
                 self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
         except BaseException:
             self._connection.close()
@@ -208,6 +216,7 @@ class IndexWriter:
         with self._storage_errors(), transaction(self._connection):
             apply_change(self._connection, change)
             write_setting(self._connection, RETAGGED, max(stored.doc for stored in documents))
+        self._keep_log_small()
 
     def end_retagging(self) -> None:
         """Every document has the new tags."""
@@ -219,6 +228,7 @@ class IndexWriter:
         wanted = list(dict.fromkeys(ids))
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove(wanted)
+        self._keep_log_small()
         return [id_ for id_ in wanted if id_ not in removed]
 
     def remove_matching(self, where: Filter) -> int:
@@ -228,7 +238,9 @@ class IndexWriter:
                 "SELECT id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(allowed(self._connection, where))),),
             )
-            return len(self._remove([id_ for (id_,) in rows.fetchall()]))
+            removed = self._remove([id_ for (id_,) in rows.fetchall()])
+        self._keep_log_small()
+        return len(removed)
 
     def _remove(self, ids: Sequence[str]) -> set[str]:
         """Remove documents in the caller's transaction, some at a time; returns the ids that were there."""
@@ -300,6 +312,7 @@ class IndexWriter:
                         (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
                 raise
         self._pending = 0 if seal else self._pending + len(change.vectors)
+        self._keep_log_small()
 
     def _settle(self) -> bool:
         """Make sure that a commit which failed stays undone; returns whether that is sure now.
@@ -411,6 +424,24 @@ class IndexWriter:
             self._connection.execute("PRAGMA incremental_vacuum(512)").fetchall()
             if self._connection.execute("PRAGMA page_count").fetchone()[0] >= before:
                 return
+            self._keep_log_small()
+
+    def _keep_log_small(self) -> None:
+        """Empty a log that has grown too large because there was a reader at every moment."""
+        log = self.path / (META + "-wal")
+        size = log.stat().st_size if log.exists() else 0
+        if size < self._log_limit:
+            return
+        self._connection.execute(f"PRAGMA busy_timeout = {int(1_000 * LOG_PATIENCE)}")
+        try:
+            # What is in the log is durable: a disk that fails now loses nothing, and will be met by the next commit.
+            with suppress(sqlite3.OperationalError):
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {int(1_000 * BUSY_SECONDS)}")
+        # One reader that stays for long must not make each commit wait.
+        left = log.stat().st_size if log.exists() else 0
+        self._log_limit = left + LOG_BYTES // 4 if left >= LOG_BYTES else LOG_BYTES
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:

@@ -31,6 +31,7 @@ from indexer import compaction, merging, store
 from indexer import segments as segment_files
 from indexer.api import compact_index
 from indexer.compaction import FAN_IN, SegmentSize, full_merges, next_merge, tier_of
+from indexer.errors import CorruptIndexError
 from indexer.reader import IndexReader, Snapshot, folder_bytes
 from indexer.records import Document, FloatArray
 from indexer.settings import settings_of_vectors
@@ -296,6 +297,20 @@ def test_files_of_what_was_merged_are_gone(path: Path) -> None:
     named = {row[0] for row in table_rows(path, "segment_files")}
     assert files_of(path) == named | {"codes.space.npy"}
     assert not (before - {"codes.space.npy"}) & named
+
+
+@pytest.mark.parametrize("suffix", [".fp16.faiss", ".ids.npy", ".codes.faiss"])
+def test_a_missing_file_is_named_by_the_merge_that_needs_it(path: Path, suffix: str) -> None:
+    build_vector_index(path, TABLE[:300], batch=40)
+    compact_index(path, codes="always")
+    with IndexWriter(path) as writer:
+        writer.write(vector_entries(TABLE[300:340], first=300))
+        file = min((path / "segments").glob(f"*{suffix}"))
+        file.unlink()
+        with pytest.raises(CorruptIndexError, match=f"{file} is named by the index but is not there; run 'indexer ver"):
+            writer.compact(full=True)
+    with pytest.raises(CorruptIndexError, match=f"{file} is named by the index but is not there; run 'indexer verify"):
+        compact_index(path)
 
 
 def test_the_log_is_trimmed_only_where_no_segment_needs_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from indexer.errors import FingerprintError, InputError, ModelError, QueryError
 from indexer.given import with_vector_field, with_vectors
 from indexer.model import TextModel
 from indexer.pipeline import Report
+from indexer.reader import IndexReader
 from indexer.records import Document, FloatArray
 from indexer.settings import settings_of
 from indexer.store import IndexWriter
@@ -124,7 +125,7 @@ def test_documents_without_a_vector_cannot_join_such_an_index(tmp_path: Path) ->
         add_documents(path, [Document("x", "text")])
     with pytest.raises(InputError, match="document 'x': has no vector"):
         add_documents(path, [Document("y", "y", vector=TABLE[0]), Document("x", "text")])
-    assert len(table_rows(path, "documents")) == 6  # the batch is left out as a whole
+    assert len(table_rows(path, "documents")) == 7  # what came before it is kept
 
 
 def test_a_vector_of_another_dimension_cannot_join(tmp_path: Path) -> None:
@@ -193,6 +194,19 @@ def test_tags_are_made_where_they_are_asked_for_and_the_vectors_stay(tmp_path: P
     with Searcher(path) as searcher:
         assert len(searcher.search_vector(TABLE[0], filter="entity PER:ada")) == 6
     ranking(path, TABLE[0])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_vector_in_the_middle_is_refused_as_the_first_is(tmp_path: Path, there: bool, monkeypatch: Any) -> None:
+    path = tmp_path / "index"
+    monkeypatch.setattr("indexer.api._load", lambda *_: as_text_model(MODEL))
+    if there:
+        add_documents(path, [Document("t", "a text")], tags=False)
+    texts = [Document("u", "another text"), Document("v", "", vector=TABLE[0]), Document("w", "one more")]
+    with pytest.raises(InputError, match=f"{path} was built with model demo: pass --model to say that these vectors"):
+        add_documents(path, texts)
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:  # what came before it is kept
+        assert [snapshot.number_of(id_) is not None for id_ in ("t", "u", "v", "w")] == [there, True, False, False]
 
 
 def test_given_vectors_join_an_index_of_a_model_only_when_it_is_named(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import semchunk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import byte_bpe, marking, metaspace, multi_task, tiny, wordpiece
 from tokenizers import Tokenizer
 
+from indexer import passages
 from indexer.checkpoint import Loaded
 from indexer.errors import ModelError
 from indexer.model import TextModel
@@ -85,6 +89,60 @@ def test_each_visible_character_stands_in_exactly_one_passage(text: str, max_tok
     held = [index for start, end in found for index in range(start, end) if not text[index].isspace()]
     assert held == visible(text)
     assert all(end - start <= max_tokens for start, end in found)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="ab é東😀.,;!?-()\n\t\u00a0'", max_size=200), st.integers(1, 30))
+def test_packed_words_hold_each_visible_character_too(text: str, max_tokens: int) -> None:
+    found = passages._packed(text, max_tokens, count_characters)
+    held = [index for start, end in found for index in range(start, end) if not text[index].isspace()]
+    assert held == visible(text)
+    assert all(end - start <= max_tokens for start, end in found)
+
+
+def test_packed_words_end_with_a_sentence_or_a_line_where_one_ends_in_the_second_half() -> None:
+    text = "One two three. Four five\nsix seven eight nine ten."
+    found = passages._packed(text, 24, count_characters)
+    assert [text[start:end] for start, end in found] == ["One two three. Four five", "six seven eight nine", "ten."]
+
+
+@pytest.mark.parametrize("name", ["prose", "readme", "code", "one word", "lines", "no space"])
+def test_ordinary_texts_are_cut_as_semchunk_cuts_them(name: str) -> None:
+    root = Path(__file__).parents[1]
+    text = {
+        "prose": SENTENCES * 60,
+        "readme": (root / "README.md").read_text(encoding="utf-8"),
+        "code": Path(__file__).read_text(encoding="utf-8"),
+        "one word": "x" * 10_000,
+        "lines": "\n".join(str(n * 7919) for n in range(2_000)),
+        "no space": "東京" * 3_000,
+    }[name]
+
+    def count(piece: str) -> int:
+        return len(re.findall(r"\w{1,4}|[^\w\s]", piece))
+
+    _, expected = semchunk.chunk(text, 60, count, memoize=False, offsets=True)
+    assert split_passages(text, tokens=count(text), max_tokens=60, count=count) == [tuple(place) for place in expected]
+
+
+def test_a_text_of_thousands_of_separators_costs_no_more_than_a_few_readings() -> None:
+    runs = "".join("word" + " " * (n + 1) for n in range(1_500))  # one level of semchunk's recursion for each
+    signs = "".join(
+        f"ab{sign}{space}" for sign in ".?!;,()[]'\"`*:/\\&-" for space in "\u00a0\u2000\u2001\u2002\u2003\u2004 "
+    )
+    deep = "".join("w" + " " * (n + 2) for n in range(100)) + "word " * 40_000  # few separators, each over all the rest
+    for text in (runs, signs * 50, deep):
+        counted = 0
+
+        def count(piece: str) -> int:
+            nonlocal counted
+            counted += len(piece)
+            return len(piece.split())
+
+        found = split_passages(text, tokens=count(text), max_tokens=10, count=count)
+        assert "".join("".join(text[start:end].split()) for start, end in found) == "".join(text.split())
+        assert all(count(text[start:end]) <= 10 for start, end in found)
+        assert counted <= 40 * len(text)
 
 
 # Windows of a model

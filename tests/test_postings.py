@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from fakes import DemoAnalyser, build_index, entries
+from pyroaring import BitMap
 
 from indexer import postings as postings_module
-from indexer.filters import Everything, Filter, HasEntity, Or, allowed, parse
+from indexer.filters import Everything, Filter, HasEntity, HasId, In, Or, allowed, parse
+from indexer.postings import LogPosition
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of
@@ -174,3 +177,15 @@ def test_an_index_without_changes_has_all_its_documents(tmp_path: Path) -> None:
             with reader.snapshot() as snapshot:
                 assert len(snapshot.allowed(Everything())) == count
             writer.write(entries([Document(f"d{count}", "text")], MODEL))
+
+
+def test_the_values_that_a_filter_lists_count_as_well() -> None:
+    postings, position = postings_module.Postings(max_bytes=2**20), LogPosition(1, 0)
+    tracemalloc.start()
+    try:
+        for number in range(40):  # each of them takes a third of a megabyte
+            values = tuple(f"{number} {value} {'x' * 100}" for value in range(2_000))
+            postings.put(In("n", values) if number % 2 else ~HasId(values) | HasId(values[:1]), BitMap([1]), position)
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * 2**20
+    finally:
+        tracemalloc.stop()

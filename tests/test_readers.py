@@ -698,13 +698,27 @@ def test_a_bad_csv_row_is_named_by_the_line_where_it_starts(write: Write, row: s
 
 
 def test_an_open_quote_is_named_by_the_line_where_its_row_starts(write: Write) -> None:
-    path = write("a.csv", 'id,text\n1,one\n2,"two\n3,three\n')
+    path = write("a.csv", 'id,text\n1,one\n2,"two\n3,three\n4,""\n5,"five ""5"""\n')
     documents, errors = read_all(path)
-    assert [document.id for document in documents] == ["1"]
+    assert [(document.id, document.text) for document in documents] == [("1", "one"), ("3", "three"), ("5", 'five "5"')]
+    assert [str(error) for error in errors] == [
+        f"{path}, line 3: text follows a closing quote: write a quote inside a quoted field twice",
+        f"{path}, line 5, field 'text': text is empty",
+    ]
+    path = write("b.csv", 'id,text\n1,one\n2,"two\n3,three\n')
+    documents, errors = read_all(path)
+    assert [document.id for document in documents] == ["1", "3"]
     assert [str(error) for error in errors] == [
         f"{path}, line 3: a quote that opens in this row is still open at the end of the file: write a quote"
         " inside a quoted field twice"
     ]
+
+
+def test_rows_behind_an_open_quote_are_read_at_most_twice(write: Write) -> None:
+    rows = "".join(f'{n},"two ""{n}\n{n}b,three\n' for n in range(20_000))
+    documents, errors = read_all(write("a.csv", f"id,text\n{rows}"))
+    assert [document.id for document in documents] == [f"{n}b" for n in range(20_000)]
+    assert [error.line for error in errors] == [2 * n + 2 for n in range(20_000)]
 
 
 # Text

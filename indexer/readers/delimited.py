@@ -6,6 +6,7 @@ import csv
 import math
 import re
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from indexer.errors import InputError
 from indexer.fields import INT64_MAX, INT64_MIN
 from indexer.readers.documents import Record, check_columns
 from indexer.readers.files import ByteMeter, SourceFile
-from indexer.readers.lines import decode, read_lines
+from indexer.readers.lines import Line, decode, read_lines
 from indexer.readers.options import ReadOptions
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -36,9 +37,9 @@ _CSV_ERRORS = {
 def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> Iterator[Record | InputError]:
     """Records, and an error in the place of each row that is none.
 
-    Where quoting is broken, the next line is taken as the next row. Cells of the id and text columns are
-    strings as they stand. Other cells become numbers where they are JSON numbers that Python and SQLite hold;
-    an empty cell is absent. Raises `InputError` for a header that cannot be used.
+    Where quoting is broken, the line behind the one where the row began is taken as the next row. Cells of the id and
+    text columns are strings as they stand. Other cells become numbers where they are JSON numbers that Python and
+    SQLite hold; an empty cell is absent. Raises `InputError` for a header that cannot be used.
     """
     rows = _read_rows(file, meter, delimiter="\t" if file.format == "tsv" else ",")
     header: list[str] | None = None
@@ -105,14 +106,14 @@ def _read_rows(file: SourceFile, meter: ByteMeter, *, delimiter: str) -> Iterato
     lines = _TextLines(file, meter)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        start = lines.count + 1
+        start = lines.begin_row()
         try:
             cells = _next_row(rows)
         except StopIteration:
             return
         except csv.Error as error:
             reason = next((text for key, text in _CSV_ERRORS.items() if key in str(error)), str(error))
-            yield lines.take_fault() or InputError(reason, source=file.path, line=start)
+            yield lines.give_back() or InputError(reason, source=file.path, line=start)
             continue
         fault = lines.take_fault()
         if fault is not None:
@@ -135,22 +136,41 @@ class _TextLines(Iterator[str]):
 
     A line that is not UTF-8 still goes to the csv module, with stand-ins for its bad bytes, so that the row
     around it ends where it should; `take_fault` then says what was wrong with that row.
+
+    A quote that is never closed takes in the rows behind it up to the next quote, or to the end of the file. They are
+    read again by `give_back`; no line more than twice, since none of them can open a quote that goes further.
     """
 
     def __init__(self, file: SourceFile, meter: ByteMeter) -> None:
-        self.count = 0
         self._source = file.path
         self._lines = read_lines(file, meter)
+        self._again: deque[Line] = deque()
+        self._row: list[Line] = []
+        self._number = 0
         self._fault: InputError | None = None
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.count = line.number
+        line = self._again.popleft() if self._again else next(self._lines)
+        self._row.append(line)
+        self._number = line.number
         try:
             return decode(line, self._source)
         except InputError as error:
             self._fault = self._fault or error
             return line.data.decode("utf-8", "surrogateescape")
+
+    def begin_row(self) -> int:
+        """A new row begins; the number of its first line."""
+        self._row.clear()
+        return self._number + 1
+
+    def give_back(self) -> InputError | None:
+        """Make the second line of the row the next one to read; the fault of the first."""
+        first, *others = self._row
+        self._again.extendleft(reversed(others))
+        self._number = first.number
+        fault = self.take_fault()
+        return fault if fault is not None and fault.line == first.number else None
 
     def take_fault(self) -> InputError | None:
         """The first fault since the last call."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from indexer.errors import InputError
 from indexer.readers.options import FORMATS, ReadOptions
@@ -205,9 +205,9 @@ def open_bytes(file: SourceFile, meter: ByteMeter) -> Iterator[BinaryIO]:
             case ".gz":
                 yield cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=counted)))
             case ".bz2":
-                yield cast(BinaryIO, stack.enter_context(bz2.BZ2File(counted)))
+                yield stack.enter_context(_decompressed(counted, bz2.BZ2Decompressor))
             case ".xz":
-                yield cast(BinaryIO, stack.enter_context(lzma.LZMAFile(counted)))
+                yield stack.enter_context(_decompressed(counted, lzma.LZMADecompressor))
             case _:
                 yield cast(BinaryIO, counted)
 
@@ -238,3 +238,53 @@ class _CountedReader(io.RawIOBase):
         if count:
             self._meter.advance(count)
         return count
+
+
+def _decompressed(source: io.BufferedReader[_CountedReader], new: Callable[[], _Decompressor]) -> BinaryIO:
+    return cast(BinaryIO, io.BufferedReader(_DecompressedReader(source, new), _BUFFER_BYTES))
+
+
+class _Decompressor(Protocol):
+    """What `bz2` and `lzma` have in common: decompresses one stream."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /, max_length: int = ...) -> bytes: ...
+
+
+class _DecompressedReader(io.RawIOBase):
+    """The streams of a compressed file, one behind the other; zeros may pad them.
+
+    `bz2.BZ2File` and `lzma.LZMAFile` pass over what follows a stream and is none, so that a file of several streams,
+    as parallel compressors write it, would end without a word where one of them is damaged.
+    """
+
+    def __init__(self, source: io.BufferedReader[_CountedReader], new: Callable[[], _Decompressor]) -> None:
+        self._source = source
+        self._new = new
+        self._stream: _Decompressor | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        while True:
+            stream, data = self._stream, b""
+            if stream is None or stream.eof:
+                data = (b"" if stream is None else stream.unused_data).lstrip(b"\0")
+                while not data:
+                    chunk = self._source.read1(_BUFFER_BYTES)
+                    if not chunk:
+                        return 0
+                    data = chunk.lstrip(b"\0")
+                stream = self._stream = self._new()
+            elif stream.needs_input and not (data := self._source.read1(_BUFFER_BYTES)):
+                raise EOFError("it ends before its last stream does")
+            if data := stream.decompress(data, len(view)):
+                view[: len(data)] = data
+                return len(data)

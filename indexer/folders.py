@@ -1,0 +1,91 @@
+"""Model folders that somebody else has made: what is checked before anything of them is loaded.
+
+Loading must not hang, fill the memory, or read outside of what was asked for, whatever lies in the folder. So files
+must be files, of a size that such files have, and what the configuration describes must not be larger than the weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from indexer.errors import ModelError
+
+MAX_LAYERS = 1_024  # of a backbone; describing more takes minutes, even without weights
+MAX_TIMES, MAX_MORE = 2, 2**24  # of the weights there are; what is missing of fewer is named when they are loaded
+MAX_JSON_BYTES = 16 * 2**20
+MAX_TOKENIZER_BYTES = 256 * 2**20  # a vocabulary of a million entries has some 50 MB
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json")
+_READ = (".json", ".txt", ".model", ".jinja", ".safetensors")
+_INDEX = "model.safetensors.index.json"
+
+
+def check_files(folder: Path) -> None:
+    """Raise `ModelError` for a file that is none, as a pipe or a device, one too large, or a shard in another place.
+
+    Links are followed: the hub's cache is made of them.
+    """
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _READ):
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # a dead link; that something is missing is said where it is needed
+            continue
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                continue
+            raise ModelError(f"{path} is not a regular file")
+        limit = MAX_TOKENIZER_BYTES if path.name in _TOKENIZER_FILES else MAX_JSON_BYTES
+        if path.suffix == ".json" and status.st_size > limit:
+            raise ModelError(f"{path} has {status.st_size:,} bytes, at most {limit:,} are read")
+    if (folder / _INDEX).is_file():
+        _check_shards(folder / _INDEX)
+
+
+def _check_shards(path: Path) -> None:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        outside = [name for name in names if Path(name).name != name]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read: {type(error).__name__}") from error
+    if outside:
+        raise ModelError(f"{path} names {outside[0]!r}, which is not a file of this folder")
+
+
+def check_weights(files: Iterable[Path]) -> int:
+    """How many numbers safetensors files hold, by their headers. Raises `ModelError` for weights that are no floats."""
+    total = 0
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                    part = weights.get_slice(name)
+                    total += math.prod(part.get_shape())
+                    if name.endswith((".weight", ".bias")) and not part.get_dtype().startswith(("F", "BF")):
+                        raise ModelError(f"{path}: {name} holds values of type {part.get_dtype()}, not floats")
+        except (SafetensorError, OSError, ValueError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise ModelError(f"{path} is damaged: {type(error).__name__}: {line}") from error
+    return total
+
+
+def check_size(build: Callable[[], nn.Module], *, layers: object, available: int, place: str) -> None:
+    """Raise `ModelError` where a model has more layers than any, or would take far more memory than its weights.
+
+    `build` is called where tensors have a shape, but no memory; it may raise whatever a configuration makes it raise.
+    """
+    if isinstance(layers, int) and layers > MAX_LAYERS:
+        raise ModelError(f"{place} describes a model of {layers:,} layers, at most {MAX_LAYERS:,} are known of")
+    with torch.device("meta"):
+        described = sum(parameter.numel() for parameter in build().parameters())
+    if described > MAX_TIMES * available + MAX_MORE:
+        raise ModelError(f"{place} describes a model of {described:,} weights, but there are {available:,} of them")
