@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer import pipeline
+from indexer.backup import Copied, copy_index
 from indexer.errors import InputError, TagdexError, UnfinishedIndexError
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
@@ -118,6 +119,25 @@ def retag_documents(
     with IndexWriter(path) as writer:
         loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
         return pipeline.retag(loaded, writer, on_commit=on_commit)
+
+
+def snapshot_index(path: str | Path, dest: str | Path, *, link: bool = False, verify: bool = True) -> Copied:
+    """Copy an index as of its newest commit to a new folder, while its writer and its readers go on.
+
+    The copy is an index itself, durable when this returns; `dest` is there whole or not at all. With `verify` it is
+    checked as `verify_index` does before it gets its name. `link`: hard links in place of copies of the segments,
+    where the file system can: quick and small, but no protection from damage to the files, which both then share.
+    Raises `DestinationError` where there is a `dest` already, `IndexFolderError`.
+    """
+    return copy_index(Path(path), Path(dest), link=link, verify=verify)
+
+
+def restore_index(source: str | Path, path: str | Path) -> Copied:
+    """Make an index of a snapshot, which stays as it is, if everything in it is right.
+
+    Raises `CorruptIndexError` for a damaged one, `DestinationError` where there is a `path` already.
+    """
+    return copy_index(Path(source), Path(path), link=False, verify=True)
 
 
 def checked(documents: Iterable[Document]) -> Iterator[Document]:
