@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from indexer import pipeline
 from indexer.backup import Copied, copy_index
 from indexer.errors import InputError, TagdexError, UnfinishedIndexError
+from indexer.export import export_documents, write_records
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
 from indexer.given import as_vector
@@ -138,6 +139,14 @@ def restore_index(source: str | Path, path: str | Path) -> Copied:
     Raises `CorruptIndexError` for a damaged one, `DestinationError` where there is a `path` already.
     """
     return copy_index(Path(source), Path(path), link=False, verify=True)
+
+
+def export_index(path: str | Path, output: str | Path, *, vectors: bool = False, passage_vectors: bool = False) -> int:
+    """Write all that an index says about its documents to a new .jsonl or .parquet file; returns how many there are.
+
+    `export.export_documents` gives the same as objects. Raises `DestinationError`, `IndexFolderError`.
+    """
+    return write_records(export_documents(path, vectors=vectors, passage_vectors=passage_vectors), Path(output))
 
 
 def checked(documents: Iterable[Document]) -> Iterator[Document]:

@@ -92,7 +92,7 @@ def copy_commit(path: Path, target: sqlite3.Connection, hold: Callable[[sqlite3.
             connection.backup(target, pages=_PAGES)
             return held
         raise CorruptIndexError(
-            f"{vanished.filename} is named by the index but is not there; run 'indexer verify {path}'"
+            f"{vanished.filename or vanished} is named by the index but is not there; run 'indexer verify {path}'"
         ) from vanished
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):

@@ -1,8 +1,10 @@
-"""Vectors that were made elsewhere: from a .npy file, row by row, or from a field of each record."""
+"""What records bring beside their text: vectors, from a .npy file or from a field, and metadata in one object."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,6 +48,23 @@ def with_vector_field(documents: Iterable[Document], field: str) -> Iterator[Doc
             raise InputError("is not an array of numbers", source=place, field=field)
         metadata = {name: inner for name, inner in document.metadata.items() if name != field}
         yield replace(document, metadata=metadata, vector=as_vector(value, f"{place}, field '{field}'"))
+
+
+def with_metadata_field(documents: Iterable[Document], field: str) -> Iterator[Document]:
+    """Each document with one field of its metadata as all of it: an object, or JSON text of one. All else is left out.
+
+    So comes back what `indexer export` wrote. A document without the field has no metadata. Raises `InputError`.
+    """
+    for document in documents:
+        value = document.metadata.get(field)
+        if isinstance(value, str):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise InputError("is not an object", source=f"document '{document.id}'", field=field)
+        yield replace(document, metadata=value)
 
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
