@@ -185,10 +185,18 @@ def info(index: Path, json: bool) -> None:
     \b
     Example: indexer info myindex --json
     """
+    from indexer.metadata import has_wal_reset_defect
     from indexer.reader import IndexReader
 
     with IndexReader(index) as reader:
         facts = asdict(reader.info())
+    if has_wal_reset_defect():
+        click.echo(
+            f"Warning: SQLite {facts['sqlite_version']} can lose data when two connections write or checkpoint at the "
+            "same moment (fixed in 3.51.3, 3.50.7 and 3.44.6). An index is safe, because only its one writer does "
+            "either, as long as no other program opens meta.sqlite for writing.",
+            err=True,
+        )
     if json:
         click.echo(dumps(facts))
         return

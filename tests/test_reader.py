@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +419,36 @@ def test_a_reader_cannot_write(path: Path) -> None:
         reader.snapshot() as snapshot,
     ):
         snapshot.connection.execute("DELETE FROM documents")
+
+
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_a_reader_never_checkpoints_the_log(path: Path, writer: IndexWriter, mode: str) -> None:
+    writer.write(entries(documents(4), MODEL))
+
+    def files() -> bytes:
+        # Another process looks: opening and closing the file in this one would drop SQLite's locks.
+        return subprocess.check_output(["cat", path / "meta.sqlite", path / "meta.sqlite-wal"])
+
+    before = files()
+    assert len(before) > (path / "meta.sqlite").stat().st_size
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        snapshot.connection.execute("COMMIT")
+        with suppress(sqlite3.OperationalError):
+            snapshot.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        snapshot.connection.execute("BEGIN")
+    assert files() == before
+
+
+def test_the_last_connection_leaves_a_log_alone_if_it_is_a_reader(path: Path) -> None:
+    live = path.with_name("live")
+    with IndexWriter(live, create=settings_of(MODEL)) as writer:
+        writer.write(entries(documents(1, 2), MODEL))
+        shutil.copytree(live, path)
+    before = {file.name: file.read_bytes() for file in path.glob("meta.sqlite*") if not file.name.endswith("-shm")}
+    assert before["meta.sqlite-wal"]
+    with IndexReader(path) as reader:
+        assert reader.info().documents == 2
+    assert {name: (path / name).read_bytes() for name in before} == before
 
 
 # Folders that cannot be written to
