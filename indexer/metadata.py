@@ -253,7 +253,8 @@ def has_wal_reset_defect(version: tuple[int, ...] = sqlite3.sqlite_version_info)
     (https://sqlite.org/wal.html#walresetbug). An index has one connection that writes or checkpoints, its writer's:
     one that is opened read-only cannot, not even when it is the last to be closed.
     """
-    fixed_in_branch = {(3, 44): 6, (3, 50): 7}.get(version[:2])
+    branches: dict[tuple[int, ...], int] = {(3, 44): 6, (3, 50): 7}
+    fixed_in_branch = branches.get(version[:2])
     if fixed_in_branch is not None and version[2] >= fixed_in_branch:
         return False
     return version < (3, 51, 3)
