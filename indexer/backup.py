@@ -212,7 +212,7 @@ def _own(folder: Path, dest: Path, stack: ExitStack) -> None:
     """Make a folder, or take over what a killed process left; until the stack is closed, nobody else can."""
     while True:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):

@@ -116,7 +116,7 @@ def test_a_snapshot_can_be_written_to(index: Path, dest: Path) -> None:
         writer.write(entries(documents(598, 620), MODEL))
         writer.compact(full=True)
     check_consistent(dest)
-    assert verify_index(dest).documents == 619
+    assert verify_index(dest).documents == 617
     assert verify_index(index).documents == 597
 
 
@@ -358,7 +358,7 @@ def test_a_restored_index_answers_the_same_and_goes_on(index: Path, dest: Path, 
     with IndexWriter(tmp_path / "again") as writer:
         writer.write(entries(documents(590, 700), MODEL))
     check_consistent(tmp_path / "again")
-    assert verify_index(tmp_path / "again").documents == 699
+    assert verify_index(tmp_path / "again").documents == 697
     assert verify_index(dest).documents == 597
 
 

@@ -138,7 +138,7 @@ def killed(folder: Path, *, kills: int) -> bool:
                 *(f"-P{copy.with_name('.copy.unfinished')}/segments/{f.name}" for f in (index / "segments").iterdir()),
             ]
             inject = f"inject={call}:signal=SIGKILL:when={when}"
-            prefix = [strace, "-f", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", inject]
+            prefix = [strace, "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", inject]
             process = subprocess.Popen([*prefix, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         else:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
