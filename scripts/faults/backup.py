@@ -138,8 +138,10 @@ def killed(folder: Path, *, kills: int) -> bool:
                 *(f"-P{copy.with_name('.copy.unfinished')}/segments/{f.name}" for f in (index / "segments").iterdir()),
             ]
             inject = f"inject={call}:signal=SIGKILL:when={when}"
-            prefix = [strace, "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", inject]
-            process = subprocess.Popen([*prefix, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            options = ["-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", *paths, "-e", f"trace={call}", "-e", inject]
+            process = subprocess.Popen(
+                [strace, *options, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
         else:
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             while process.poll() is None and not copy.with_name(".copy.unfinished").exists():
