@@ -184,7 +184,7 @@ def test_the_log_is_held_only_while_the_database_is_copied(
 
 def test_snapshots_under_a_writer_in_another_process_never_tear_nor_go_back(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "faults" / "backup.py")]
-    options = ["--documents", "1500", "--batch", "60", "--kills", "0", "--least", "3"]
+    options = ["--documents", "400", "--batch", "40", "--kills", "0", "--least", "3"]
     done = subprocess.run([*command, str(tmp_path), *options], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "0 torn, 0 backward, 0 other answers" in done.stdout

@@ -139,7 +139,7 @@ def check_migrated_or_not(index: Path, documents: int) -> int:
 
 
 def test_a_killed_migration_leaves_the_old_format_or_the_new_one(tmp_path: Path) -> None:
-    documents, kills = (20_000, 50) if LONG_TESTS else (2_000, 5)
+    documents, kills = (20_000, 50) if LONG_TESTS else (1_000, 5)
     source = build_index(tmp_path / "source", [Document(f"d{n}", f"text {n} Ada ball") for n in range(documents)])
     wanted = list(export_documents(source))
     shutil.copytree(source, tmp_path / "index")
