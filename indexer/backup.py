@@ -110,9 +110,11 @@ def segment_files(connection: sqlite3.Connection) -> list[str]:
 
 @contextmanager
 def storage_errors(dest: Path) -> Iterator[None]:
-    """What the system says of a place to write to → `StorageError`."""
+    """What the system and SQLite say of a place to write to → `StorageError`."""
     try:
         yield
+    except sqlite3.OperationalError as error:
+        raise StorageError(f"{dest} cannot be written: {error}") from error
     except OSError as error:
         place = error.filename or dest
         raise StorageError(f"{place}: {error.strerror or error}; nothing was written to {dest}") from error

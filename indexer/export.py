@@ -24,7 +24,7 @@ import orjson
 
 from indexer.backup import copy_commit, refuse_existing, storage_errors
 from indexer.durable import sync, write_file
-from indexer.errors import CorruptIndexError, DestinationError
+from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
 from indexer.records import FloatArray
 from indexer.segments import CODES_SUFFIX, SegmentRecord, open_segment
@@ -40,6 +40,7 @@ FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": 
 
 _DOCUMENTS = 500  # held in memory at a time
 _ROW_GROUP = 2_000
+_TEMPORARY = "$SQLITE_TMPDIR, $TMPDIR, /var/tmp or /tmp, the first that is there"
 
 
 def export_documents(path: str | Path, *, vectors: bool = False, passage_vectors: bool = False) -> Iterator[Record]:
@@ -49,14 +50,17 @@ def export_documents(path: str | Path, *, vectors: bool = False, passage_vectors
     adds "vectors", one for each passage, fp32 (passages, dimension).
 
     What a writer does meanwhile changes nothing: meta.sqlite is copied first, to a temporary file without a name (in
-    $SQLITE_TMPDIR, $TMPDIR, /var/tmp or /tmp), which takes seconds; after that the writer's log is free, however long
-    the caller takes. Raises `NotAnIndexError`, `FormatError`, `CorruptIndexError`, `StorageError`.
+    $SQLITE_TMPDIR, $TMPDIR, /var/tmp or /tmp), and then the writer's log is free, however long the caller takes.
+    Raises `NotAnIndexError`, `FormatError`, `CorruptIndexError`, `StorageError`.
     """
     path = Path(path)
     with ExitStack() as stack:
         copy = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
         table = _Vectors(copy, path / SEGMENTS, stack) if vectors or passage_vectors else None
-        copy_commit(path, copy, table.hold if table is not None else lambda _: None)
+        try:
+            copy_commit(path, copy, table.hold if table is not None else lambda _: None)
+        except StorageError as error:
+            raise StorageError(f"{error}; the copy needs room in {_TEMPORARY}") from error
         if table is not None:
             table.check()
         last = 0

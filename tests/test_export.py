@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from indexer.api import add_documents, export_index
-from indexer.errors import CorruptIndexError, DestinationError, InputError, NotAnIndexError
+from indexer.errors import CorruptIndexError, DestinationError, InputError, NotAnIndexError, StorageError
 from indexer.export import export_documents
 from indexer.given import with_metadata_field, with_vector_field
 from indexer.reader import IndexReader
@@ -308,6 +308,23 @@ def test_a_file_that_is_there_is_not_replaced(run: Run, index: Path) -> None:
         "all.jsonl exists already: choose another name, or move it away first",
     )
     assert Path("all.jsonl").read_text() == "mine"
+
+
+def test_no_room_for_the_copy_is_said(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = sqlite3.connect
+
+    def small(database: str, **options: Any) -> sqlite3.Connection:
+        connection = connect(database, **options)
+        if database == "":
+            connection.execute("PRAGMA max_page_count = 10")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(
+        StorageError, match=r"meta\.sqlite cannot be copied: .* is full; the copy needs room in \$SQLITE"
+    ):
+        export_index(index, tmp_path / "all.jsonl")
+    assert {file.name for file in tmp_path.iterdir()} == {"index"}
 
 
 def test_a_suffix_says_how_it_is_written(index: Path, tmp_path: Path) -> None:
