@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexer.api import add_documents, remove_documents
+    from indexer.api import add_documents, export_index, remove_documents, restore_index, snapshot_index
     from indexer.errors import TagdexError
     from indexer.model import TextModel
     from indexer.reader import IndexReader
@@ -32,8 +32,11 @@ _HOMES = {
     "TagdexError": "indexer.errors",
     "TextModel": "indexer.model",
     "add_documents": "indexer.api",
+    "export_index": "indexer.api",
     "read_documents": "indexer.readers",
     "remove_documents": "indexer.api",
+    "restore_index": "indexer.api",
+    "snapshot_index": "indexer.api",
 }
 
 __all__ = [
@@ -48,8 +51,11 @@ __all__ = [
     "TagdexError",
     "TextModel",
     "add_documents",
+    "export_index",
     "read_documents",
     "remove_documents",
+    "restore_index",
+    "snapshot_index",
 ]
 
 

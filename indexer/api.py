@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from indexer import pipeline
+from indexer.backup import Copied, copy_index
 from indexer.errors import InputError, TagdexError, UnfinishedIndexError
+from indexer.export import export_documents, write_records
 from indexer.fields import has_lone_surrogate, metadata_problems
 from indexer.filters import Filter, check_names, parse
 from indexer.given import as_vector
@@ -120,6 +122,33 @@ def retag_documents(
     with IndexWriter(path) as writer:
         loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
         return pipeline.retag(loaded, writer, on_commit=on_commit)
+
+
+def snapshot_index(path: str | Path, dest: str | Path, *, link: bool = False, verify: bool = True) -> Copied:
+    """Copy an index as of its newest commit to a new folder, while its writer and its readers go on.
+
+    The copy is an index itself, durable when this returns; `dest` is there whole or not at all. With `verify` it is
+    checked as `verify_index` does before it gets its name. `link`: hard links in place of copies of the segments,
+    where the file system can: quick and small, but no protection from damage to the files, which both then share.
+    Raises `DestinationError` where there is a `dest` already, `IndexFolderError`.
+    """
+    return copy_index(Path(path), Path(dest), link=link, verify=verify)
+
+
+def restore_index(source: str | Path, path: str | Path) -> Copied:
+    """Make an index of a snapshot, which stays as it is, if everything in it is right.
+
+    Raises `CorruptIndexError` for a damaged one, `DestinationError` where there is a `path` already.
+    """
+    return copy_index(Path(source), Path(path), link=False, verify=True)
+
+
+def export_index(path: str | Path, output: str | Path, *, vectors: bool = False, passage_vectors: bool = False) -> int:
+    """Write all that an index says about its documents to a new .jsonl or .parquet file; returns how many there are.
+
+    `export.export_documents` gives the same as objects. Raises `DestinationError`, `IndexFolderError`.
+    """
+    return write_records(export_documents(path, vectors=vectors, passage_vectors=passage_vectors), Path(output))
 
 
 def checked(

@@ -20,6 +20,7 @@ from indexer.command import CONTEXT, counted, model_options, one_line, run
 from indexer.errors import CorruptIndexError, InputError
 
 if TYPE_CHECKING:
+    from indexer.backup import Copied
     from indexer.pipeline import Report
     from indexer.readers import ReadOptions
     from indexer.records import Document
@@ -89,6 +90,11 @@ batch_tokens_option = click.option(
     help="Take the vectors from here, one row per document; with --model, they are that model's.",
 )
 @click.option("--vector-field", metavar="F", help="Take the vectors from this field, an array of numbers.")
+@click.option(
+    "--metadata-field",
+    metavar="F",
+    help="Take the metadata from this field, an object, and leave all others out, as for what `indexer export` wrote.",
+)
 def add(
     index: Path,
     files: tuple[str, ...],
@@ -99,6 +105,7 @@ def add(
     tags: bool,
     vectors: Path | None,
     vector_field: str | None,
+    metadata_field: str | None,
     on_error: str,
     **reading: Any,
 ) -> None:
@@ -112,7 +119,7 @@ def add(
     Example: indexer add myindex articles.jsonl --text-field title --text-field body
     """
     from indexer.api import add_documents
-    from indexer.given import with_vector_field, with_vectors
+    from indexer.given import with_metadata_field, with_vector_field, with_vectors
 
     if tags and no_tags:
         raise click.UsageError("give either --tags or --no-tags")
@@ -129,6 +136,8 @@ def add(
             documents = with_vectors(documents, vectors)
         elif vector_field:
             documents = with_vector_field(documents, vector_field, on_error=source.on_error)
+        if metadata_field:
+            documents = with_metadata_field(documents, metadata_field, on_error=source.on_error)
         report = add_documents(
             index,
             documents,
@@ -177,10 +186,18 @@ def info(index: Path, json: bool) -> None:
     \b
     Example: indexer info myindex --json
     """
+    from indexer.metadata import has_wal_reset_defect
     from indexer.reader import IndexReader
 
     with IndexReader(index) as reader:
         facts = asdict(reader.info())
+    if has_wal_reset_defect():
+        click.echo(
+            f"Warning: SQLite {facts['sqlite_version']} can lose data when two connections write or checkpoint at the "
+            "same moment (fixed in 3.51.3, 3.50.7 and 3.44.6). An index is safe, because only its one writer does "
+            "either, as long as no other program opens meta.sqlite for writing.",
+            err=True,
+        )
     if json:
         click.echo(dumps(facts))
         return
@@ -265,6 +282,80 @@ def verify(index: Path) -> None:
         raise CorruptIndexError(f"{index} is damaged: {counted(len(report.faults), 'fault')}")
     parts = counted(report.documents, "document"), counted(report.passages, "passage")
     click.echo(f"{index}: {' and '.join(parts)}, no fault")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option(
+    "--link",
+    is_flag=True,
+    help="Hard links in place of copies of the segments, where DEST is on the same file system: quick, and needs no "
+    "room, but what damages a file damages both. Default: a copy, which shares nothing.",
+)
+@click.option("--no-verify", is_flag=True, help="Copy without checking; also the way to copy a damaged index.")
+def snapshot(index: Path, dest: Path, link: bool, no_verify: bool) -> None:
+    """Copy INDEX to the new folder DEST, while it is written to and searched.
+
+    DEST is an index itself, as of one commit, and is checked as `indexer verify` does. It is there whole or not at
+    all, and survives a power cut once the command has ended.
+
+    \b
+    Example: indexer snapshot myindex /backups/myindex-monday
+    """
+    from indexer.api import snapshot_index
+
+    copied = snapshot_index(index, dest, link=link, verify=not no_verify)
+    click.echo(f"{dest}: {describe_copy(copied)}, {'not verified' if no_verify else 'no fault'}")
+
+
+@cli.command()
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("index", type=click.Path(path_type=Path))
+def restore(source: Path, index: Path) -> None:
+    """Make the new INDEX of the snapshot SRC, if `indexer verify` would find no fault in it.
+
+    INDEX is there whole or not at all. One that is there already is not replaced: move it away first.
+
+    \b
+    Example: indexer restore /backups/myindex-monday myindex
+    """
+    from indexer.api import restore_index
+
+    copied = restore_index(source, index)
+    click.echo(f"{index}: {describe_copy(copied)}, no fault")
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A new file, .jsonl or .parquet. Default: JSON Lines on standard output.",
+)
+@click.option("--vectors", is_flag=True, help='Add "vector", the embedding of the whole document, of length 1.')
+@click.option("--passage-vectors", is_flag=True, help='Add "vectors", the embedding of each passage.')
+def export(index: Path, output: Path | None, vectors: bool, passage_vectors: bool) -> None:
+    """Write everything that INDEX says about its documents, as of one commit: one JSON object each.
+
+    The index can be written to meanwhile. What was exported can be added to another index; with --vectors, also
+    without embedding it again.
+
+    \b
+    Examples: indexer export myindex --output all.jsonl
+              indexer add other all.jsonl --metadata-field metadata
+    """
+    from tqdm import tqdm
+
+    from indexer.export import export_documents, write_jsonl, write_records
+
+    documents = export_documents(index, vectors=vectors, passage_vectors=passage_vectors)
+    with tqdm(documents, unit=" documents", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        if output is None:
+            write_jsonl(bar, sys.stdout.buffer)
+            return
+        count = write_records(bar, output)
+    click.echo(f"{output}: {counted(count, 'document')}")
 
 
 @cli.command()
@@ -425,6 +516,11 @@ def describe(report: Report) -> str:
         if count
     ]
     return ", ".join(parts)
+
+
+def describe_copy(copied: Copied) -> str:
+    """What a copy of an index holds, in words."""
+    return f"{counted(copied.documents, 'document')} of commit {copied.commit:,}, {copied.bytes:,} bytes"
 
 
 def dumps(value: object) -> str:

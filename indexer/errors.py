@@ -70,6 +70,10 @@ class StorageError(IndexFolderError):
     """The disk refused a read or a write: full, read-only or failing."""
 
 
+class DestinationError(TagdexError):
+    """The place where a copy or an export is to be written is taken, or cannot be used."""
+
+
 _EXCERPT = 60  # characters of a filter shown on either side of a fault
 
 

@@ -1,11 +1,13 @@
-"""Vectors that were made elsewhere: from a .npy file, row by row, or from a field of each record."""
+"""What records bring beside their text: vectors, from a .npy file or from a field, and metadata in one object."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
@@ -86,6 +88,30 @@ def _mapped(path: Path) -> npt.NDArray[np.floating]:
             source=str(path),
         )
     return np.memmap(path, dtype, mode="r", offset=start, shape=shape, order="F" if by_column else "C")
+
+
+def with_metadata_field(
+    documents: Iterable[Document], field: str, *, on_error: Callable[[InputError], None] | None = None
+) -> Iterator[Document]:
+    """Each document with one field of its metadata as all of it: an object, or JSON text of one. All else is left out.
+
+    So comes back what `indexer export` wrote. A document without the field has no metadata. Errors as in
+    `with_vector_field`.
+    """
+    for document in documents:
+        value = document.metadata.get(field)
+        if isinstance(value, str):
+            with suppress(ValueError, RecursionError):
+                value = json.loads(value)
+        if value is None:
+            value = {}
+        if isinstance(value, dict):
+            yield replace(document, metadata=value)
+            continue
+        error = InputError("is not an object", source=f"document '{document.id}'", field=field)
+        if on_error is None:
+            raise error
+        on_error(error)
 
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:

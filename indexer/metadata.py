@@ -269,6 +269,20 @@ def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool
         )
 
 
+def has_wal_reset_defect(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
+    """Whether a version of SQLite can lose what was committed when two connections write or checkpoint at one moment.
+
+    A checkpoint may then miss that another connection has begun the log anew, and count pages as copied that are not
+    (https://sqlite.org/wal.html#walresetbug). An index has one connection that writes or checkpoints, its writer's:
+    one that is opened read-only cannot, not even when it is the last to be closed.
+    """
+    branches: dict[tuple[int, ...], int] = {(3, 44): 6, (3, 50): 7}
+    fixed_in_branch = branches.get(version[:2])
+    if fixed_in_branch is not None and version[2] >= fixed_in_branch:
+        return False
+    return version < (3, 51, 3)
+
+
 def select_in(connection: sqlite3.Connection, statement: str, values: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Rows of a statement that ends with IN, for any number of values.
 

@@ -37,7 +37,7 @@ _TAIL_PIECES = 16  # of unsealed vectors, before they are put together again
 
 @dataclass(frozen=True, slots=True)
 class IndexInfo:
-    """What `indexer info` shows. `disk_bytes` counts every file of the folder."""
+    """What `indexer info` shows. `disk_bytes` counts every file of the folder; `sqlite_version` is the library's."""
 
     path: str
     format: int
@@ -55,6 +55,7 @@ class IndexInfo:
     segments: tuple[SegmentRecord, ...]
     disk_bytes: int
     commit: int
+    sqlite_version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ class IndexReader:
                 segments=tuple(read_segments(snapshot.connection)),
                 disk_bytes=folder_bytes(self.path),
                 commit=commit,
+                sqlite_version=sqlite3.sqlite_version,
             )
 
     @contextmanager

@@ -116,15 +116,14 @@ def new_name(folder: Path, stem: str) -> str:
 
 def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segment:
     """Map vectors and ids, load codes. Raises `FileNotFoundError` and `CorruptIndexError`."""
-    for file in record.files:
-        if not (folder / file.name).is_file():
-            raise FileNotFoundError(folder / file.name)
+    _require(folder, record)
     name, rows = record.name, record.rows
     try:
         index = faiss.read_index(str(folder / (name + VECTORS_SUFFIX)), faiss.IO_FLAG_MMAP_IFC)
         ids = np.load(folder / (name + IDS_SUFFIX), mmap_mode="r", allow_pickle=False)
         codes = faiss.read_index(str(folder / (name + CODES_SUFFIX))) if record.rerank else None
     except (RuntimeError, ValueError, EOFError) as error:
+        _require(folder, record)  # it may have vanished in between
         raise CorruptIndexError(
             f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"
         ) from error
@@ -139,6 +138,12 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
             f"the manifest says {rows} of {dimension}; run 'indexer verify'"
         )
     return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank)
+
+
+def _require(folder: Path, record: SegmentRecord) -> None:
+    for file in record.files:
+        if not (folder / file.name).is_file():
+            raise FileNotFoundError(folder / file.name)
 
 
 def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 from command_line import Result, Run, assert_fails, assert_usage, write_jsonl
 from fakes import build_index, check_consistent, table_rows
 
-from indexer import pipeline
+from indexer import metadata, pipeline
 from indexer.errors import NotAnIndexError
 from indexer.model import TextModel
 from indexer.reader import IndexReader
@@ -394,6 +395,37 @@ def test_info_for_reading(run: Run, index: str) -> None:
     lines = dict(line.split(None, 1) for line in run("indexer", "info", index).out.splitlines())
     assert (lines["documents"], lines["dimension"]) == ("3", "128")
     assert "class" in lines
+
+
+@pytest.mark.parametrize("defect", [True, False])
+def test_info_warns_of_a_sqlite_that_can_lose_data(
+    run: Run, index: str, monkeypatch: pytest.MonkeyPatch, defect: bool
+) -> None:
+    monkeypatch.setattr(metadata, "has_wal_reset_defect", lambda: defect)
+    for options in ([], ["--json"]):
+        result = run("indexer", "info", index, *options)
+        assert result.err.startswith(f"Warning: SQLite {sqlite3.sqlite_version} can lose data") is defect
+        assert result.err.count("\n") == defect
+    assert result.jsons[0]["sqlite_version"] == sqlite3.sqlite_version
+
+
+@pytest.mark.parametrize(
+    ("version", "defect"),
+    [
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 53, 0), False),
+        ((4, 0, 0), False),
+    ],
+)
+def test_versions_of_sqlite_that_can_lose_data(version: tuple[int, ...], defect: bool) -> None:
+    assert metadata.has_wal_reset_defect(version) is defect
 
 
 def test_remove_by_ids_and_by_filter(run: Run, index: str) -> None:

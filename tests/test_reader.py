@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
@@ -11,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import numpy as np
@@ -421,6 +422,36 @@ def test_a_reader_cannot_write(path: Path) -> None:
         snapshot.connection.execute("DELETE FROM documents")
 
 
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_a_reader_never_checkpoints_the_log(path: Path, writer: IndexWriter, mode: str) -> None:
+    writer.write(entries(documents(4), MODEL))
+
+    def files() -> bytes:
+        # Another process looks: opening and closing the file in this one would drop SQLite's locks.
+        return subprocess.check_output(["cat", path / "meta.sqlite", path / "meta.sqlite-wal"])
+
+    before = files()
+    assert len(before) > (path / "meta.sqlite").stat().st_size
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        snapshot.connection.execute("COMMIT")
+        with suppress(sqlite3.OperationalError):
+            snapshot.connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        snapshot.connection.execute("BEGIN")
+    assert files() == before
+
+
+def test_the_last_connection_leaves_a_log_alone_if_it_is_a_reader(path: Path) -> None:
+    live = path.with_name("live")
+    with IndexWriter(live, create=settings_of(MODEL)) as writer:
+        writer.write(entries(documents(1, 2), MODEL))
+        shutil.copytree(live, path)
+    before = {file.name: file.read_bytes() for file in path.glob("meta.sqlite*") if not file.name.endswith("-shm")}
+    assert before["meta.sqlite-wal"]
+    with IndexReader(path) as reader:
+        assert reader.info().documents == 2
+    assert {name: (path / name).read_bytes() for name in before} == before
+
+
 # Folders that cannot be written to
 
 _AS_NOBODY = """
@@ -489,6 +520,92 @@ def test_a_read_only_copy_with_its_log_and_shared_memory_is_read_with_its_change
         writer.write(entries(documents(1, 2), MODEL))
         shutil.copytree(live, read_only)
     assert read_as_nobody(read_only) == "['d1', 'd2']"
+
+
+# A file system that is mounted read-only
+
+_MOUNTED = """
+mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || { echo mount; exit 77; }
+shift
+exec "$@"
+"""
+
+_ON_READ_ONLY = """
+import contextlib, io, json, sys
+from pathlib import Path
+from indexer.cli import main as indexer
+from search.cli import main as search
+
+answers = []
+for line in json.loads(sys.argv[1]):
+    sys.argv = line
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            {"indexer": indexer, "search": search}[line[0]]()
+        except SystemExit as ended:
+            code = ended.code
+    out.flush()
+    answers.append([code, out.buffer.getvalue().decode(), err.getvalue()])
+print(json.dumps(answers))
+"""
+
+
+def mounted_read_only(folder: Path, commands: list[list[str]]) -> list[tuple[int, str, str]]:
+    """What commands say where a folder is on a read-only file system, which nobody, not even root, can write to."""
+    python = [sys.executable, "-c", _ON_READ_ONLY, json.dumps(commands)]
+    options = ["-m"] if os.getuid() == 0 else ["-r", "-m"]
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        pytest.skip("there is no unshare, which a mount of one's own needs")
+    script = [unshare, *options, "sh", "-c", _MOUNTED, "sh", str(folder), *python]
+    result = subprocess.run(script, capture_output=True, text=True, check=False)
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip(f"mounting is not permitted here: {result.stderr.strip().splitlines()[-1]}")
+    assert (result.returncode, result.stderr) == (0, "")
+    return [(code, out, err) for code, out, err in json.loads(result.stdout)]
+
+
+@pytest.mark.parametrize("state", ["closed", "sealed", "open"])
+def test_an_index_on_a_read_only_file_system_answers_as_before(tmp_path: Path, state: str) -> None:
+    index = tmp_path / "disk" / "index"
+    index.parent.mkdir()
+    build_index(index, documents(*range(40)), seal=state == "sealed")
+    commands = [
+        ["search", "similar", str(index), "--id", "d7", "--json"],
+        ["search", "similar", str(index), "--id", "d7", "--entity", "PER:Ada", "--where", "n < 5"],
+        ["indexer", "info", str(index), "--json"],
+        ["indexer", "verify", str(index)],
+        ["indexer", "export", str(index), "--vectors"],
+        ["indexer", "snapshot", str(index), str(tmp_path / "copy")],
+    ]
+    with ExitStack() as stack:
+        if state == "open":  # elsewhere, where it can be written to: its last changes are in the log
+            writer = stack.enter_context(IndexWriter(index))
+            writer.write(entries(documents(50, 51), MODEL))
+        answers = mounted_read_only(index.parent, commands)
+        assert [code for code, _, _ in answers] == [0] * len(commands)
+        count = 42 if state == "open" else 40
+        assert len(answers[0][1].splitlines()) == 10
+        assert json.loads(answers[2][1])["documents"] == len(answers[4][1].splitlines()) == count
+        assert answers[3][1] == f"{index}: {count} documents and {count} passages, no fault\n"
+    with IndexReader(tmp_path / "copy") as copy:
+        assert copy.info().documents == count
+
+
+def test_what_writes_to_a_read_only_file_system_says_so(tmp_path: Path) -> None:
+    index = tmp_path / "disk" / "index"
+    index.parent.mkdir()
+    build_index(index, documents(1, 2), seal=True)
+    commands = [
+        ["indexer", "remove", str(index), "d1"],
+        ["indexer", "compact", str(index)],
+        ["indexer", "snapshot", str(index), str(tmp_path / "disk" / "copy")],
+    ]
+    for code, out, err in mounted_read_only(index.parent, commands):
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "Read-only file system" in err
+    assert IndexReader(index).info().documents == 2
 
 
 @pytest.mark.usefixtures("writer")

@@ -580,6 +580,33 @@ def test_another_process_is_named_and_its_lock_ends_with_it(path: Path) -> None:
     IndexWriter(path).close()
 
 
+_REFUSED = """
+import sys, time
+from indexer.errors import LockedError
+from indexer.store import IndexWriter
+for _ in range(5):
+    started = time.monotonic()
+    try:
+        IndexWriter(sys.argv[1])
+    except LockedError as error:
+        print(time.monotonic() - started, error, sep="\\t")
+"""
+
+
+def test_a_second_process_is_refused_within_a_second_and_told_which_one_writes(path: Path) -> None:
+    build_index(path, [Document("a", "a")])
+    with subprocess.Popen([sys.executable, "-c", _HOLD, str(path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        second = subprocess.run([sys.executable, "-c", _REFUSED, str(path)], capture_output=True, text=True, check=True)
+        holder.kill()
+    refusals = [line.split("\t") for line in second.stdout.splitlines()]
+    assert len(refusals) == 5
+    for seconds, message in refusals:
+        assert float(seconds) < 1.0
+        assert message == f"{path} is being written to by process {holder.pid}: wait until it is done, or stop it"
+
+
 # Kills and full disks
 
 _ADD = """
