@@ -119,24 +119,38 @@ def part_of(kind: Kind, value: Scalar, part: Part) -> Key | None:
 
 
 def few_values(connection: sqlite3.Connection, path: str, most: int) -> bool:
-    """True where a field has at least one value, and at most so many; found by that many seeks."""
-    key = (-1, 0)
-    for _ in range(most + 1):
-        row = connection.execute(
-            "SELECT kind, value FROM fields WHERE path = (SELECT path FROM paths WHERE name = ?)"
-            " AND (kind, value) > (?, ?) ORDER BY kind, value LIMIT 1",
-            (path, *key),
-        ).fetchone()
-        if row is None:
-            return key != (-1, 0)
-        key = row
-    return False
+    """True where a field has at most so many values; found by about that many seeks."""
+    found = 0
+    for kind in Kind:
+        value = connection.execute(f"{_VALUE} ORDER BY value LIMIT 1", (path, kind)).fetchone()
+        while value is not None:
+            found += 1
+            if found > most:
+                return False
+            # Not (kind, value) > (?, ?): SQLite would walk through all documents that have the value.
+            value = connection.execute(
+                f"{_VALUE} AND value > ? ORDER BY value LIMIT 1", (path, kind, *value)
+            ).fetchone()
+    return True
 
 
-def field_paths(connection: sqlite3.Connection) -> list[str]:
-    """The paths of all metadata fields that have a value, in order."""
+_VALUE = "SELECT value FROM fields WHERE path = (SELECT path FROM paths WHERE name = ?) AND kind = ?"
+
+
+def has_field(connection: sqlite3.Connection, path: str) -> bool:
+    """True where some document has a value at this path."""
+    found = connection.execute(
+        "SELECT 1 FROM fields WHERE path = (SELECT path FROM paths WHERE name = ?) LIMIT 1", (path,)
+    ).fetchone()
+    return found is not None
+
+
+def field_paths(connection: sqlite3.Connection, most: int) -> list[str]:
+    """The paths of metadata fields that have a value, the first so many in order."""
     rows = connection.execute(
         "SELECT name FROM paths WHERE EXISTS (SELECT 1 FROM fields WHERE fields.path = paths.path) ORDER BY name"
+        " LIMIT ?",
+        (most,),
     )
     return [name for (name,) in rows]
 

@@ -3,8 +3,9 @@
     python scripts/bench_facets.py --cache CACHE -n 1000000
 
 The index is made once and kept in CACHE: documents with one to nine entities of three types (names as frequent as words
-are, by Zipf's law), a class, and metadata of few and of many values; vectors play no part. Each figure is the best and the median
-of several runs, and the processor time of the best, which says more on a machine that does other things as well.
+are, by Zipf's law), a class, and metadata of few and of many values; vectors play no part. Each figure is the best and
+the median of several runs in milliseconds, and the least processor time, which says more on a machine that does other
+things as well.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def main(cache: Path, n: int, runs: int) -> None:
             "entity, significant": _best(lambda: searcher.facets(query, names=["entity"], significant=True), runs),
         }
         with IndexWriter(folder / "index") as writer:
-            report["first after a commit of 200"] = _after(searcher, writer, n, runs, documents=200)
-            report["first after a commit of 8192"] = _after(searcher, writer, n, 2, documents=BATCH)
+            report["first after a commit of 200"] = _after(searcher, writer, n, runs, documents=min(200, n))
+            report["first after a commit of 8192"] = _after(searcher, writer, n, 2, documents=min(BATCH, n))
     click.echo(json.dumps(report, indent=1))
 
 

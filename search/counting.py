@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -24,6 +24,7 @@ from search.facets import Facet, Facets, FacetValue
 
 FEW_VALUES = 100  # of a metadata field that is counted without being asked for
 FEW_FIELDS = 50  # of those, the first in the order of their names
+LOOKED_AT = 1_000  # fields at most, to find them
 MENTIONS = 100  # of an entity, that say which of its forms is shown
 RANGES = 10  # about so many, where no width is given
 MAX_RANGES = 10_000
@@ -58,11 +59,11 @@ def count_facets(
     With `significant`, values that are more frequent among these documents than in the whole index, the least likely
     to be so by chance first. Raises `QueryError` for a name that the index does not have.
     """
-    paths = field_paths(snapshot.connection)
     indexed = snapshot.count()
     scope = Scope(docs, indexed if docs is None else len(docs), indexed)
     wanted = [
-        parse_name(name, settings, paths) for name in dict.fromkeys(names) or default_names(snapshot, settings, paths)
+        parse_name(name, settings, snapshot.connection)
+        for name in dict.fromkeys(names) or default_names(snapshot, settings)
     ]
     return Facets(
         scope.documents,
@@ -71,12 +72,12 @@ def count_facets(
     )
 
 
-def default_names(snapshot: Snapshot, settings: IndexSettings, paths: Collection[str]) -> list[str]:
+def default_names(snapshot: Snapshot, settings: IndexSettings) -> list[str]:
     """The class, the entities of each type, and the metadata fields of few values."""
     names = ["label"] if settings.class_labels is not None else []
     names += [f"entity:{type}" for type in settings.entity_types or ()]
     fields: list[str] = []
-    for path in paths:
+    for path in field_paths(snapshot.connection, LOOKED_AT):
         if len(fields) == FEW_FIELDS:
             break
         if few_values(snapshot.connection, path, FEW_VALUES):
@@ -252,8 +253,8 @@ def _number(column: Column, code: int) -> int | float:
 
 def _round_up(width: Fraction) -> Fraction:
     """The least of 1, 2 and 5 times a power of ten that is at least so much."""
-    power = Fraction(10) ** (math.floor(math.log10(width)) if float(width) else -330)
-    return next(step * power for step in (1, 2, 5, 10, 20) if step * power >= width)
+    power = Fraction(10) ** (len(str(width.numerator)) - len(str(width.denominator)) - 1)  # a hundredth of it at least
+    return next(step * power for step in (1, 2, 5, 10, 20, 50, 100) if step * power >= width)
 
 
 def _plain(number: Fraction) -> int | float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+import sqlite3
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import cast
 
-from indexer.attributes import Attribute, ClassNames, EntityTexts, FieldValues, Part
+from indexer.attributes import Attribute, ClassNames, EntityTexts, FieldValues, Part, field_paths, has_field
 from indexer.errors import FilterError, QueryError
 from indexer.filters import Exists, format_filter, parse
 from indexer.settings import IndexSettings
@@ -34,8 +34,8 @@ class Counted:
     width: Fraction | None = None
 
 
-def parse_name(name: str, settings: IndexSettings, paths: Collection[str]) -> Counted:
-    """What a name means in an index with these metadata paths. Raises `QueryError` that lists what there is."""
+def parse_name(name: str, settings: IndexSettings, connection: sqlite3.Connection) -> Counted:
+    """What a name means in an index, as of a read transaction. Raises `QueryError` that lists what there is."""
     if name == "label":
         _need(settings.class_labels, what="classes")
         return Counted(name, (ClassNames(),))
@@ -49,8 +49,8 @@ def parse_name(name: str, settings: IndexSettings, paths: Collection[str]) -> Co
     match = cast("re.Match[str]", _FIELD.fullmatch(name))  # it matches everything
     written, unit, width = match.groups()
     path = _path(written)
-    if path is None or path not in paths:
-        raise QueryError(f"unknown facet '{name}'; this index has {', '.join(_listed(settings, paths))}")
+    if path is None or not has_field(connection, path):
+        raise QueryError(f"unknown facet '{name}'; this index has {_listed(settings, connection)}")
     if unit is None:
         return Counted(name, (FieldValues(path),))
     if unit in DATES:
@@ -93,9 +93,9 @@ def _need(known: tuple[str, ...] | None, *, what: str) -> tuple[str, ...]:
     return known
 
 
-def _listed(settings: IndexSettings, paths: Collection[str]) -> list[str]:
+def _listed(settings: IndexSettings, connection: sqlite3.Connection) -> str:
     names = ["label"] if settings.class_labels is not None else []
     if settings.entity_types is not None:
         names += ["entity", *(f"entity:{type}" for type in settings.entity_types)]
-    names += [name_of_field(path) for path in paths]
-    return [*names[:_LISTED], f"{len(names) - _LISTED} more"] if len(names) > _LISTED else names or ["none"]
+    names += [name_of_field(path) for path in field_paths(connection, _LISTED)]
+    return ", ".join([*names[:_LISTED], "…"] if len(names) > _LISTED else names) or "none"
