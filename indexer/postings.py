@@ -16,7 +16,7 @@ from functools import cached_property
 
 from pyroaring import BitMap
 
-from indexer.fields import Scalar, normalise_entity
+from indexer.fields import Kind, Scalar, flatten, normalise_entity
 from indexer.filters import DocumentFacts, Filter, HasEntity, HasLabel, allowed, matches
 from indexer.filters.ast import And, HasId, In, Not, Or
 from indexer.filters.sql import leaves
@@ -55,14 +55,15 @@ class Delta:
         """Those for which a condition, not And, Or or Not, holds now."""
         match leaf:
             case HasEntity(str(type), str(text), "exact"):
-                return self._by_entity.get((type, normalise_entity(text)), _NONE)
+                return self.by_entity.get((type, normalise_entity(text)), _NONE)
             case HasLabel(str(name)):
-                return self._by_label.get(name, _NONE)
+                return self.by_label.get(name, _NONE)
             case _:
                 return BitMap(doc for doc, facts in self._facts if matches(leaf, facts))
 
     @cached_property
-    def _by_entity(self) -> dict[tuple[str, str], BitMap]:
+    def by_entity(self) -> dict[tuple[str, str], BitMap]:
+        """Those that have an entity, by its type and normalised text."""
         found: dict[tuple[str, str], BitMap] = {}
         for document in self.documents:
             for span in document.spans:
@@ -71,11 +72,21 @@ class Delta:
         return found
 
     @cached_property
-    def _by_label(self) -> dict[str, BitMap]:
+    def by_label(self) -> dict[str, BitMap]:
+        """Those that have a class, by its name."""
         found: dict[str, BitMap] = {}
         for document in self.documents:
             if document.label is not None:
                 found.setdefault(document.label.name, BitMap()).add(document.doc)
+        return found
+
+    @cached_property
+    def by_path(self) -> dict[str, list[tuple[int, Kind, Scalar]]]:
+        """The values of metadata as filters see them, with the document of each, by path."""
+        found: dict[str, list[tuple[int, Kind, Scalar]]] = {}
+        for document in self.documents:
+            for path, kind, value in flatten(document.metadata):
+                found.setdefault(path, []).append((document.doc, kind, value))
         return found
 
     @cached_property
@@ -123,7 +134,7 @@ class Postings:
         # What And, Or and Not give follows from their parts.
         if isinstance(filter, And | Or | Not) or not position.trimmed <= last < position.last:
             return None
-        delta = self._delta(connection, last, position.last)
+        delta = self.delta(connection, last, position.last)
         if delta is None:
             return None
         found = delta.matching(filter)
@@ -147,7 +158,7 @@ class Postings:
                 oldest = next(iter(self._known))
                 self._room += _bytes_of(oldest, self._known.pop(oldest)[0])
 
-    def _delta(self, connection: sqlite3.Connection, after: int, last: int) -> Delta | None:
+    def delta(self, connection: sqlite3.Connection, after: int, last: int) -> Delta | None:
         """What changed after one change up to another; `None` for too much. The latest few are remembered."""
         with self._mutex:
             if (after, last) in self._deltas:

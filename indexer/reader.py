@@ -17,7 +17,9 @@ import numpy as np
 from pyroaring import BitMap
 
 from indexer import keywords, vectors
+from indexer.attributes import Attribute
 from indexer.codes import CodeSpace, load_code_space
+from indexer.columns import Column, Columns
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.filters import Filter
 from indexer.manifest import read_segments
@@ -98,6 +100,7 @@ class IndexReader:
         self._view = _NO_VIEW
         self._workers: ThreadPoolExecutor | None = None
         self.postings = Postings()
+        self.columns = Columns(self.postings)
         with self._connection() as connection:
             settings = read_settings(connection)
         if settings is None:
@@ -292,6 +295,10 @@ class Snapshot:
     def allowed(self, filter: Filter) -> BitMap:
         """The numbers of the documents for which the filter is true; not to be changed."""
         return self._reader.postings.allowed(self.connection, filter, self.view.log)
+
+    def column(self, attribute: Attribute) -> Column:
+        """What each document has of an attribute, to be counted; read by SQL once, then it follows the commits."""
+        return self._reader.columns.get(self.connection, attribute, self.view.log)
 
     def search_vectors(
         self, query: FloatArray, n: int, *, allowed: BitMap | None = None, path: str = "auto", parallel: bool = True

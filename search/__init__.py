@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from search.facets import Facet, Facets, FacetValue
     from search.hits import Entity, Hit
     from search.searcher import Searcher
 
-__all__ = ["Entity", "Hit", "Searcher"]
+__all__ = ["Entity", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from search import hits
 
         return getattr(hits, name)
+    if name in ("Facet", "FacetValue", "Facets"):
+        from search import facets
+
+        return getattr(facets, name)
     raise AttributeError(f"module 'search' has no attribute {name!r}")

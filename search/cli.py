@@ -17,6 +17,7 @@ from indexer.command import CONTEXT, model_options, run
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
+    from search.facets import Facets
     from search.hits import Hit
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,10 +29,9 @@ def cli() -> None:
     """Search an index by meaning, and filter by entity, class and metadata."""
 
 
-def hit_options(command: F) -> F:
-    """The options of every command that prints hits."""
+def filter_options(command: F) -> F:
+    """--entity, --label and --where."""
     options = (
-        click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
         click.option(
             "--entity",
             multiple=True,
@@ -50,6 +50,17 @@ def hit_options(command: F) -> F:
             metavar="EXPR",
             help="Only documents for which this is true, as in 'year >= 2020 and lang in [de, fr]'.",
         ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def hit_options(command: F) -> F:
+    """The options of every command that prints hits."""
+    options = (
+        click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
+        filter_options,
         click.option(
             "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
         ),
@@ -159,6 +170,64 @@ def similar(
 
 
 @cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--query", metavar="TEXT", help="Count the best hits of this query instead of all documents.")
+@filter_options
+@click.option(
+    "--facet",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="What to count: label, entity (all types), entity:TYPE, a metadata field as in filters, FIELD:year, :month or "
+    ":day (dates), FIELD:histogram or FIELD:histogram:WIDTH (numbers). Default: the class, the entities of each type, "
+    "and the fields of few values.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many values of each.")
+@click.option(
+    "--significant",
+    is_flag=True,
+    help="The values that stand out most from the whole index instead of the most frequent ones.",
+)
+@click.option("--of", type=click.IntRange(min=1), default=100, show_default=True, help="With --query: how many hits.")
+@click.option("--min-score", type=click.FloatRange(-1, 1), help="With --query: only hits with at least this cosine.")
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+@model_options
+def facets(
+    index: Path,
+    query: str | None,
+    entity: tuple[str, ...],
+    label: tuple[str, ...],
+    where: str | None,
+    names: tuple[str, ...],
+    top: int,
+    significant: bool,
+    of: int,
+    min_score: float | None,
+    json: bool,
+    model: str | None,
+    device: str,
+) -> None:
+    """Count the documents in INDEX by class, entity and metadata: of all that the filter allows, or of a query's hits.
+
+    \b
+    Example: search facets myindex --where "year >= 2020" --facet entity:ORG --facet published:month
+    """
+    from search.searcher import Searcher
+
+    with Searcher(index, model=model, device=device) as searcher:
+        found = searcher.facets(
+            query,
+            names=names,
+            filter=flag_filter(entity, label, where),
+            of=of,
+            min_score=min_score,
+            top=top,
+            significant=significant,
+        )
+    show_facets(found, as_json=json)
+
+
+@cli.command()
 @click.argument("text1")
 @click.argument("text2")
 @model_options
@@ -200,6 +269,20 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
         return
     colour = wants_colour(terminal=sys.stdout.isatty())
     click.echo(render_hits(hits, colour=colour, offset=offset), color=colour)
+
+
+def show_facets(facets: Facets, *, as_json: bool) -> None:
+    """Print facets as one JSON object, or for reading."""
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(facets.to_json()).decode())
+        return
+    from search.facet_lines import facet_lines
+    from search.render import wants_colour
+
+    colour = wants_colour(terminal=sys.stdout.isatty())
+    click.echo("\n".join(facet_lines(facets, colour=colour)), color=colour)
 
 
 def main() -> None:

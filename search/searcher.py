@@ -16,8 +16,10 @@ from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
+from search.counting import count_facets
 from search.enrich import enrich
 from search.explain import Answer, Explanation
+from search.facets import Facets
 from search.hits import Hit
 from search.query import Query
 from search.ranking import Ranked, in_order
@@ -195,13 +197,46 @@ class Searcher:
         self._check_filter(query.filter)
         if query.mode != "cosine":
             raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
-        wanted = (self._reader.settings.dimension,)
-        if vector.shape != wanted:
-            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
+        self._check_vector(vector)
         explanation = Explanation()
         with self._reader.snapshot() as snapshot:
             hits = self._find(snapshot, "", vector, query, explanation, path=path)
         return Answer(tuple(hits), explanation)
+
+    def facets(
+        self,
+        query: str | FloatArray | None = None,
+        *,
+        names: Sequence[str] = (),
+        filter: Filter | str | None = None,
+        of: int = 100,
+        min_score: float | None = None,
+        top: int = 10,
+        significant: bool = False,
+    ) -> Facets:
+        """How many documents have each class, entity and metadata value: exact counts, of one commit.
+
+        Without a query of all documents that the filter allows; with one, a text or a vector, of its `of` best hits, as
+        `search` with k = `of` and the same `min_score` finds them. `names`: `label`, `entity`, `entity:TYPE`, a field
+        of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by default the class, the
+        entities of each type and the fields of few values. `top` values of each, the most frequent first, or with
+        `significant` those that stand out most from the whole index. Raises `QueryError`, `FilterError`, `ModelError`.
+        """
+        if top < 1:
+            raise QueryError(f"top must be at least 1, got {top}")
+        if query is None and min_score is not None:
+            raise QueryError("min_score needs a query")
+        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score)
+        if significant and query is None and asked.filter is None:
+            raise QueryError("significant values need a query or a filter, to compare with the whole index")
+        self._check_filter(asked.filter)
+        vector = self._query_vector(query) if query is not None else None
+        with self._reader.snapshot() as snapshot:
+            docs = self._allowed(snapshot, asked)
+            if vector is not None:
+                ranked = self._rank(snapshot, "", vector, asked, docs, Explanation())
+                docs = BitMap(document.doc for document in self._best(snapshot, ranked, asked))
+            return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
@@ -260,13 +295,30 @@ class Searcher:
     def _hits(
         self, snapshot: Snapshot, ranked: list[Ranked], query: Query, explanation: Explanation | None = None
     ) -> list[Hit]:
-        if query.min_score is not None:
-            ranked = [document for document in ranked if document.score >= query.min_score]
-        ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-        shown = ordered[query.offset : query.offset + query.k]
+        shown = self._best(snapshot, ranked, query)
         if explanation is not None:
             explanation.ranked = shown
         return enrich(snapshot, shown)
+
+    def _best(self, snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
+        """The documents that a query asks for, in order."""
+        if query.min_score is not None:
+            ranked = [document for document in ranked if document.score >= query.min_score]
+        ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
+        return ordered[query.offset : query.offset + query.k]
+
+    def _query_vector(self, query: str | FloatArray) -> FloatArray:
+        if isinstance(query, str):
+            _check_text(query)
+            vector: FloatArray = self.model.encode([query])[0]
+            return vector
+        self._check_vector(query)
+        return query
+
+    def _check_vector(self, vector: FloatArray) -> None:
+        wanted = (self._reader.settings.dimension,)
+        if vector.shape != wanted:
+            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
 
 
 def _check_text(text: str) -> None:

@@ -1,0 +1,101 @@
+"""Names of facets, as they are asked for: `label`, `entity`, `entity:ORG`, `year`, `date:month`, `price:histogram`."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+from indexer.attributes import Attribute, ClassNames, EntityTexts, FieldValues, Part, field_paths, has_field
+from indexer.errors import FilterError, QueryError
+from indexer.filters import Exists, format_filter, parse
+from indexer.settings import IndexSettings
+
+DATES = ("year", "month", "day")
+
+_FIELD = re.compile(r"(.*?)(?::(year|month|day|histogram(?::([^:`]*))?))?", re.DOTALL)
+_LISTED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What a name means: the attributes that are counted together.
+
+    `types`: the entity type of each attribute. `order`: "count", most frequent first; "value", as dates; "range",
+    numbers put together in ranges, `width` wide where it is given.
+    """
+
+    name: str
+    attributes: tuple[Attribute, ...]
+    types: tuple[str | None, ...] = (None,)
+    order: str = "count"
+    width: Fraction | None = None
+
+
+def parse_name(name: str, settings: IndexSettings, connection: sqlite3.Connection) -> Counted:
+    """What a name means in an index, as of a read transaction. Raises `QueryError` that lists what there is."""
+    if name == "label":
+        _need(settings.class_labels, what="classes")
+        return Counted(name, (ClassNames(),))
+    if name == "entity" or name.startswith("entity:"):
+        types = _need(settings.entity_types, what="entities")
+        if name == "entity":
+            return Counted(name, tuple(map(EntityTexts, types)), types)
+        if (type := name.removeprefix("entity:")) not in types:
+            raise QueryError(f"unknown facet '{name}'; the entity types of this index are {', '.join(types) or 'none'}")
+        return Counted(name, (EntityTexts(type),), (type,))
+    match = cast("re.Match[str]", _FIELD.fullmatch(name))  # it matches everything
+    written, unit, width = match.groups()
+    path = _path(written)
+    if path is None or not has_field(connection, path):
+        raise QueryError(f"unknown facet '{name}'; this index has {_listed(settings, connection)}")
+    if unit is None:
+        return Counted(name, (FieldValues(path),))
+    if unit in DATES:
+        return Counted(name, (FieldValues(path, cast("Part", unit)),), order="value")
+    return Counted(name, (FieldValues(path, "number"),), order="range", width=_width(name, width))
+
+
+def name_of_field(path: str) -> str:
+    """The name of the facet of a metadata field, written as in filters.
+
+    >>> name_of_field("author.name"), name_of_field("label"), name_of_field("dc:date")
+    ('author.name', '`label`', '`dc:date`')
+    """
+    return format_filter(Exists(path)).removeprefix("exists ")
+
+
+def _path(written: str) -> str | None:
+    try:
+        filter = parse(f"exists {written}")
+    except FilterError:
+        return None
+    return filter.path if isinstance(filter, Exists) else None
+
+
+def _width(name: str, written: str | None) -> Fraction | None:
+    if written is None:
+        return None
+    try:
+        width = Fraction(written)
+    except (ValueError, ZeroDivisionError):
+        width = Fraction(0)
+    if width <= 0:
+        raise QueryError(f"facet '{name}': a range's width is a number above 0, got '{written}'")
+    return width
+
+
+def _need(known: tuple[str, ...] | None, *, what: str) -> tuple[str, ...]:
+    if known is None:
+        raise QueryError(f"this index was built without tags, so it has no {what} to count; `indexer retag` adds them")
+    return known
+
+
+def _listed(settings: IndexSettings, connection: sqlite3.Connection) -> str:
+    names = ["label"] if settings.class_labels is not None else []
+    if settings.entity_types is not None:
+        names += ["entity", *(f"entity:{type}" for type in settings.entity_types)]
+    names += [name_of_field(path) for path in field_paths(connection, _LISTED)]
+    return ", ".join([*names[:_LISTED], "…"] if len(names) > _LISTED else names) or "none"
