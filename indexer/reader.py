@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pyroaring import BitMap
 from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE
@@ -337,6 +339,15 @@ class Snapshot:
         """The number of the document with this id."""
         row = self.connection.execute("SELECT doc FROM documents WHERE id = ?", (id_,)).fetchone()
         return None if row is None else int(row[0])
+
+    def numbers_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The numbers of the documents with these ids, by id; ids that are not there are left out."""
+        wanted = json.dumps([id_ for id_ in ids if not has_lone_surrogate(id_)])
+        rows = self.connection.execute(
+            "SELECT id, doc FROM documents WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
+        )
+        numbers: dict[str, int] = dict(rows.fetchall())
+        return numbers
 
     def document_vector(self, doc: int) -> FloatArray:
         """The embedding of a whole document, fp32 (dimension,), of length 1 up to fp16."""

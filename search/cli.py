@@ -33,6 +33,20 @@ def hit_options(command: F) -> F:
     options = (
         click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
         click.option(
+            "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
+        ),
+        click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine."),
+        click.option("--json", is_flag=True, help="Print one JSON object per hit."),
+    )
+    for option in reversed(options[1:]):
+        command = option(command)
+    return options[0](filter_options(command))
+
+
+def filter_options(command: F) -> F:
+    """The options that make a filter, which `flag_filter` reads."""
+    options = (
+        click.option(
             "--entity",
             multiple=True,
             metavar="TYPE:TEXT",
@@ -50,11 +64,6 @@ def hit_options(command: F) -> F:
             metavar="EXPR",
             help="Only documents for which this is true, as in 'year >= 2020 and lang in [de, fr]'.",
         ),
-        click.option(
-            "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
-        ),
-        click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine."),
-        click.option("--json", is_flag=True, help="Print one JSON object per hit."),
     )
     for option in reversed(options):
         command = option(command)
@@ -126,6 +135,74 @@ def similar(
     with Searcher(index) as searcher:
         hits = searcher.similar(id, k=k, filter=flag_filter(entity, label, where), offset=offset, min_score=min_score)
     show_hits(hits, as_json=json, offset=offset)
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--queries", required=True, metavar="FILE", help="JSONL (_id, text), lines of id TAB text, or topics.")
+@click.option("--qrels", required=True, metavar="FILE", help="Judgements: TSV as BEIR has them, or TREC's 4 columns.")
+@click.option("--mode", multiple=True, metavar="MODE", help="A mode to evaluate; may be repeated. Default: all.")
+@click.option(
+    "--measure",
+    multiple=True,
+    metavar="NAME",
+    help="As ir_measures names them; may be repeated. Default: nDCG@10, RR@10 (MRR), R@100 (recall), AP@100 (MAP).",
+)
+@click.option(
+    "-k", "--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Documents ranked for each query."
+)
+@filter_options
+@click.option("--per-query", is_flag=True, help="Print the values of each query first, one line each.")
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Compare the modes query by query.")
+@click.option("--json", is_flag=True, help="Print JSON: an object for each query with --per-query, then one for all.")
+@model_options
+def evaluate(
+    index: Path,
+    queries: str,
+    qrels: str,
+    mode: tuple[str, ...],
+    measure: tuple[str, ...],
+    depth: int,
+    entity: tuple[str, ...],
+    label: tuple[str, ...],
+    where: str | None,
+    per_query: bool,
+    compare: bool,
+    json: bool,
+    model: str | None,
+    device: str,
+) -> None:
+    """Measure how well INDEX answers QUERIES whose relevant documents QRELS names.
+
+    Compares modes of search by nDCG, recall, MRR and MAP. Needs the extra `eval`.
+
+    \b
+    Example: search evaluate myindex --queries queries.jsonl --qrels qrels/test.tsv
+    """
+    from search.evaluate import evaluate
+    from search.evaluate_report import evaluation_json, query_json, query_lines, report_lines
+    from search.judged import read_qrels, read_queries
+    from search.searcher import Searcher
+
+    asked, judged = read_queries(queries), read_qrels(qrels)
+    with Searcher(index, model=model, device=device) as searcher:
+        evaluation = evaluate(
+            searcher,
+            asked,
+            judged,
+            modes=mode or None,
+            measures=measure or None,
+            depth=depth,
+            filter=flag_filter(entity, label, where),
+        )
+    if json:
+        import orjson
+
+        for record in (*(query_json(evaluation) if per_query else ()), evaluation_json(evaluation, compare=compare)):
+            click.echo(orjson.dumps(record).decode())
+        return
+    for line in (*((*query_lines(evaluation), "") if per_query else ()), *report_lines(evaluation, compare=compare)):
+        click.echo(line)
 
 
 @cli.command()

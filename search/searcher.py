@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -61,6 +61,12 @@ class Searcher:
     def info(self) -> IndexInfo:
         """Counts, sizes and the model of the index."""
         return self._reader.info()
+
+    @property
+    def commit(self) -> int:
+        """The number of the newest commit."""
+        with self._reader.snapshot() as snapshot:
+            return snapshot.view.commit
 
     @property
     def model(self) -> TextModel:
@@ -193,6 +199,15 @@ class Searcher:
         with self._reader.snapshot() as snapshot:
             hits = self._find(snapshot, vector, query, explanation, path=path)
         return Answer(tuple(hits), explanation)
+
+    def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
+        """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""
+        tree = _as_filter(filter)
+        self._check_filter(tree)
+        with self._reader.snapshot() as snapshot:
+            numbers = snapshot.numbers_of(ids)
+            allowed = None if tree is None else snapshot.allowed(tree)
+            return {id_ for id_, doc in numbers.items() if allowed is None or doc in allowed}
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
