@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search.hits import Entity, Hit
     from search.searcher import Searcher
+    from search.similar import Examples
 
-__all__ = ["Entity", "Hit", "Searcher"]
+__all__ = ["Entity", "Examples", "Hit", "Searcher"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from search import hits
 
         return getattr(hits, name)
+    if name == "Examples":
+        from search.similar import Examples
+
+        return Examples
     raise AttributeError(f"module 'search' has no attribute {name!r}")

@@ -112,11 +112,26 @@ def query(
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-@click.option("--id", required=True, metavar="ID", help="The document to compare with.")
+@click.option("--id", multiple=True, metavar="ID", help="A document that hits should be like; may be repeated.")
+@click.option("--text", multiple=True, metavar="TEXT", help="A text that hits should be like; may be repeated.")
+@click.option("--not-id", multiple=True, metavar="ID", help="A document that hits should not be like.")
+@click.option("--not-text", multiple=True, metavar="TEXT", help="A text that hits should not be like.")
+@click.option(
+    "--not-weight",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="How much the negative examples count against the others.",
+)
 @hit_options
+@model_options
 def similar(
     index: Path,
-    id: str,
+    id: tuple[str, ...],
+    text: tuple[str, ...],
+    not_id: tuple[str, ...],
+    not_text: tuple[str, ...],
+    not_weight: float,
     k: int,
     entity: tuple[str, ...],
     label: tuple[str, ...],
@@ -124,16 +139,26 @@ def similar(
     offset: int,
     min_score: float | None,
     json: bool,
+    model: str | None,
+    device: str,
 ) -> None:
-    """Show the documents in INDEX that are most like one of its own. Needs no model.
+    """Show the documents in INDEX that are most like some of its own or some texts, and unlike others.
+
+    The documents given are left out. Needs a model only for texts.
 
     \b
-    Example: search similar myindex --id article-17 -k 5
+    Examples: search similar myindex --id article-17 -k 5
+              search similar myindex --id article-17 --text "steel prices" --not-id article-4
     """
+    if not id and not text:
+        raise click.UsageError("Missing option '--id' or '--text'.", ctx=click.get_current_context())
     from search.searcher import Searcher
+    from search.similar import Examples
 
-    with Searcher(index) as searcher:
-        hits = searcher.similar(id, k=k, filter=flag_filter(entity, label, where), offset=offset, min_score=min_score)
+    examples = Examples(ids=id, texts=text, not_ids=not_id, not_texts=not_text, not_weight=not_weight)
+    filter = flag_filter(entity, label, where)
+    with Searcher(index, model=model, device=device) as searcher:
+        hits = searcher.similar(examples, k=k, filter=filter, offset=offset, min_score=min_score)
     show_hits(hits, as_json=json, offset=offset)
 
 

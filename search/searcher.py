@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pyroaring import BitMap
 
 from indexer.errors import ModelError, QueryError
@@ -22,6 +23,7 @@ from search.explain import Answer, Explanation
 from search.hits import Hit
 from search.query import Query
 from search.ranking import Ranked, in_order, rank_documents
+from search.similar import Examples, combine
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
@@ -159,24 +161,40 @@ class Searcher:
 
     def similar(
         self,
-        id_: str,
+        examples: str | Examples,
         *,
         k: int = 10,
         filter: Filter | str | None = None,
         offset: int = 0,
         min_score: float | None = None,
     ) -> list[Hit]:
-        """The k documents nearest to a document of the index, itself left out. Needs no model.
+        """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
-        Raises `QueryError` for an id that is not there, `FilterError`.
+        All documents that are given are left out. Scores are cosines with `similar.combine` of the examples. Needs the
+        model only where texts are among them. Raises `QueryError` for an id that is not there, `FilterError`,
+        `ModelError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
         self._check_filter(query.filter)
+        if isinstance(examples, str):
+            examples = Examples(ids=(examples,))
+        texts = [*examples.texts, *examples.not_texts]
+        for text in texts:
+            _check_text(text)
+        encoded = list(self.model.encode(texts)) if texts else []
+        positive, negative = encoded[: len(examples.texts)], encoded[len(examples.texts) :]
         with self._reader.snapshot() as snapshot:
-            doc = snapshot.number_of(id_)
-            if doc is None:
-                raise QueryError(f"no document has the id '{id_}'")
-            return self._find(snapshot, snapshot.document_vector(doc), query, Explanation(), exclude=doc)
+            docs = snapshot.numbers_of([*examples.ids, *examples.not_ids])
+            if missing := [id_ for id_ in (*examples.ids, *examples.not_ids) if id_ not in docs]:
+                raise QueryError(f"no document has the id '{missing[0]}'")
+            positive += [snapshot.document_vector(docs[id_]) for id_ in examples.ids]
+            negative += [snapshot.document_vector(docs[id_]) for id_ in examples.not_ids]
+            vector = combine(
+                np.stack(positive),
+                np.stack(negative) if negative else np.zeros((0, len(positive[0])), dtype=np.float32),
+                not_weight=examples.not_weight,
+            )
+            return self._find(snapshot, vector, query, Explanation(), exclude=frozenset(docs.values()))
 
     def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
         """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
@@ -226,7 +244,7 @@ class Searcher:
         query: Query,
         explanation: Explanation,
         *,
-        exclude: int | None = None,
+        exclude: frozenset[int] = frozenset(),
         path: str = "auto",
     ) -> list[Hit]:
         """Filter → vector search → rank → enrich, on one commit of the index."""
@@ -248,7 +266,7 @@ class Searcher:
         chosen: BitMap | None,
         explanation: Explanation,
         *,
-        exclude: int | None = None,
+        exclude: frozenset[int] = frozenset(),
         path: str = "auto",
         parallel: bool = True,
     ) -> list[Ranked]:
@@ -256,8 +274,7 @@ class Searcher:
         explanation.documents = snapshot.count()
         available = explanation.documents if chosen is None else len(chosen)
         explanation.allowed = available
-        if exclude is not None and (chosen is None or exclude in chosen):
-            available -= 1
+        available -= sum(1 for doc in exclude if chosen is None or doc in chosen)
         if available <= query.offset:
             return []
 
