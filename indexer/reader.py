@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -24,7 +23,7 @@ from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE
-from indexer.metadata import connect_reader
+from indexer.metadata import connect_reader, select_in
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
@@ -342,11 +341,8 @@ class Snapshot:
 
     def numbers_of(self, ids: Iterable[str]) -> dict[str, int]:
         """The numbers of the documents with these ids, by id; ids that are not there are left out."""
-        wanted = json.dumps([id_ for id_ in ids if not has_lone_surrogate(id_)])
-        rows = self.connection.execute(
-            "SELECT id, doc FROM documents WHERE id IN (SELECT value FROM json_each(?))", (wanted,)
-        )
-        numbers: dict[str, int] = dict(rows.fetchall())
+        wanted = [id_ for id_ in dict.fromkeys(ids) if not has_lone_surrogate(id_)]
+        numbers: dict[str, int] = dict(select_in(self.connection, "SELECT id, doc FROM documents WHERE id IN", wanted))
         return numbers
 
     def document_vector(self, doc: int) -> FloatArray:

@@ -534,6 +534,6 @@ def test_the_command_s_errors_are_one_line(run: Run, index: str) -> None:
 
 
 def test_present_gives_the_ids_that_are_there_and_allowed(searcher: Searcher) -> None:
-    assert searcher.present(["d1", "d11", "zz", "\ud800", "d1"]) == {"d1", "d11"}
+    assert searcher.present(["d1", "d11", "zz", "\ud800", "d1", "d1\0"]) == {"d1", "d11"}
     assert searcher.present(["d1", "d11"], filter="n > 5") == {"d11"}
     assert searcher.present([]) == set()
