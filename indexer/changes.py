@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
+from indexer import keywords
 from indexer.fields import flatten, normalise_entity
 from indexer.metadata import select_in
 from indexer.records import Analysis, Document, Label, Metadata, Span
@@ -121,6 +122,15 @@ class Change:
         self._take_out_entities(stored)
         self._put_in_entities(after)
 
+    def texts(self) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+        """What the keyword index loses and gains, each as (doc, text); a text that stays is in neither."""
+        before = {stored.doc: stored.text for stored in self.replaced}
+        after = {stored.doc: stored.text for stored in self.documents}
+        return (
+            [(doc, text) for doc, text in before.items() if after.get(doc) != text],
+            [(doc, text) for doc, text in after.items() if before.get(doc) != text],
+        )
+
     def _replace(self, before: StoredDocument, after: StoredDocument) -> None:
         self.replaced.append(before)
         self.documents.append(after)
@@ -173,6 +183,9 @@ def apply_change(connection: sqlite3.Connection, change: Change, *, pending: boo
         [(paths[path], kind, value, doc) for path, kind, value, doc in change.fields_gone],
     )
     _delete(connection, "documents", "doc", [stored.doc for stored in change.replaced if stored.doc not in kept])
+    texts_gone, texts = change.texts()
+    keywords.remove_texts(connection, texts_gone)
+    keywords.add_texts(connection, texts)
     _write_documents(connection, change.documents, digests, written=state.number)
     connection.executemany(
         'INSERT INTO passages (vid, doc, start, "end", tokens) VALUES (?, ?, ?, ?, ?)', change.passages

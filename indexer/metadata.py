@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from indexer import keywords
 from indexer.errors import FormatError, NotAnIndexError
 
 APPLICATION_ID = 0x74676478  # "tgdx"
@@ -148,7 +149,13 @@ def m001_create_tables(db: Database) -> None:
         db.execute(statement)
 
 
-MIGRATIONS: tuple[Migration, ...] = (m001_create_tables,)
+def m002_add_keywords(db: Database) -> None:
+    """Format 2: search by keywords."""
+    db.execute(keywords.CREATE)
+    keywords.rebuild(db.conn)
+
+
+MIGRATIONS: tuple[Migration, ...] = (m001_create_tables, m002_add_keywords)
 FORMAT = len(MIGRATIONS)
 
 

@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 from pyroaring import BitMap
 
-from indexer import vectors
+from indexer import keywords, vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.fields import has_lone_surrogate
@@ -315,6 +315,43 @@ class Snapshot:
             path=path,
             pool=self._reader.workers if parallel else None,
         )
+
+    def match_words(self, expression: str, n: int, allowed: BitMap | None) -> list[tuple[int, float]]:
+        """The n allowed documents (`None`: all) that match best, (doc, BM25), best first, with those that tie.
+
+        `expression` in FTS5's syntax.
+        """
+        return keywords.match(self.connection, expression, n, allowed)
+
+    def passages_with_words(self, expression: str, docs: Sequence[int]) -> dict[int, int]:
+        """For each of these documents the vid of the passage with the most matching words, the first of several."""
+        words = keywords.matched_words(self.connection, expression, docs)
+        best: dict[int, tuple[int, int]] = {}
+        for doc, vid, start, end in self._passages(docs):
+            count = sum(start <= at < end for at, _ in words.get(doc, ()))
+            if doc not in best or count > best[doc][0]:
+                best[doc] = count, vid
+        return {doc: vid for doc, (_, vid) in best.items()}
+
+    def best_passages(self, query: FloatArray, docs: Sequence[int]) -> dict[int, tuple[int, float]]:
+        """For each of these documents the vid and cosine of its best passage. `query` fp32 (dimension,)."""
+        unit = vectors.normalise(query[None])[0]
+        owners = {vid: doc for doc, vid, _, _ in self._passages(docs)}
+        best: dict[int, tuple[int, float]] = {}
+        for vid, score in vectors.scores_of(self.view.all, np.array(sorted(owners), dtype=np.int64), unit):
+            doc = owners[vid]
+            if doc not in best or score > best[doc][1]:
+                best[doc] = vid, score
+        if missing := set(docs) - best.keys():
+            raise CorruptIndexError(f"document number {min(missing)} has no vector; run 'indexer verify'")
+        return best
+
+    def _passages(self, docs: Sequence[int]) -> list[tuple[int, int, int, int]]:
+        """(doc, vid, start, end) of all passages of documents, in the order of their vids."""
+        return self.connection.execute(
+            'SELECT doc, vid, start, "end" FROM passages WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY vid',
+            (str([int(doc) for doc in docs]),),
+        ).fetchall()
 
     def documents(self, docs: Sequence[int]) -> dict[int, StoredDocument]:
         """Whole documents by number, checked against their digests."""

@@ -22,7 +22,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from indexer import vectors
+from indexer import keywords, vectors
 from indexer.changes import (
     Change,
     CommitState,
@@ -272,6 +272,7 @@ class IndexWriter:
         with self._storage_errors():
             merges = self._merger.merge_all()
             self._forget_terms()
+            keywords.merge(self._connection)
             self._shrink()
         return merges
 

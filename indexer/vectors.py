@@ -6,7 +6,7 @@ be among the best, and the fp16 vectors of those, mapped from disk, say which ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -218,6 +218,15 @@ def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
     products = rows.astype(np.float64) * query.astype(np.float64)
     scores: Scores = np.clip(products.sum(axis=1), -1.0, 1.0)
     return scores
+
+
+def scores_of(segments: Sequence[Segment], vids: IdArray, query: FloatArray) -> Iterator[tuple[int, float]]:
+    """(vid, cosine) of those vectors, `vids` ascending, that segments hold and that are live; cosine in fp64."""
+    for segment in segments:
+        at = np.searchsorted(segment.vids, vids)
+        at = at[(at < len(segment)) & (segment.vids[np.minimum(at, len(segment) - 1)] == vids)]
+        at = at[segment.live[at]]
+        yield from zip(segment.vids[at].tolist(), exact_scores(segment.table[at], query).tolist(), strict=True)
 
 
 def normalise(vectors: FloatArray) -> FloatArray:

@@ -34,8 +34,8 @@ KINDS = ("independent", "near", "far")
 # Texts taken from each collection: the shorter ones more often, so that 200,000 passages take minutes, not hours.
 SOURCES = {
     "oewn": ("oewn/oewn-synsets.jsonl.xz", 107_525),
-    "wiki-en": ("wiki-en/wiki-paragraphs.jsonl.xz", 85_000),
-    "acl-anthology": ("acl-anthology/acl-2016-2024.jsonl.xz", 9_000),
+    "wiki-en": ("wiki-en/wiki-paragraphs.jsonl.xz", 89_000),
+    "acl-anthology": ("acl-anthology/acl-2016-2024.jsonl.xz", 1_500),
 }
 PIECE = 4_096  # texts embedded between two saves
 BLOCK = 16_384  # vectors held in fp32 at a time
@@ -111,15 +111,18 @@ def texts(data: Path) -> Iterator[str]:
                     yield text
 
 
-def embed(data: Path, cache: Path, *, model: TextModel) -> None:
-    """Embed and tag every text; each passage of a long one is a vector of its own. Goes on where it was stopped."""
+def embed(data: Path, cache: Path, *, model: TextModel, part: int = 0, parts: int = 1) -> None:
+    """Embed and tag every text; each passage of a long one is a vector of its own. Goes on where it was stopped.
+
+    Several processes can share the work: each takes every `parts`-th piece, from number `part` on.
+    """
     folder = cache / "real"
     folder.mkdir(parents=True, exist_ok=True)
     iterator = texts(data)
     for number in tqdm(range(-(-sum(limit for _, limit in SOURCES.values()) // PIECE)), desc="embedding"):
         piece = list(islice(iterator, PIECE))
         target = folder / f"{number:04d}.npz"
-        if target.exists() or not piece:
+        if number % parts != part or target.exists() or not piece:
             continue
         vectors, tags = [], []
         for text, analysis in zip(piece, model.analyse(piece), strict=True):

@@ -35,8 +35,8 @@ import bench_data
 from bench_data import Dataset, K
 from bench_peers import ENGINES, versions
 
-CELL_SECONDS = 3.0  # for one filter at one level, then the rest of the queries is left out
-LEAST_QUERIES = 10
+CELL_SECONDS = 2.0  # for one filter at one level, then the rest of the queries is left out
+LEAST_QUERIES = 8
 ENOUGH = 0.99  # recall at which engines are compared
 
 
@@ -260,11 +260,13 @@ size_option = click.option("-n", "n", default=1_000_000, show_default=True, help
 @cli.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
 @cache_option
-def embed(data: Path, cache: Path) -> None:
+@click.option("--part", type=click.IntRange(min=0), default=0, help="Which share of the work, from 0 on.")
+@click.option("--parts", type=click.IntRange(min=1), default=1, help="Into how many shares the work is divided.")
+def embed(data: Path, cache: Path, part: int, parts: int) -> None:
     """Embed the real texts; goes on where it was stopped."""
     from indexer.model import TextModel
 
-    bench_data.embed(data, cache, model=TextModel.load())
+    bench_data.embed(data, cache, model=TextModel.load(), part=part, parts=parts)
 
 
 def run_step(step: Any, cache: Path, n: int, engines: Sequence[str]) -> None:

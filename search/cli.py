@@ -35,7 +35,7 @@ def hit_options(command: F) -> F:
         click.option(
             "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
         ),
-        click.option("--min-score", type=click.FloatRange(-1, 1), help="Only hits with at least this cosine."),
+        click.option("--min-score", type=float, help="Only hits with at least this score."),
         click.option("--json", is_flag=True, help="Print one JSON object per hit."),
     )
     for option in reversed(options[1:]):
@@ -75,7 +75,27 @@ def filter_options(command: F) -> F:
 @click.argument("text")
 @hit_options
 @click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
-@click.option("--mode", type=click.Choice(["cosine"]), default="cosine", show_default=True, help="How hits are ranked.")
+@click.option(
+    "--mode",
+    type=click.Choice(["cosine", "hybrid", "keyword"]),
+    default="cosine",
+    show_default=True,
+    help='How hits are ranked: by meaning; by meaning and words; by words, "phrases" and prefixes*, without a model.',
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(["rrf", "weighted"]),
+    default="rrf",
+    show_default=True,
+    help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
+)
+@click.option(
+    "--keyword-weight",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    show_default=True,
+    help="The share of words in a weighted fusion.",
+)
 @model_options
 def query(
     index: Path,
@@ -89,6 +109,8 @@ def query(
     json: bool,
     explain: bool,
     mode: str,
+    fusion: str,
+    keyword_weight: float,
     model: str | None,
     device: str,
 ) -> None:
@@ -102,7 +124,15 @@ def query(
 
     with Searcher(index, model=model, device=device) as searcher:
         filter = flag_filter(entity, label, where)
-        asked = Query(k=k, filter=filter, mode=mode, offset=offset, min_score=min_score)
+        asked = Query(
+            k=k,
+            filter=filter,
+            mode=mode,
+            offset=offset,
+            min_score=min_score,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
+        )
         answer = searcher.answer(text, asked)
     show_hits(answer.hits, as_json=json, offset=offset)
     if explain:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from indexer.vectors import SearchPlan
 from search.hits import Hit
+from search.ranking import Ranked
 
 
 @dataclass(slots=True)
 class Explanation:
-    """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step."""
+    """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step.
+
+    `ranked`: the hits in their order, with what their scores are made of.
+    """
 
     documents: int = 0
     allowed: int = 0
     plans: list[SearchPlan] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    ranked: Sequence[Ranked] = ()
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -46,6 +51,9 @@ class Explanation:
                 for plan in self.plans
             ],
             "milliseconds": {step: round(1000 * seconds, 3) for step, seconds in self.seconds.items()},
+            "hits": [
+                {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
+            ],
         }
 
     def lines(self) -> list[str]:
@@ -58,8 +66,23 @@ class Explanation:
                 f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors"
                 for plan in self.plans
             ),
+            *(
+                f"hit {number}: {hit.score:.4f} of "
+                + ", ".join(
+                    f"{name} {value:.4f}"
+                    for name, value in (("cosine", hit.cosine), ("bm25", hit.bm25))
+                    if value is not None
+                )
+                for number, hit in enumerate(self.ranked, start=1)
+                if _is_made_up(hit)
+            ),
             f"time: {steps}",
         ]
+
+
+def _is_made_up(hit: Ranked) -> bool:
+    """True where the score has parts to show."""
+    return hit.cosine is not None or hit.bm25 is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from indexer.errors import QueryError
 from indexer.filters import Filter
 
-MODES = ("cosine",)
+MODES = ("cosine", "hybrid", "keyword")
+"""Ranked by meaning; by meaning and words together; by words."""
+
+FUSIONS = ("rrf", "weighted")
+"""How the two rankings of a hybrid search become one: by their ranks; by their scores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,8 @@ class Query:
 
     - `k`: how many documents, `offset`: how many of the best to pass over before them.
     - `filter`: only documents for which it is true; `None` for all.
-    - `min_score`: only hits with at least this cosine; `None` for all, negative ones too.
+    - `min_score`: only hits with at least this score; `None` for all, negative ones too.
+    - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
     Raises `QueryError` for values that make no sense.
     """
@@ -27,6 +32,8 @@ class Query:
     filter: Filter | None = None
     min_score: float | None = None
     mode: str = "cosine"
+    fusion: str = "rrf"
+    keyword_weight: float = 0.3
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -37,3 +44,7 @@ class Query:
             raise QueryError(f"min_score must be a number, got {self.min_score}")
         if self.mode not in MODES:
             raise QueryError(f"unknown mode '{self.mode}'; there are {', '.join(MODES)}")
+        if self.fusion not in FUSIONS:
+            raise QueryError(f"unknown fusion '{self.fusion}'; there are {', '.join(FUSIONS)}")
+        if not 0.0 <= self.keyword_weight <= 1.0:
+            raise QueryError(f"keyword_weight must be between 0 and 1, got {self.keyword_weight}")

@@ -1,8 +1,8 @@
-"""From scored passages to ranked documents: pure functions, and the widening search that feeds them."""
+"""From scored passages to ranked documents, and from two rankings to one: pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,18 @@ FIRST_CANDIDATES = 16
 MARGIN = 2  # passages asked for first, for each document wanted
 WIDEN = 4
 
+RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outperforms Condorcet …"
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage."""
+    """A document with its best passage; `cosine` and `bm25` are what went into a score that is made of both."""
 
     doc: int
     vid: int
     score: float
+    cosine: float | None = None
+    bm25: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:
@@ -59,3 +63,48 @@ def rank_documents(
 def in_order(ranked: list[Ranked], ids: Mapping[int, str]) -> list[Ranked]:
     """Best score first; equal scores in the order of their ids."""
     return sorted(ranked, key=lambda document: (-document.score, ids[document.doc]))
+
+
+def reciprocal_ranks(
+    by_meaning: Sequence[Ranked], by_words: Sequence[tuple[int, float]], passages: Mapping[int, Ranked]
+) -> list[Ranked]:
+    """Two rankings as one: the score of a document is the sum of 1 / (60 + rank) over the rankings that have it.
+
+    Ranks count from 1; equal scores in a ranking have the same rank. `by_words`: (doc, BM25), best first; `passages`:
+    the best passage of every document of either ranking, its score the cosine. Best first.
+    """
+    scores: dict[int, float] = {}
+    for ranking in ([(item.doc, item.score) for item in by_meaning], by_words):
+        rank, last = 0, None
+        for place, (doc, score) in enumerate(ranking, start=1):
+            if score != last:
+                rank, last = place, score
+            scores[doc] = scores.get(doc, 0.0) + 1.0 / (RRF_K + rank)
+    return _fused(scores, dict(by_words), passages)
+
+
+def weighted_scores(
+    by_words: Sequence[tuple[int, float]], passages: Mapping[int, Ranked], *, keyword_weight: float
+) -> list[Ranked]:
+    """Scores in [0, 1]: (1 − w) · cosine + w · BM25, each scaled to the range that the candidates span.
+
+    The cosine is scaled from lowest to highest, BM25 from 0, which is what a document without any of the words has.
+    """
+    cosines = [item.score for item in passages.values()]
+    low, high = min(cosines, default=0.0), max(cosines, default=0.0)
+    words = dict(by_words)
+    most = max(words.values(), default=0.0)
+    scores = {
+        doc: (1.0 - keyword_weight) * ((item.score - low) / (high - low) if high > low else 1.0)
+        + keyword_weight * (words.get(doc, 0.0) / most if most > 0 else 0.0)
+        for doc, item in passages.items()
+    }
+    return _fused(scores, words, passages)
+
+
+def _fused(scores: Mapping[int, float], words: Mapping[int, float], passages: Mapping[int, Ranked]) -> list[Ranked]:
+    ranked = [
+        Ranked(doc, passages[doc].vid, score, cosine=passages[doc].score, bm25=words.get(doc))
+        for doc, score in scores.items()
+    ]
+    return sorted(ranked, key=lambda item: (-item.score, item.doc))

@@ -17,12 +17,12 @@ from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
-from indexer.vectors import Candidates
 from search.enrich import enrich
 from search.explain import Answer, Explanation
 from search.hits import Hit
 from search.query import Query
-from search.ranking import Ranked, in_order, rank_documents
+from search.ranking import Ranked, in_order
+from search.retrieval import by_both, by_meaning, by_words
 from search.similar import Examples, combine
 
 if TYPE_CHECKING:
@@ -71,6 +71,11 @@ class Searcher:
             return snapshot.view.commit
 
     @property
+    def has_model(self) -> bool:
+        """Whether texts can be compared by meaning: the index names its model, or one was given."""
+        return self._given is not None or self._reader.settings.model is not None
+
+    @property
     def model(self) -> TextModel:
         """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
         from indexer.model import TextModel, choose_device
@@ -110,10 +115,11 @@ class Searcher:
         offset: int = 0,
         min_score: float | None = None,
     ) -> list[Hit]:
-        """The k documents nearest in meaning to the text, best first; ties in the order of ids.
+        """The k documents that answer the text best, best first; ties in the order of ids.
 
-        `filter`: a tree from `indexer.filters`, or its text. A text longer than the model's window is pooled
-        over all of it. Raises `QueryError`, `FilterError`, `ModelError`.
+        `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
+        and needs no model, "hybrid" by both. A text longer than the model's window is pooled over all of it. Raises
+        `QueryError`, `FilterError`, `ModelError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
         return list(self.answer(text, query).hits)
@@ -133,12 +139,17 @@ class Searcher:
         for text in texts:
             _check_text(text)
         self._check_filter(query.filter)
-        vectors = self.model.encode(list(texts))
+        vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
             chosen = self._allowed(snapshot, query)
+            if mode != "cosine":
+                return [
+                    self._hits(snapshot, self._rank(snapshot, text, vector, query, chosen, Explanation()), query)
+                    for text, vector in zip(texts, vectors, strict=True)
+                ]
 
             def rank(vector: FloatArray) -> list[Ranked]:
-                return self._rank(snapshot, vector, query, chosen, Explanation(), parallel=False)
+                return self._rank(snapshot, "", vector, query, chosen, Explanation(), parallel=False)
 
             ranked = list(self._reader.workers.map(rank, vectors))
             return [self._hits(snapshot, found, query) for found in ranked]
@@ -194,28 +205,31 @@ class Searcher:
                 np.stack(negative) if negative else np.zeros((0, len(positive[0])), dtype=np.float32),
                 not_weight=examples.not_weight,
             )
-            return self._find(snapshot, vector, query, Explanation(), exclude=frozenset(docs.values()))
+            return self._find(snapshot, "", vector, query, Explanation(), exclude=frozenset(docs.values()))
 
     def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
         """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
         _check_text(text)
         self._check_filter(query.filter)
-        explanation = Explanation()
-        with explanation.timed("model"):
-            vector = self.model.encode([text])[0]
+        explanation, vector = Explanation(), None
+        if query.mode != "keyword":
+            with explanation.timed("model"):
+                vector = self.model.encode([text])[0]
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, vector, query, explanation, path=path)
+            hits = self._find(snapshot, text, vector, query, explanation, path=path)
         return Answer(tuple(hits), explanation)
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
+        if query.mode != "cosine":
+            raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
         wanted = (self._reader.settings.dimension,)
         if vector.shape != wanted:
             raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
         explanation = Explanation()
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, vector, query, explanation, path=path)
+            hits = self._find(snapshot, "", vector, query, explanation, path=path)
         return Answer(tuple(hits), explanation)
 
     def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
@@ -240,20 +254,23 @@ class Searcher:
     def _find(
         self,
         snapshot: Snapshot,
-        vector: FloatArray,
+        text: str,
+        vector: FloatArray | None,
         query: Query,
         explanation: Explanation,
         *,
         exclude: frozenset[int] = frozenset(),
         path: str = "auto",
     ) -> list[Hit]:
-        """Filter → vector search → rank → enrich, on one commit of the index."""
+        """Filter → search → rank → enrich, on one commit of the index."""
         with explanation.timed("filter"):
             chosen = self._allowed(snapshot, query)
-        with explanation.timed("vectors"):
-            ranked = self._rank(snapshot, vector, query, chosen, explanation, exclude=exclude, path=path)
+            explanation.documents = snapshot.count()
+            explanation.allowed = explanation.documents if chosen is None else len(chosen)
+        with explanation.timed("search"):
+            ranked = self._rank(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
         with explanation.timed("documents"):
-            return self._hits(snapshot, ranked, query)
+            return self._hits(snapshot, ranked, query, explanation)
 
     def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
         return None if query.filter is None else snapshot.allowed(query.filter)
@@ -261,7 +278,8 @@ class Searcher:
     def _rank(
         self,
         snapshot: Snapshot,
-        vector: FloatArray,
+        text: str,
+        vector: FloatArray | None,
         query: Query,
         chosen: BitMap | None,
         explanation: Explanation,
@@ -271,25 +289,23 @@ class Searcher:
         parallel: bool = True,
     ) -> list[Ranked]:
         """The best documents up to offset + k, and those that tie with the last of them."""
-        explanation.documents = snapshot.count()
-        available = explanation.documents if chosen is None else len(chosen)
-        explanation.allowed = available
-        available -= sum(1 for doc in exclude if chosen is None or doc in chosen)
-        if available <= query.offset:
-            return []
+        if query.mode == "keyword" or vector is None:
+            return by_words(snapshot, text, query, chosen)
+        if query.mode == "hybrid":
+            return by_both(snapshot, text, vector, query, chosen, explanation, path=path, parallel=parallel)
+        wanted = query.offset + query.k
+        return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
 
-        def find(n: int) -> Candidates:
-            candidates, plan = snapshot.search_vectors(vector, n, allowed=chosen, path=path, parallel=parallel)
-            explanation.plans.append(plan)
-            return candidates
-
-        return rank_documents(find, wanted=query.offset + query.k, available=available, exclude=exclude)
-
-    def _hits(self, snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Hit]:
+    def _hits(
+        self, snapshot: Snapshot, ranked: list[Ranked], query: Query, explanation: Explanation | None = None
+    ) -> list[Hit]:
         if query.min_score is not None:
             ranked = [document for document in ranked if document.score >= query.min_score]
         ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-        return enrich(snapshot, ordered[query.offset : query.offset + query.k])
+        shown = ordered[query.offset : query.offset + query.k]
+        if explanation is not None:
+            explanation.ranked = shown
+        return enrich(snapshot, shown)
 
 
 def _check_text(text: str) -> None:

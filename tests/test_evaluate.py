@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Run, assert_fails, assert_usage, write_jsonl
-from fakes import DemoAnalyser, as_text_model, build_index
+from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ from search.evaluate import evaluate, rank
 from search.evaluate_report import evaluation_json, query_json, query_lines, report_lines
 from search.judged import read_qrels, read_queries
 from search.paired import paired_difference
+from search.query import MODES
 
 MODEL = DemoAnalyser()
 
@@ -227,7 +228,7 @@ def test_queries_that_are_all_equal_have_no_difference() -> None:
 
 
 class BothWays(Searcher):
-    """A searcher with a second mode: the same hits in reverse."""
+    """A searcher with another mode: cosine's hits in reverse."""
 
     def search_many(self, texts: Any, *, mode: str = "cosine", **options: Any) -> list[list[Hit]]:
         answers = super().search_many(texts, mode="cosine", **options)
@@ -348,6 +349,25 @@ def test_batches_change_nothing(searcher: Searcher, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(search.evaluate, "BATCH", 4)
     assert rank(searcher, QUERIES, mode="cosine", depth=3) == whole
     assert [len(ids) for ids in whole.values()] == [3] * 6
+
+
+@pytest.mark.usefixtures("needs_ir_measures")
+def test_all_modes_are_evaluated_unless_some_are_asked_for(tmp_path: Path) -> None:
+    with Searcher(build_index(tmp_path / "index", DOCUMENTS, MODEL), model=as_text_model(MODEL)) as opened:
+        evaluation = evaluate(opened, QUERIES, {"q0": {"d0": 1}}, measures=["RR@10"])
+        assert tuple(result.mode for result in evaluation.modes) == MODES
+        assert len(evaluation.comparisons) == len(MODES) * (len(MODES) - 1) / 2
+        for result in evaluation.modes:
+            ranking = [hit.id for hit in opened.search("word0", k=100, mode=result.mode)]
+            assert result.means["RR@10"] == pytest.approx(1 / (1 + ranking.index("d0")))
+
+
+@pytest.mark.usefixtures("needs_ir_measures")
+def test_an_index_without_a_model_is_evaluated_by_words_alone(tmp_path: Path) -> None:
+    with Searcher(build_vector_index(tmp_path / "index", np.eye(4, dtype=np.float32), text="some words")) as opened:
+        evaluation = evaluate(opened, {"q": "words"}, {"q": {"d3": 1}}, measures=["R@100", "RR@10"])
+    assert [result.mode for result in evaluation.modes] == ["keyword"]
+    assert evaluation.modes[0].means == {"R@100": 1.0, "RR@10": 0.25}
 
 
 # What is left out

@@ -1,0 +1,92 @@
+"""The keyword index: SQLite's FTS5 over the texts, in the transactions of everything else.
+
+`keywords` is an external-content table over `documents.text`: it keeps words and their places, not the texts. Words are
+runs of letters and digits, without case and diacritics, and reduced to their English stems (Porter 1980). What was
+indexed is taken out again by giving FTS5 the same text, so every row that leaves `documents` has to pass through here.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from pyroaring import BitMap
+
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+
+CREATE = f"""
+    CREATE VIRTUAL TABLE keywords USING fts5(
+        text, content = 'documents', content_rowid = 'doc', tokenize = '{TOKENIZER}'
+    )
+"""
+
+_MERGE_PAGES = 500  # that one transaction of `merge` may write
+_MERGE_STEPS = 10_000
+
+
+def add_texts(connection: sqlite3.Connection, texts: Iterable[tuple[int, str]]) -> None:
+    """Index the texts of documents, (doc, text), in the caller's transaction."""
+    connection.executemany("INSERT INTO keywords (rowid, text) VALUES (?, ?)", texts)
+
+
+def remove_texts(connection: sqlite3.Connection, texts: Iterable[tuple[int, str]]) -> None:
+    """Take documents out, (doc, text as it was indexed), in the caller's transaction."""
+    connection.executemany("INSERT INTO keywords (keywords, rowid, text) VALUES ('delete', ?, ?)", texts)
+
+
+def rebuild(connection: sqlite3.Connection) -> None:
+    """Index all texts again, in the caller's transaction."""
+    connection.execute("INSERT INTO keywords (keywords) VALUES ('rebuild')")
+
+
+def merge(connection: sqlite3.Connection) -> None:
+    """Put the pieces of the keyword index together, in transactions of bounded size: smaller, and faster to search."""
+    pages = -_MERGE_PAGES  # negative: also where there are few pieces
+    for _ in range(_MERGE_STEPS):
+        before = connection.total_changes
+        connection.execute("INSERT INTO keywords (keywords, rank) VALUES ('merge', ?)", (pages,))
+        if connection.total_changes - before < 2:  # FTS5's documentation: then nothing was left to do
+            return
+        pages = _MERGE_PAGES
+
+
+def match(connection: sqlite3.Connection, expression: str, n: int, allowed: BitMap | None) -> list[tuple[int, float]]:
+    """The n allowed documents that match best, (doc, BM25), best first, equal scores in the order of their numbers.
+
+    `expression` in FTS5's syntax. BM25 with k1 = 1.2 and b = 0.75 as FTS5 computes it, its sign turned: more is better.
+    Those that tie with the last one are among them too.
+    """
+    found: list[tuple[int, float]] = []
+    for doc, rank in connection.execute(
+        "SELECT rowid, rank FROM keywords WHERE keywords MATCH ? ORDER BY rank", (expression,)
+    ):
+        if len(found) >= n and -rank < found[-1][1]:
+            break
+        if allowed is None or doc in allowed:
+            found.append((doc, -rank))
+    return sorted(found, key=lambda row: (-row[1], row[0]))
+
+
+def matched_words(
+    connection: sqlite3.Connection, expression: str, docs: Sequence[int]
+) -> dict[int, list[tuple[int, int]]]:
+    """For each of these documents that match: (start, end) of the words that do, in code points, in their order."""
+    opening, closing = (f"\x01{secrets.token_hex(8)}\x02" for _ in range(2))
+    rows = connection.execute(
+        "SELECT rowid, highlight(keywords, 0, ?, ?) FROM keywords"
+        " WHERE keywords MATCH ? AND rowid IN (SELECT value FROM json_each(?))",
+        (opening, closing, expression, json.dumps(list(docs))),
+    )
+    found: dict[int, list[tuple[int, int]]] = {}
+    for doc, marked in rows:
+        spans, at = [], 0
+        plain, *rest = marked.split(opening)
+        at = len(plain)
+        for part in rest:
+            word, _, following = part.partition(closing)
+            spans.append((at, at + len(word)))
+            at += len(word) + len(following)
+        found[doc] = spans
+    return found
