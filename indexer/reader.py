@@ -384,14 +384,44 @@ class Snapshot:
 
     def document_vector(self, doc: int) -> FloatArray:
         """The embedding of a whole document, fp32 (dimension,), of length 1 up to fp16."""
-        row = self.connection.execute("SELECT vector FROM pooled WHERE doc = ?", (doc,)).fetchone()
-        if row is not None:
-            pooled: FloatArray = np.frombuffer(row[0], dtype="<f2").astype(np.float32)
-            return pooled
-        passage = self.connection.execute("SELECT vid FROM passages WHERE doc = ?", (doc,)).fetchone()
-        for segment in self.view.all if passage else ():
-            at = int(np.searchsorted(segment.vids, passage[0]))
-            if at < len(segment) and segment.vids[at] == passage[0]:
-                single: FloatArray = segment.table[at].astype(np.float32)
-                return single
-        raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")
+        vector: FloatArray = self.document_vectors([doc])[0]
+        return vector
+
+    def document_vectors(self, docs: Sequence[int]) -> FloatArray:
+        """The embeddings of whole documents, in their order, fp32 (documents, dimension), of length 1 up to fp16."""
+        table = np.zeros((len(docs), self._reader.settings.dimension), dtype=np.float32)
+        numbers = str([int(doc) for doc in docs])
+        read = self.connection.execute
+        pooled = dict(
+            read("SELECT doc, vector FROM pooled WHERE doc IN (SELECT value FROM json_each(?))", (numbers,)).fetchall()
+        )
+        single = {doc: vid for doc, vid, _, _ in self._passages([doc for doc in docs if doc not in pooled])}
+        found = self._vectors_of(sorted(single.values()))
+        for row, doc in enumerate(docs):
+            if doc in pooled:
+                table[row] = np.frombuffer(pooled[doc], dtype="<f2")
+            elif doc in single and single[doc] in found:
+                table[row] = found[single[doc]]
+            else:
+                raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")
+        return table
+
+    def texts_of(self, docs: Sequence[int]) -> dict[int, str]:
+        """The texts of documents by number, as they are stored."""
+        rows = self.connection.execute(
+            "SELECT doc, text FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
+            (str([int(doc) for doc in docs]),),
+        )
+        texts: dict[int, str] = dict(rows.fetchall())
+        return texts
+
+    def _vectors_of(self, vids: Sequence[int]) -> dict[int, FloatArray]:
+        """The stored vectors with these numbers, ascending; those that are in no segment are left out."""
+        wanted = np.array(vids, dtype=np.int64)
+        found: dict[int, FloatArray] = {}
+        for segment in self.view.all if len(wanted) else ():
+            at = np.searchsorted(segment.vids, wanted)
+            here = np.flatnonzero(at < len(segment))
+            here = here[segment.vids[at[here]] == wanted[here]]
+            found.update(zip(wanted[here].tolist(), segment.table[at[here]].astype(np.float32), strict=True))
+        return found

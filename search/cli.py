@@ -36,6 +36,21 @@ def hit_options(command: F) -> F:
             "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
         ),
         click.option("--min-score", type=float, help="Only hits with at least this score."),
+        click.option(
+            "--distinct",
+            type=click.FloatRange(0, 1, min_open=True),
+            is_flag=False,
+            flag_value=0.95,
+            metavar="[T]",
+            help="Show near-duplicates as one hit: documents with the same text, or a cosine of T or more. Without T: "
+            "0.95.",
+        ),
+        click.option(
+            "--mmr",
+            type=click.FloatRange(0, 1),
+            metavar="λ",
+            help="Hits that differ, by maximal marginal relevance: from 1, the order of scores, to 0.",
+        ),
         click.option("--json", is_flag=True, help="Print one JSON object per hit."),
     )
     for option in reversed(options[1:]):
@@ -106,6 +121,8 @@ def query(
     where: str | None,
     offset: int,
     min_score: float | None,
+    distinct: float | None,
+    mmr: float | None,
     json: bool,
     explain: bool,
     mode: str,
@@ -130,6 +147,8 @@ def query(
             mode=mode,
             offset=offset,
             min_score=min_score,
+            distinct=distinct,
+            mmr=mmr,
             fusion=fusion,
             keyword_weight=keyword_weight,
         )
@@ -168,6 +187,8 @@ def similar(
     where: str | None,
     offset: int,
     min_score: float | None,
+    distinct: float | None,
+    mmr: float | None,
     json: bool,
     model: str | None,
     device: str,
@@ -188,7 +209,9 @@ def similar(
     examples = Examples(ids=id, texts=text, not_ids=not_id, not_texts=not_text, not_weight=not_weight)
     filter = flag_filter(entity, label, where)
     with Searcher(index, model=model, device=device) as searcher:
-        hits = searcher.similar(examples, k=k, filter=filter, offset=offset, min_score=min_score)
+        hits = searcher.similar(
+            examples, k=k, filter=filter, offset=offset, min_score=min_score, distinct=distinct, mmr=mmr
+        )
     show_hits(hits, as_json=json, offset=offset)
 
 

@@ -89,10 +89,11 @@ def evaluate(
 ) -> Evaluation:
     """Ask every judged query in every mode, and compare what comes back with the judgements.
 
-    `modes`: by default all that the index can answer. `measures`: names of ir_measures; by default nDCG@10, RR@10 (MRR), and recall and average
-    precision (MAP) at `depth`. Means are over the queries that have a relevant document, found or not. With a filter,
-    documents that it does not allow are taken out of the judgements. Raises `QueryError` where nothing can be measured,
-    `FilterError`, `ModelError`, and `TagdexError` where the extra `eval` is not installed.
+    `modes`: by default all that the index can answer. `measures`: names of ir_measures; by default nDCG@10, RR@10
+    (MRR), and recall and average precision (MAP) at `depth`. Means are over the queries that have a relevant document,
+    found or not. With a filter, documents that it does not allow are taken out of the judgements. Raises `QueryError`
+    where nothing can be measured, `FilterError`, `ModelError`, and `TagdexError` where the extra `eval` is not
+    installed.
     """
     modes = tuple(dict.fromkeys(available_modes(searcher) if modes is None else modes))
     if wrong := [mode for mode in modes if mode not in MODES]:

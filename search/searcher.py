@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pyroaring import BitMap
@@ -17,6 +18,7 @@ from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
+from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.explain import Answer, Explanation
 from search.hits import Hit
@@ -27,6 +29,8 @@ from search.similar import Examples, combine
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
+
+T = TypeVar("T")
 
 
 class Searcher:
@@ -114,14 +118,25 @@ class Searcher:
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
-        and needs no model, "hybrid" by both. A text longer than the model's window is pooled over all of it. Raises
-        `QueryError`, `FilterError`, `ModelError`.
+        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other;
+        see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
+        `FilterError`, `ModelError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        query = Query(
+            k=k,
+            offset=offset,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            distinct=distinct,
+            mmr=mmr,
+        )
         return list(self.answer(text, query).hits)
 
     def search_many(
@@ -133,18 +148,28 @@ class Searcher:
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[list[Hit]]:
         """The answers to several texts, all from one commit, using all cores. As `search` gives them one by one."""
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        query = Query(
+            k=k,
+            offset=offset,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            distinct=distinct,
+            mmr=mmr,
+        )
         for text in texts:
             _check_text(text)
         self._check_filter(query.filter)
         vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
             chosen = self._allowed(snapshot, query)
-            if mode != "cosine":
+            if mode != "cosine" or query.diverse:
                 return [
-                    self._hits(snapshot, self._rank(snapshot, text, vector, query, chosen, Explanation()), query)
+                    self._hits(snapshot, text, vector, query, chosen, Explanation())
                     for text, vector in zip(texts, vectors, strict=True)
                 ]
 
@@ -152,7 +177,7 @@ class Searcher:
                 return self._rank(snapshot, "", vector, query, chosen, Explanation(), parallel=False)
 
             ranked = list(self._reader.workers.map(rank, vectors))
-            return [self._hits(snapshot, found, query) for found in ranked]
+            return [enrich(snapshot, _page(_ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
         self,
@@ -162,12 +187,14 @@ class Searcher:
         filter: Filter | str | None = None,
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a vector, fp32 (dimension,), of any length but zero. Needs no model.
 
         Raises `QueryError` for a vector of another dimension, `FilterError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         return list(self.answer_vector(vector, query).hits)
 
     def similar(
@@ -178,6 +205,8 @@ class Searcher:
         filter: Filter | str | None = None,
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
@@ -185,7 +214,7 @@ class Searcher:
         model only where texts are among them. Raises `QueryError` for an id that is not there, `FilterError`,
         `ModelError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         self._check_filter(query.filter)
         if isinstance(examples, str):
             examples = Examples(ids=(examples,))
@@ -267,10 +296,47 @@ class Searcher:
             chosen = self._allowed(snapshot, query)
             explanation.documents = snapshot.count()
             explanation.allowed = explanation.documents if chosen is None else len(chosen)
+        return self._hits(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
+
+    def _hits(
+        self,
+        snapshot: Snapshot,
+        text: str,
+        vector: FloatArray | None,
+        query: Query,
+        chosen: BitMap | None,
+        explanation: Explanation,
+        *,
+        exclude: frozenset[int] = frozenset(),
+        path: str = "auto",
+    ) -> list[Hit]:
+        def rank(n: int) -> list[Ranked]:
+            asked = replace(query, k=n, offset=0)
+            found = self._rank(snapshot, text, vector, asked, chosen, explanation, exclude=exclude, path=path)
+            return _ordered(snapshot, found, asked)[:n]
+
+        wanted = query.offset + query.k
         with explanation.timed("search"):
-            ranked = self._rank(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
+            if query.diverse:
+                groups = diversify(
+                    rank,
+                    lambda ranked: _described(snapshot, ranked),
+                    wanted=wanted,
+                    distinct=query.distinct,
+                    mmr=query.mmr,
+                    cosines=query.mode == "cosine",
+                )
+            else:
+                groups = [Group(best) for best in rank(wanted)]
+        shown = _page(groups, query)
+        explanation.ranked = [group.best for group in shown]
         with explanation.timed("documents"):
-            return self._hits(snapshot, ranked, query, explanation)
+            hits = enrich(snapshot, explanation.ranked)
+            ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
+            return [
+                replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
+                for hit, group in zip(hits, shown, strict=True)
+            ]
 
     def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
         return None if query.filter is None else snapshot.allowed(query.filter)
@@ -296,16 +362,23 @@ class Searcher:
         wanted = query.offset + query.k
         return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
 
-    def _hits(
-        self, snapshot: Snapshot, ranked: list[Ranked], query: Query, explanation: Explanation | None = None
-    ) -> list[Hit]:
-        if query.min_score is not None:
-            ranked = [document for document in ranked if document.score >= query.min_score]
-        ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-        shown = ordered[query.offset : query.offset + query.k]
-        if explanation is not None:
-            explanation.ranked = shown
-        return enrich(snapshot, shown)
+
+def _ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
+    """Those with enough score, in the order of showing."""
+    if query.min_score is not None:
+        ranked = [document for document in ranked if document.score >= query.min_score]
+    return in_order(ranked, snapshot.ids([document.doc for document in ranked]))
+
+
+def _page(found: Sequence[T], query: Query) -> Sequence[T]:
+    return found[query.offset : query.offset + query.k]
+
+
+def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
+    """The embeddings and texts of documents, in their order."""
+    docs = [document.doc for document in ranked]
+    texts = snapshot.texts_of(docs)
+    return snapshot.document_vectors(docs), [texts[doc] for doc in docs]
 
 
 def _check_text(text: str) -> None:
