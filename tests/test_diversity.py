@@ -43,10 +43,10 @@ def cosine(first: Any, second: Any) -> float:
 
 
 def test_a_candidate_joins_the_first_leader_that_is_near_enough() -> None:
-    # cos 30° = 0.87. The third is near to both leaders, the fourth only to a member of the first group.
-    vectors = plane(0, 40, 20, -25, 50)
-    assert collapse(vectors, [""] * 5, threshold=0.86, wanted=5) == [[0, 2, 3], [1, 4]]
-    assert collapse(vectors, [""] * 5, threshold=0.95, wanted=5) == [[0], [1, 4], [2], [3]]
+    # Within 30.7° for 0.86. The third is near to both leaders; the fifth to a member of the first group only.
+    vectors = plane(0, 40, 20, -25, -50, 50)
+    assert collapse(vectors, [""] * 6, threshold=0.86, wanted=6) == [[0, 2, 3], [1, 5], [4]]
+    assert collapse(vectors, [""] * 6, threshold=0.95, wanted=6) == [[0], [1, 5], [2], [3], [4]]
 
 
 def test_the_same_text_is_a_duplicate_whatever_the_vectors() -> None:
