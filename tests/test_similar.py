@@ -113,12 +113,15 @@ def test_all_documents_given_are_left_out(searcher: Searcher) -> None:
 
 
 def test_a_negative_example_pushes_what_is_like_it_back(searcher: Searcher) -> None:
-    liked = ("the ball", "an atom")
-    with_b = {hit.id: hit.score for hit in searcher.similar(Examples(texts=liked))}
-    without = searcher.similar(Examples(texts=liked, not_texts=(CORPUS["b"],), not_weight=1.0))
-    assert max(with_b, key=lambda id_: with_b[id_]) == "b"
-    assert ids(without)[-1] == "b"
-    assert without[-1].score < with_b["b"]
+    liked, disliked = ("the ball", "an atom"), (CORPUS["b"],)
+    scores = [
+        {hit.id: hit.score for hit in searcher.similar(Examples(texts=liked, not_texts=disliked, not_weight=weight))}
+        for weight in (0.0, 0.5, 1.0, 10.0)
+    ]
+    falling = [by_id["b"] for by_id in scores]
+    assert falling == sorted(falling, reverse=True)
+    assert len(set(falling)) == 4
+    assert min(scores[-1], key=lambda id_: scores[-1][id_]) == "b"
 
 
 _WORDS = st.lists(st.sampled_from(["ball", "atom", "Ada", "Zed", "x", "y"]), min_size=1, max_size=12).map(" ".join)
