@@ -219,7 +219,12 @@ def similar(
 @click.argument("index", type=click.Path(path_type=Path))
 @click.option("--queries", required=True, metavar="FILE", help="JSONL (_id, text), lines of id TAB text, or topics.")
 @click.option("--qrels", required=True, metavar="FILE", help="Judgements: TSV as BEIR has them, or TREC's 4 columns.")
-@click.option("--mode", multiple=True, metavar="MODE", help="A mode to evaluate; may be repeated. Default: all.")
+@click.option(
+    "--mode",
+    multiple=True,
+    type=click.Choice(["cosine", "hybrid", "keyword"]),
+    help="A mode to evaluate; may be repeated. Default: all that the index has.",
+)
 @click.option(
     "--measure",
     multiple=True,

@@ -548,6 +548,11 @@ def test_the_command_s_errors_are_one_line(run: Run, index: str) -> None:
         "bad.tsv, line 2: the relevance must be a whole number up to 1,000,000, got 'very'",
     )
     assert_usage(run("search", "evaluate", index, "--queries", "queries.jsonl"), "Missing option '--qrels'.")
+    files = ("--queries", "queries.jsonl", "--qrels", "qrels.tsv")
+    assert_usage(
+        run("search", "evaluate", index, *files, "--mode", "psychic"),
+        "Invalid value for '--mode': 'psychic' is not one of 'cosine', 'hybrid', 'keyword'.",
+    )
 
 
 # Documents by id
