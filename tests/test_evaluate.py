@@ -203,12 +203,12 @@ def test_the_interval_is_that_of_all_draws_of_two_queries() -> None:
 
 def test_the_interval_agrees_with_the_normal_one_of_many_queries() -> None:
     random = np.random.default_rng(1)
-    first = random.uniform(size=2000)
-    second = first + random.normal(0.02, 0.3, size=2000)
+    first = random.uniform(size=500)
+    second = first + random.normal(0.02, 0.3, size=500)
     paired = paired_difference(first.tolist(), second.tolist())
-    error = 1.96 * np.std(second - first) / math.sqrt(2000)
-    assert paired.low == pytest.approx(paired.difference - error, abs=0.05 * error)
-    assert paired.high == pytest.approx(paired.difference + error, abs=0.05 * error)
+    error = 1.96 * np.std(second - first) / math.sqrt(500)
+    assert paired.low == pytest.approx(paired.difference - error, abs=0.1 * error)
+    assert paired.high == pytest.approx(paired.difference + error, abs=0.1 * error)
 
 
 def test_the_same_seed_gives_the_same_interval_and_swapping_the_sides_turns_it() -> None:
