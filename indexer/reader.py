@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ from indexer.attributes import Attribute
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Column, Columns
 from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE
-from indexer.metadata import connect_reader
+from indexer.metadata import connect_reader, select_in
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
@@ -384,16 +385,52 @@ class Snapshot:
         row = self.connection.execute("SELECT doc FROM documents WHERE id = ?", (id_,)).fetchone()
         return None if row is None else int(row[0])
 
+    def numbers_of(self, ids: Iterable[str]) -> dict[str, int]:
+        """The numbers of the documents with these ids, by id; ids that are not there are left out."""
+        wanted = [id_ for id_ in dict.fromkeys(ids) if not has_lone_surrogate(id_)]
+        numbers: dict[str, int] = dict(select_in(self.connection, "SELECT id, doc FROM documents WHERE id IN", wanted))
+        return numbers
+
     def document_vector(self, doc: int) -> FloatArray:
         """The embedding of a whole document, fp32 (dimension,), of length 1 up to fp16."""
-        row = self.connection.execute("SELECT vector FROM pooled WHERE doc = ?", (doc,)).fetchone()
-        if row is not None:
-            pooled: FloatArray = np.frombuffer(row[0], dtype="<f2").astype(np.float32)
-            return pooled
-        passage = self.connection.execute("SELECT vid FROM passages WHERE doc = ?", (doc,)).fetchone()
-        for segment in self.view.all if passage else ():
-            at = int(np.searchsorted(segment.vids, passage[0]))
-            if at < len(segment) and segment.vids[at] == passage[0]:
-                single: FloatArray = segment.table[at].astype(np.float32)
-                return single
-        raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")
+        vector: FloatArray = self.document_vectors([doc])[0]
+        return vector
+
+    def document_vectors(self, docs: Sequence[int]) -> FloatArray:
+        """The embeddings of whole documents, in their order, fp32 (documents, dimension), of length 1 up to fp16."""
+        table = np.zeros((len(docs), self._reader.settings.dimension), dtype=np.float32)
+        numbers = str([int(doc) for doc in docs])
+        read = self.connection.execute
+        pooled = dict(
+            read("SELECT doc, vector FROM pooled WHERE doc IN (SELECT value FROM json_each(?))", (numbers,)).fetchall()
+        )
+        single = {doc: vid for doc, vid, _, _ in self._passages([doc for doc in docs if doc not in pooled])}
+        found = self._vectors_of(sorted(single.values()))
+        for row, doc in enumerate(docs):
+            if doc in pooled:
+                table[row] = np.frombuffer(pooled[doc], dtype="<f2")
+            elif doc in single and single[doc] in found:
+                table[row] = found[single[doc]]
+            else:
+                raise CorruptIndexError(f"document number {doc} has no vector; run 'indexer verify'")
+        return table
+
+    def texts_of(self, docs: Sequence[int]) -> dict[int, str]:
+        """The texts of documents by number, as they are stored."""
+        rows = self.connection.execute(
+            "SELECT doc, text FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
+            (str([int(doc) for doc in docs]),),
+        )
+        texts: dict[int, str] = dict(rows.fetchall())
+        return texts
+
+    def _vectors_of(self, vids: Sequence[int]) -> dict[int, FloatArray]:
+        """The stored vectors with these numbers, ascending; those that are in no segment are left out."""
+        wanted = np.array(vids, dtype=np.int64)
+        found: dict[int, FloatArray] = {}
+        for segment in self.view.all if len(wanted) else ():
+            at = np.searchsorted(segment.vids, wanted)
+            here = np.flatnonzero(at < len(segment))
+            here = here[segment.vids[at[here]] == wanted[here]]
+            found.update(zip(wanted[here].tolist(), segment.table[at[here]].astype(np.float32), strict=True))
+        return found

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from search.facets import Facet, Facets, FacetValue
     from search.hits import Entity, Hit
     from search.searcher import Searcher
+    from search.similar import Examples
 
-__all__ = ["Entity", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
+__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from search import facets
 
         return getattr(facets, name)
+    if name == "Examples":
+        from search.similar import Examples
+
+        return Examples
     raise AttributeError(f"module 'search' has no attribute {name!r}")

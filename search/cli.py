@@ -29,8 +29,39 @@ def cli() -> None:
     """Search an index by meaning, and filter by entity, class and metadata."""
 
 
+def hit_options(command: F) -> F:
+    """The options of every command that prints hits."""
+    options = (
+        click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
+        filter_options,
+        click.option(
+            "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
+        ),
+        click.option("--min-score", type=float, help="Only hits with at least this score."),
+        click.option(
+            "--distinct",
+            type=click.FloatRange(0, 1, min_open=True),
+            is_flag=False,
+            flag_value=0.95,
+            metavar="[T]",
+            help="Show near-duplicates as one hit: documents with the same text, or a cosine of T or more. Without T: "
+            "0.95.",
+        ),
+        click.option(
+            "--mmr",
+            type=click.FloatRange(0, 1),
+            metavar="λ",
+            help="Hits that differ, by maximal marginal relevance: from 1, the order of scores, to 0.",
+        ),
+        click.option("--json", is_flag=True, help="Print one JSON object per hit."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 def filter_options(command: F) -> F:
-    """--entity, --label and --where."""
+    """The options that make a filter, which `flag_filter` reads."""
     options = (
         click.option(
             "--entity",
@@ -50,22 +81,6 @@ def filter_options(command: F) -> F:
             metavar="EXPR",
             help="Only documents for which this is true, as in 'year >= 2020 and lang in [de, fr]'.",
         ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def hit_options(command: F) -> F:
-    """The options of every command that prints hits."""
-    options = (
-        click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="How many documents."),
-        filter_options,
-        click.option(
-            "--offset", type=click.IntRange(min=0), default=0, show_default=True, help="Pass over the best N."
-        ),
-        click.option("--min-score", type=float, help="Only hits with at least this score."),
-        click.option("--json", is_flag=True, help="Print one JSON object per hit."),
     )
     for option in reversed(options):
         command = option(command)
@@ -108,6 +123,8 @@ def query(
     where: str | None,
     offset: int,
     min_score: float | None,
+    distinct: float | None,
+    mmr: float | None,
     json: bool,
     explain: bool,
     mode: str,
@@ -132,6 +149,8 @@ def query(
             mode=mode,
             offset=offset,
             min_score=min_score,
+            distinct=distinct,
+            mmr=mmr,
             fusion=fusion,
             keyword_weight=keyword_weight,
         )
@@ -144,29 +163,131 @@ def query(
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-@click.option("--id", required=True, metavar="ID", help="The document to compare with.")
+@click.option("--id", multiple=True, metavar="ID", help="A document that hits should be like; may be repeated.")
+@click.option("--text", multiple=True, metavar="TEXT", help="A text that hits should be like; may be repeated.")
+@click.option("--not-id", multiple=True, metavar="ID", help="A document that hits should not be like.")
+@click.option("--not-text", multiple=True, metavar="TEXT", help="A text that hits should not be like.")
+@click.option(
+    "--not-weight",
+    type=click.FloatRange(min=0),
+    default=0.5,
+    show_default=True,
+    help="How much the negative examples count against the others.",
+)
 @hit_options
+@model_options
 def similar(
     index: Path,
-    id: str,
+    id: tuple[str, ...],
+    text: tuple[str, ...],
+    not_id: tuple[str, ...],
+    not_text: tuple[str, ...],
+    not_weight: float,
     k: int,
     entity: tuple[str, ...],
     label: tuple[str, ...],
     where: str | None,
     offset: int,
     min_score: float | None,
+    distinct: float | None,
+    mmr: float | None,
     json: bool,
+    model: str | None,
+    device: str,
 ) -> None:
-    """Show the documents in INDEX that are most like one of its own. Needs no model.
+    """Show the documents in INDEX that are most like some of its own or some texts, and unlike others.
+
+    The documents given are left out. Needs a model only for texts.
 
     \b
-    Example: search similar myindex --id article-17 -k 5
+    Examples: search similar myindex --id article-17 -k 5
+              search similar myindex --id article-17 --text "steel prices" --not-id article-4
     """
+    if not id and not text:
+        raise click.UsageError("Missing option '--id' or '--text'.", ctx=click.get_current_context())
+    from search.searcher import Searcher
+    from search.similar import Examples
+
+    examples = Examples(ids=id, texts=text, not_ids=not_id, not_texts=not_text, not_weight=not_weight)
+    filter = flag_filter(entity, label, where)
+    with Searcher(index, model=model, device=device) as searcher:
+        hits = searcher.similar(
+            examples, k=k, filter=filter, offset=offset, min_score=min_score, distinct=distinct, mmr=mmr
+        )
+    show_hits(hits, as_json=json, offset=offset)
+
+
+@cli.command()
+@click.argument("index", type=click.Path(path_type=Path))
+@click.option("--queries", required=True, metavar="FILE", help="JSONL (_id, text), lines of id TAB text, or topics.")
+@click.option("--qrels", required=True, metavar="FILE", help="Judgements: TSV as BEIR has them, or TREC's 4 columns.")
+@click.option(
+    "--mode",
+    multiple=True,
+    type=click.Choice(["cosine", "hybrid", "keyword"]),
+    help="A mode to evaluate; may be repeated. Default: all that the index has.",
+)
+@click.option(
+    "--measure",
+    multiple=True,
+    metavar="NAME",
+    help="As ir_measures names them; may be repeated. Default: nDCG@10, RR@10 (MRR), R@100 (recall), AP@100 (MAP).",
+)
+@click.option(
+    "-k", "--depth", type=click.IntRange(min=1), default=100, show_default=True, help="Documents ranked for each query."
+)
+@filter_options
+@click.option("--per-query", is_flag=True, help="Print the values of each query first, one line each.")
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Compare the modes query by query.")
+@click.option("--json", is_flag=True, help="Print JSON: an object for each query with --per-query, then one for all.")
+@model_options
+def evaluate(
+    index: Path,
+    queries: str,
+    qrels: str,
+    mode: tuple[str, ...],
+    measure: tuple[str, ...],
+    depth: int,
+    entity: tuple[str, ...],
+    label: tuple[str, ...],
+    where: str | None,
+    per_query: bool,
+    compare: bool,
+    json: bool,
+    model: str | None,
+    device: str,
+) -> None:
+    """Measure how well INDEX answers QUERIES whose relevant documents QRELS names.
+
+    Compares modes of search by nDCG, recall, MRR and MAP. Needs the extra `eval`.
+
+    \b
+    Example: search evaluate myindex --queries queries.jsonl --qrels qrels/test.tsv
+    """
+    from search.evaluate import evaluate
+    from search.evaluate_report import evaluation_json, query_json, query_lines, report_lines
+    from search.judged import read_qrels, read_queries
     from search.searcher import Searcher
 
-    with Searcher(index) as searcher:
-        hits = searcher.similar(id, k=k, filter=flag_filter(entity, label, where), offset=offset, min_score=min_score)
-    show_hits(hits, as_json=json, offset=offset)
+    asked, judged = read_queries(queries), read_qrels(qrels)
+    with Searcher(index, model=model, device=device) as searcher:
+        evaluation = evaluate(
+            searcher,
+            asked,
+            judged,
+            modes=mode or None,
+            measures=measure or None,
+            depth=depth,
+            filter=flag_filter(entity, label, where),
+        )
+    if json:
+        import orjson
+
+        for record in (*(query_json(evaluation) if per_query else ()), evaluation_json(evaluation, compare=compare)):
+            click.echo(orjson.dumps(record).decode())
+        return
+    for line in (*((*query_lines(evaluation), "") if per_query else ()), *report_lines(evaluation, compare=compare)):
+        click.echo(line)
 
 
 @cli.command()

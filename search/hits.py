@@ -29,7 +29,10 @@ class BestPassage:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One document that was found. `score` is the cosine of its best passage with the query, in [−1, 1]."""
+    """One document that was found. `score` is the cosine of its best passage with the query, in [−1, 1].
+
+    `hidden`: the ids of near-duplicates that this hit stands for, where a query asks for distinct hits.
+    """
 
     id: str
     score: float
@@ -38,9 +41,10 @@ class Hit:
     label: Label | None
     entities: tuple[Entity, ...]
     passage: BestPassage
+    hidden: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The hit as a JSON object, as `search query --json` prints it."""
+        """The hit as a JSON object, as `search query --json` prints it; "hidden" only where there are such."""
         return {
             "id": self.id,
             "score": self.score,
@@ -49,6 +53,7 @@ class Hit:
             "label": label_json(self.label),
             "entities": [entity_json(entity) for entity in self.entities],
             "passage": {"start": self.passage.start, "end": self.passage.end},
+            **({"hidden": list(self.hidden)} if self.hidden else {}),
         }
 
 

@@ -22,6 +22,8 @@ class Query:
     - `k`: how many documents, `offset`: how many of the best to pass over before them.
     - `filter`: only documents for which it is true; `None` for all.
     - `min_score`: only hits with at least this score; `None` for all, negative ones too.
+    - `distinct`: documents whose embeddings have at least this cosine, or with the same text, are one hit.
+    - `mmr`: λ of maximal marginal relevance, from 1, hits in the order of their scores, to 0, unlike each other.
     - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
     Raises `QueryError` for values that make no sense.
@@ -34,6 +36,8 @@ class Query:
     mode: str = "cosine"
     fusion: str = "rrf"
     keyword_weight: float = 0.3
+    distinct: float | None = None
+    mmr: float | None = None
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -48,3 +52,12 @@ class Query:
             raise QueryError(f"unknown fusion '{self.fusion}'; there are {', '.join(FUSIONS)}")
         if not 0.0 <= self.keyword_weight <= 1.0:
             raise QueryError(f"keyword_weight must be between 0 and 1, got {self.keyword_weight}")
+        if self.distinct is not None and not 0.0 < self.distinct <= 1.0:
+            raise QueryError(f"distinct must be a cosine above 0 and up to 1, got {self.distinct}")
+        if self.mmr is not None and not 0.0 <= self.mmr <= 1.0:
+            raise QueryError(f"mmr must be between 0 and 1, got {self.mmr}")
+
+    @property
+    def diverse(self) -> bool:
+        """Whether hits are chosen by more than their scores."""
+        return self.distinct is not None or self.mmr is not None

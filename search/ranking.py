@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,19 +29,19 @@ class Ranked:
     bm25: float | None = None
 
 
-def best_passages(candidates: Candidates, *, exclude: int | None = None) -> list[Ranked]:
-    """The best passage of each document, best first; `exclude` leaves one document out."""
+def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:
+    """The best passage of each document, best first, without the documents to exclude."""
     docs, first = np.unique(candidates.docs, return_index=True)
     order = np.argsort(first, kind="stable")
     return [
         Ranked(int(docs[at]), int(candidates.vids[first[at]]), float(candidates.scores[first[at]]))
         for at in order
-        if docs[at] != exclude
+        if docs[at] not in exclude
     ]
 
 
 def rank_documents(
-    find: Callable[[int], Candidates], *, wanted: int, available: int, exclude: int | None = None
+    find: Callable[[int], Candidates], *, wanted: int, available: int, exclude: Collection[int] = ()
 ) -> list[Ranked]:
     """At least the `wanted` best documents, best first, with all that tie with the last of them.
 

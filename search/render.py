@@ -11,7 +11,7 @@ from itertools import groupby
 
 import click
 
-from indexer.command import one_line
+from indexer.command import counted, one_line
 from search.hits import Entity, Hit
 
 # Colours that differ in brightness too; types beyond these take them in turn.
@@ -39,6 +39,8 @@ def render_hit(hit: Hit, number: int, *, colour: bool, width: int) -> str:
     head = f"{number:>3}. {hit.score:.4f}  {one_line(hit.id)}"
     if hit.label is not None:
         head += f"  [{one_line(hit.label.name)} {hit.label.score:.2f}]"
+    if hit.hidden:
+        head += f"  (+ {counted(len(hit.hidden), 'near-duplicate')})"
     lines = [click.style(head, bold=True) if colour else head]
     lines += [f"     {line}" for line in mark_entities(hit, colour=colour, width=width - 5)]
     if hit.metadata:

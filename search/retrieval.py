@@ -23,14 +23,13 @@ def by_meaning(
     chosen: BitMap | None,
     explanation: Explanation,
     *,
-    exclude: int | None = None,
+    exclude: frozenset[int] = frozenset(),
     path: str = "auto",
     parallel: bool = True,
 ) -> list[Ranked]:
     """The `wanted` best documents by cosine, and those that tie with the last of them. `vector` fp32 (dimension,)."""
     available = snapshot.count() if chosen is None else len(chosen)
-    if exclude is not None and (chosen is None or exclude in chosen):
-        available -= 1
+    available -= sum(1 for doc in exclude if chosen is None or doc in chosen)
     if available <= 0 or wanted <= 0:
         return []
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 from pyroaring import BitMap
 
 from indexer.errors import ModelError, QueryError
@@ -17,6 +19,7 @@ from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
 from search.counting import count_facets
+from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.explain import Answer, Explanation
 from search.facets import Facets
@@ -24,9 +27,12 @@ from search.hits import Hit
 from search.query import Query
 from search.ranking import Ranked, in_order
 from search.retrieval import by_both, by_meaning, by_words
+from search.similar import Examples, combine
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
+
+T = TypeVar("T")
 
 
 class Searcher:
@@ -63,6 +69,17 @@ class Searcher:
     def info(self) -> IndexInfo:
         """Counts, sizes and the model of the index."""
         return self._reader.info()
+
+    @property
+    def commit(self) -> int:
+        """The number of the newest commit."""
+        with self._reader.snapshot() as snapshot:
+            return snapshot.view.commit
+
+    @property
+    def has_model(self) -> bool:
+        """Whether texts can be compared by meaning: the index names its model, or one was given."""
+        return self._given is not None or self._reader.settings.model is not None
 
     @property
     def model(self) -> TextModel:
@@ -103,14 +120,25 @@ class Searcher:
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
-        and needs no model, "hybrid" by both. A text longer than the model's window is pooled over all of it. Raises
-        `QueryError`, `FilterError`, `ModelError`.
+        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other;
+        see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
+        `FilterError`, `ModelError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        query = Query(
+            k=k,
+            offset=offset,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            distinct=distinct,
+            mmr=mmr,
+        )
         return list(self.answer(text, query).hits)
 
     def search_many(
@@ -122,18 +150,28 @@ class Searcher:
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[list[Hit]]:
         """The answers to several texts, all from one commit, using all cores. As `search` gives them one by one."""
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        query = Query(
+            k=k,
+            offset=offset,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            distinct=distinct,
+            mmr=mmr,
+        )
         for text in texts:
             _check_text(text)
         self._check_filter(query.filter)
         vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
             chosen = self._allowed(snapshot, query)
-            if mode != "cosine":
+            if mode != "cosine" or query.diverse:
                 return [
-                    self._hits(snapshot, self._rank(snapshot, text, vector, query, chosen, Explanation()), query)
+                    self._hits(snapshot, text, vector, query, chosen, Explanation())
                     for text, vector in zip(texts, vectors, strict=True)
                 ]
 
@@ -141,7 +179,7 @@ class Searcher:
                 return self._rank(snapshot, "", vector, query, chosen, Explanation(), parallel=False)
 
             ranked = list(self._reader.workers.map(rank, vectors))
-            return [self._hits(snapshot, found, query) for found in ranked]
+            return [enrich(snapshot, _page(_ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
         self,
@@ -151,34 +189,54 @@ class Searcher:
         filter: Filter | str | None = None,
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a vector, fp32 (dimension,), of any length but zero. Needs no model.
 
         Raises `QueryError` for a vector of another dimension, `FilterError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         return list(self.answer_vector(vector, query).hits)
 
     def similar(
         self,
-        id_: str,
+        examples: str | Examples,
         *,
         k: int = 10,
         filter: Filter | str | None = None,
         offset: int = 0,
         min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
     ) -> list[Hit]:
-        """The k documents nearest to a document of the index, itself left out. Needs no model.
+        """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
-        Raises `QueryError` for an id that is not there, `FilterError`.
+        All documents that are given are left out. Scores are cosines with `similar.combine` of the examples. Needs the
+        model only where texts are among them. Raises `QueryError` for an id that is not there, `FilterError`,
+        `ModelError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score)
+        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         self._check_filter(query.filter)
+        if isinstance(examples, str):
+            examples = Examples(ids=(examples,))
+        texts = [*examples.texts, *examples.not_texts]
+        for text in texts:
+            _check_text(text)
+        encoded = list(self.model.encode(texts)) if texts else []
+        positive, negative = encoded[: len(examples.texts)], encoded[len(examples.texts) :]
         with self._reader.snapshot() as snapshot:
-            doc = snapshot.number_of(id_)
-            if doc is None:
-                raise QueryError(f"no document has the id '{id_}'")
-            return self._find(snapshot, "", snapshot.document_vector(doc), query, Explanation(), exclude=doc)
+            docs = snapshot.numbers_of([*examples.ids, *examples.not_ids])
+            if missing := [id_ for id_ in (*examples.ids, *examples.not_ids) if id_ not in docs]:
+                raise QueryError(f"no document has the id '{missing[0]}'")
+            positive += [snapshot.document_vector(docs[id_]) for id_ in examples.ids]
+            negative += [snapshot.document_vector(docs[id_]) for id_ in examples.not_ids]
+            vector = combine(
+                np.stack(positive),
+                np.stack(negative) if negative else np.zeros((0, len(positive[0])), dtype=np.float32),
+                not_weight=examples.not_weight,
+            )
+            return self._find(snapshot, "", vector, query, Explanation(), exclude=frozenset(docs.values()))
 
     def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
         """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
@@ -235,8 +293,17 @@ class Searcher:
             docs = self._allowed(snapshot, asked)
             if vector is not None:
                 ranked = self._rank(snapshot, "", vector, asked, docs, Explanation())
-                docs = BitMap(document.doc for document in self._best(snapshot, ranked, asked))
+                docs = BitMap(document.doc for document in _page(_ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
+
+    def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
+        """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""
+        tree = _as_filter(filter)
+        self._check_filter(tree)
+        with self._reader.snapshot() as snapshot:
+            numbers = snapshot.numbers_of(ids)
+            allowed = None if tree is None else snapshot.allowed(tree)
+            return {id_ for id_, doc in numbers.items() if allowed is None or doc in allowed}
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
@@ -256,7 +323,7 @@ class Searcher:
         query: Query,
         explanation: Explanation,
         *,
-        exclude: int | None = None,
+        exclude: frozenset[int] = frozenset(),
         path: str = "auto",
     ) -> list[Hit]:
         """Filter → search → rank → enrich, on one commit of the index."""
@@ -264,9 +331,46 @@ class Searcher:
             chosen = self._allowed(snapshot, query)
             explanation.documents = snapshot.count()
             explanation.allowed = explanation.documents if chosen is None else len(chosen)
-        ranked = self._rank(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
+        return self._hits(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
+
+    def _hits(
+        self,
+        snapshot: Snapshot,
+        text: str,
+        vector: FloatArray | None,
+        query: Query,
+        chosen: BitMap | None,
+        explanation: Explanation,
+        *,
+        exclude: frozenset[int] = frozenset(),
+        path: str = "auto",
+    ) -> list[Hit]:
+        def rank(n: int) -> list[Ranked]:
+            asked = replace(query, k=n, offset=0)
+            found = self._rank(snapshot, text, vector, asked, chosen, explanation, exclude=exclude, path=path)
+            return _ordered(snapshot, found, asked)[:n]
+
+        wanted = query.offset + query.k
+        if query.diverse:
+            groups = diversify(
+                rank,
+                lambda ranked: _described(snapshot, ranked),
+                wanted=wanted,
+                distinct=query.distinct,
+                mmr=query.mmr,
+                cosines=query.mode == "cosine",
+            )
+        else:
+            groups = [Group(best) for best in rank(wanted)]
+        shown = _page(groups, query)
+        explanation.ranked = [group.best for group in shown]
         with explanation.timed("documents"):
-            return self._hits(snapshot, ranked, query, explanation)
+            hits = enrich(snapshot, explanation.ranked)
+            ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
+            return [
+                replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
+                for hit, group in zip(hits, shown, strict=True)
+            ]
 
     def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
         return None if query.filter is None else snapshot.allowed(query.filter)
@@ -280,7 +384,7 @@ class Searcher:
         chosen: BitMap | None,
         explanation: Explanation,
         *,
-        exclude: int | None = None,
+        exclude: frozenset[int] = frozenset(),
         path: str = "auto",
         parallel: bool = True,
     ) -> list[Ranked]:
@@ -291,21 +395,6 @@ class Searcher:
             return by_both(snapshot, text, vector, query, chosen, explanation, path=path, parallel=parallel)
         wanted = query.offset + query.k
         return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
-
-    def _hits(
-        self, snapshot: Snapshot, ranked: list[Ranked], query: Query, explanation: Explanation | None = None
-    ) -> list[Hit]:
-        shown = self._best(snapshot, ranked, query)
-        if explanation is not None:
-            explanation.ranked = shown
-        return enrich(snapshot, shown)
-
-    def _best(self, snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
-        """The documents that a query asks for, in order."""
-        if query.min_score is not None:
-            ranked = [document for document in ranked if document.score >= query.min_score]
-        ordered = in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-        return ordered[query.offset : query.offset + query.k]
 
     def _query_vector(self, query: str | FloatArray) -> FloatArray:
         if isinstance(query, str):
@@ -319,6 +408,24 @@ class Searcher:
         wanted = (self._reader.settings.dimension,)
         if vector.shape != wanted:
             raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
+
+
+def _ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
+    """Those with enough score, in the order of showing."""
+    if query.min_score is not None:
+        ranked = [document for document in ranked if document.score >= query.min_score]
+    return in_order(ranked, snapshot.ids([document.doc for document in ranked]))
+
+
+def _page(found: Sequence[T], query: Query) -> Sequence[T]:
+    return found[query.offset : query.offset + query.k]
+
+
+def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
+    """The embeddings and texts of documents, in their order."""
+    docs = [document.doc for document in ranked]
+    texts = snapshot.texts_of(docs)
+    return snapshot.document_vectors(docs), [texts[doc] for doc in docs]
 
 
 def _check_text(text: str) -> None:

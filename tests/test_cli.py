@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
             ["search", "query", "index", "x", "--min-score", "2"],
             "Invalid value for '--min-score': 2.0 is not in the range -1<=x<=1.",
         ),
-        (["search", "similar", "index"], "Missing option '--id'."),
+        (["search", "similar", "index"], "Missing option '--id' or '--text'."),
         (["indexer", "add", "index"], "Missing argument 'FILES...'."),
         (["indexer", "nonsense"], "No such command 'nonsense'."),
         (["indexer", "remove", "index"], "give either IDS or --where EXPR"),
