@@ -5,13 +5,13 @@ Pure functions over candidates in the order of their ranking, with the embedding
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from indexer.fields import normalise_entity
 from indexer.records import FloatArray
 from search.ranking import Ranked
 
@@ -79,7 +79,7 @@ def collapse(vectors: FloatArray, texts: Sequence[str], *, threshold: float, wan
     them: a longer list of candidates adds leaders at the end, and changes none. Texts without a word are not compared.
     """
     units = _units(vectors)
-    keys = [normalise_entity(text) for text in texts]
+    keys = [_folded(text) for text in texts]
     groups: list[list[int]] = []
     leaders = np.empty((min(wanted, len(units)), units.shape[1]))
     by_key: dict[str, int] = {}
@@ -127,6 +127,12 @@ def scaled(scores: Sequence[float]) -> list[float]:
     """
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     return [(score - low) / (high - low) if high > low else 1.0 for score in scores]
+
+
+def _folded(text: str) -> str:
+    """A text as it is compared with others: NFKC, casefolded, white space collapsed; empty for one without a word."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
 
 
 def _units(vectors: FloatArray) -> Units:

@@ -350,11 +350,15 @@ class Searcher:
             found = self._rank(snapshot, text, vector, asked, chosen, explanation, exclude=exclude, path=path)
             return _ordered(snapshot, found, asked)[:n]
 
+        def describe(ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
+            with explanation.timed("diversity"):
+                return _described(snapshot, ranked)
+
         wanted = query.offset + query.k
         if query.diverse:
             groups = diversify(
                 rank,
-                lambda ranked: _described(snapshot, ranked),
+                describe,
                 wanted=wanted,
                 distinct=query.distinct,
                 mmr=query.mmr,
