@@ -18,16 +18,19 @@ from pyroaring import BitMap
 
 from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
+from indexer.durable import vector_crc
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.filters import Filter
+from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
-from indexer.merging import CODE_SPACE
+from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import connect_reader
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
-from indexer.settings import IndexSettings, read_settings
-from indexer.store import META, SEGMENTS, read_pending
+from indexer.settings import IndexSettings, read_setting, read_settings
+from indexer.sources import file_sha256
+from indexer.store import LOCK, META, SEGMENTS, check_acknowledged, read_pending
 from indexer.stored import StoredDocument, read_documents
 from indexer.vectors import Candidates, SearchPlan, Segment
 
@@ -97,8 +100,11 @@ class IndexReader:
         self._view = _NO_VIEW
         self._workers: ThreadPoolExecutor | None = None
         self.postings = Postings()
+        acknowledged = acknowledged_commit(self.path / LOCK)
         with self._connection() as connection:
             settings = read_settings(connection)
+            if settings is not None:
+                check_acknowledged(self.path, self._commit_of(connection), acknowledged)
         if settings is None:
             self.close()
             raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
@@ -146,11 +152,8 @@ class IndexReader:
         """The index as of its newest commit, held still."""
         with self._connection() as connection:
             view = self._begin(connection)
-            try:
-                yield Snapshot(self, connection, view)
-                connection.execute("ROLLBACK")
-            except sqlite3.DatabaseError as error:
-                raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
+            yield Snapshot(self, connection, view)
+            connection.execute("ROLLBACK")
 
     def info(self) -> IndexInfo:
         """Counts and sizes as of the newest commit."""
@@ -188,6 +191,9 @@ class IndexReader:
             connection = connect_reader(self.path / META)
         try:
             yield connection
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
         except BaseException:
             connection.close()
             raise
@@ -234,7 +240,7 @@ class IndexReader:
             # A new segment may hold vectors that were removed long ago, and the tail's first ones.
             tail, seen = (), 0
             if space is None and any(record.rerank for record in records):
-                space = load_code_space(self.path / SEGMENTS / CODE_SPACE, dimension=self.settings.dimension)
+                space = self._code_space(connection)
         segments = [
             known.get(record.name) or open_segment(self.path / SEGMENTS, record, dimension=self.settings.dimension)
             for record in records
@@ -252,6 +258,12 @@ class IndexReader:
             space,
             read_log_position(connection),
         )
+
+    def _code_space(self, connection: sqlite3.Connection) -> CodeSpace:
+        path = self.path / SEGMENTS / CODE_SPACE
+        if path.is_file() and file_sha256(path) != read_setting(connection, CODE_SPACE_SHA256):
+            raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
+        return load_code_space(path, dimension=self.settings.dimension)
 
     def _extended(self, connection: sqlite3.Connection, tail: tuple[Segment, ...]) -> tuple[Segment, ...]:
         if len(tail) >= _TAIL_PIECES:
@@ -340,8 +352,12 @@ class Snapshot:
 
     def document_vector(self, doc: int) -> FloatArray:
         """The embedding of a whole document, fp32 (dimension,), of length 1 up to fp16."""
-        row = self.connection.execute("SELECT vector FROM pooled WHERE doc = ?", (doc,)).fetchone()
+        row = self.connection.execute("SELECT vector, crc32 FROM pooled WHERE doc = ?", (doc,)).fetchone()
         if row is not None:
+            if vector_crc(0, doc, row[0]) != row[1]:
+                raise CorruptIndexError(
+                    f"the vector of document number {doc} does not match its checksum; run 'indexer verify'"
+                )
             pooled: FloatArray = np.frombuffer(row[0], dtype="<f2").astype(np.float32)
             return pooled
         passage = self.connection.execute("SELECT vid FROM passages WHERE doc = ?", (doc,)).fetchone()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from indexer.errors import FingerprintError, NotAnIndexError
+from indexer.errors import CorruptIndexError, FingerprintError, NotAnIndexError
 from indexer.records import Analysis
+
+DIGESTS = "digests"
+"""Name of the row with the digest of each setting."""
 
 
 class Analyser(Protocol):
@@ -94,27 +98,47 @@ def check_model(settings: IndexSettings, model: Analyser, *, place: str, heads: 
 
 
 def read_settings(connection: sqlite3.Connection) -> IndexSettings | None:
-    """The settings of an index, `None` for one that has none yet."""
-    rows = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
-    if not rows:
+    """The settings of an index, `None` for one that has none yet. Raises `CorruptIndexError`."""
+    stored = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    if not stored:
         return None
+    rows, wrong = sound_settings(stored)
+    if wrong:
+        raise CorruptIndexError(f"the setting '{min(wrong)}' does not match its digest; run 'indexer verify'")
     try:
-        return IndexSettings(
-            model=rows["model"],
-            fingerprint=rows["fingerprint"],
-            heads_fingerprint=rows["heads_fingerprint"],
-            dimension=rows["dimension"],
-            class_labels=_tuple(rows["class_labels"]),
-            entity_types=_tuple(rows["entity_types"]),
-        )
+        return settings_from(rows)
     except KeyError as error:
         raise NotAnIndexError(f"the index lacks its setting {error}") from error
+
+
+def sound_settings(stored: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """The values of the settings that match their digests, and the names of those that do not, or are gone."""
+    try:
+        digests = dict(json.loads(stored[DIGESTS]))
+    except (KeyError, ValueError, TypeError):
+        return {}, {DIGESTS}
+    names = (stored.keys() | digests.keys()) - {DIGESTS}
+    wrong = {name for name in names if name not in stored or digests.get(name) != _digest(name, stored[name])}
+    return {name: json.loads(stored[name]) for name in names - wrong}, wrong
+
+
+def settings_from(rows: Mapping[str, Any]) -> IndexSettings:
+    """Settings from the values of their rows. Raises `KeyError` for one that lacks."""
+    return IndexSettings(
+        model=rows["model"],
+        fingerprint=rows["fingerprint"],
+        heads_fingerprint=rows["heads_fingerprint"],
+        dimension=rows["dimension"],
+        class_labels=_tuple(rows["class_labels"]),
+        entity_types=_tuple(rows["entity_types"]),
+    )
 
 
 def write_settings(connection: sqlite3.Connection, settings: IndexSettings) -> None:
     """Put the settings into the table, in the caller's transaction."""
     rows = [(name, json.dumps(value)) for name, value in asdict(settings).items()]
     connection.executemany("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", rows)
+    _write_digests(connection)
 
 
 def read_setting(connection: sqlite3.Connection, name: str) -> Any:
@@ -129,6 +153,17 @@ def write_setting(connection: sqlite3.Connection, name: str, value: int | str | 
         connection.execute("DELETE FROM settings WHERE name = ?", (name,))
     else:
         connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+    _write_digests(connection)
+
+
+def _write_digests(connection: sqlite3.Connection) -> None:
+    rows = connection.execute("SELECT name, value FROM settings WHERE name <> ? ORDER BY name", (DIGESTS,)).fetchall()
+    digests = json.dumps({name: _digest(name, value) for name, value in rows})
+    connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (DIGESTS, digests))
+
+
+def _digest(name: str, value: object) -> str:
+    return hashlib.blake2b(f"{name}={value}".encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,10 +33,10 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.durable import sync
+from indexer.durable import sync, vector_crc
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
 from indexer.filters import Filter, allowed
-from indexer.lock import WriterLock
+from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
 from indexer.metadata import connect_writer, select_in, transaction
@@ -48,6 +47,7 @@ from indexer.settings import IndexSettings, read_setting, read_settings, write_s
 from indexer.stored import StoredDocument, read_by_id, read_documents
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
+REPAIRED = "meta.sqlite.repaired"  # complete; a repair puts it in the place of the damaged one
 RETAGGED = "retagged_up_to"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
@@ -104,6 +104,7 @@ class IndexWriter:
         try:
             with self._storage_errors():
                 self.settings = self._open_settings(create)
+                check_acknowledged(self.path, self.state.number, acknowledged_commit(self.path / LOCK))
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
@@ -175,6 +176,7 @@ class IndexWriter:
         if seal:
             with self._storage_errors():
                 self._merger.keep_few()
+        self._acknowledge()
 
     def begin_retagging(self, settings: IndexSettings) -> None:
         """Take over the heads of these settings; until `retag` has gone through, some documents have the old tags.
@@ -187,6 +189,7 @@ class IndexWriter:
             write_settings(self._connection, settings)
             write_commit(self._connection, self.state.following(Change()))
         self.settings = settings
+        self._acknowledge()
 
     @property
     def retagged_up_to(self) -> int | None:
@@ -208,6 +211,7 @@ class IndexWriter:
         with self._storage_errors(), transaction(self._connection):
             apply_change(self._connection, change)
             write_setting(self._connection, RETAGGED, max(stored.doc for stored in documents))
+        self._acknowledge()
 
     def end_retagging(self) -> None:
         """Every document has the new tags."""
@@ -219,6 +223,7 @@ class IndexWriter:
         wanted = list(dict.fromkeys(ids))
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove(wanted)
+        self._acknowledge()
         return [id_ for id_ in wanted if id_ not in removed]
 
     def remove_matching(self, where: Filter) -> int:
@@ -228,7 +233,9 @@ class IndexWriter:
                 "SELECT id FROM documents WHERE doc IN (SELECT value FROM json_each(?))",
                 (json.dumps(list(allowed(self._connection, where))),),
             )
-            return len(self._remove([id_ for (id_,) in rows.fetchall()]))
+            removed = len(self._remove([id_ for (id_,) in rows.fetchall()]))
+        self._acknowledge()
+        return removed
 
     def _remove(self, ids: Sequence[str]) -> set[str]:
         """Remove documents in the caller's transaction, some at a time; returns the ids that were there."""
@@ -248,6 +255,7 @@ class IndexWriter:
         if not self.pending_rows:
             return False
         self._commit(Change(), seal=True)
+        self._acknowledge()
         return True
 
     @property
@@ -267,12 +275,15 @@ class IndexWriter:
                 self._merger.choose_codes(codes)
         if not full:
             with self._storage_errors():
-                return self._merger.keep_few() + self._merger.finish()
+                merges = self._merger.keep_few() + self._merger.finish()
+            self._acknowledge()
+            return merges
         self.seal()
         with self._storage_errors():
             merges = self._merger.merge_all()
             self._forget_terms()
             self._shrink()
+        self._acknowledge()
         return merges
 
     def _commit(self, change: Change, *, seal: bool) -> None:
@@ -340,6 +351,10 @@ class IndexWriter:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         finally:
             self._abandon()
+
+    def _acknowledge(self) -> None:
+        """What was committed will be reported as durable: from now on it must be there."""
+        self._lock.acknowledge(self.state.number)
 
     def _abandon(self) -> None:
         self._merger.close()
@@ -434,6 +449,15 @@ class IndexWriter:
         return change
 
 
+def check_acknowledged(path: Path, commit: int, acknowledged: int) -> None:
+    """Raise `CorruptIndexError` where an index is at an older commit than the last one that was acknowledged."""
+    if commit < acknowledged:
+        raise CorruptIndexError(
+            f"{path} is at commit {commit}, but {acknowledged} was acknowledged: {META}-wal is gone or damaged; run "
+            f"'indexer verify {path}'"
+        )
+
+
 def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
     """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
     if not tables:
@@ -443,8 +467,9 @@ def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:
     """Rows of `pending` → fp16 (n, dimension). Raises `CorruptIndexError` where a checksum differs."""
-    for vid, _, blob, crc in rows:
-        if len(blob) != 2 * dimension or zlib.crc32(blob) != crc:
+    for vid, doc, blob, crc in rows:
+        sound = isinstance(doc, int) and isinstance(blob, bytes) and len(blob) == 2 * dimension
+        if not sound or vector_crc(vid, doc, blob) != crc:
             raise CorruptIndexError(f"pending vector {vid} does not match its checksum; run 'indexer verify'")
     joined = b"".join(row[2] for row in rows)
     return np.frombuffer(joined, dtype="<f2").reshape(len(rows), dimension)

@@ -101,13 +101,20 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
             passages=tuple(passages.get(doc, ())),
             spans=tuple(spans.get(doc, ())),
         )
-        if document.digest() != digest:
+        if not _matches(document, digest):
             raise CorruptIndexError(
                 f"document '{id_}' (number {doc}) does not match its stored digest: the index is damaged; "
                 "run 'indexer verify'"
             )
         documents[doc] = document
     return documents
+
+
+def _matches(document: StoredDocument, digest: object) -> bool:
+    try:
+        return document.digest() == digest
+    except (TypeError, ValueError, AttributeError, struct.error):  # a damaged row may hold values of any type
+        return False
 
 
 def read_by_id(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, StoredDocument]:
