@@ -55,8 +55,8 @@ class DamagedDatabase:
         """`whole_log`: also frames of the log that SQLite would pass over, because one before them is damaged."""
         self._main = _read(path)
         self._log = _read(path.with_name(path.name + "-wal"))
-        self._frames = _frames(self._log, whole=whole_log)
         there = -(-len(self._main) // PAGE_SIZE)
+        self._frames = _frames(self._log, pages=there, whole=whole_log)
         self.page_count = max([there, *self._frames])
         self._owners: dict[int, int] | None = None
 
@@ -183,7 +183,7 @@ def _read(path: Path) -> bytes | mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _frames(log: bytes | mmap.mmap, *, whole: bool) -> dict[int, int]:
+def _frames(log: bytes | mmap.mmap, *, pages: int, whole: bool) -> dict[int, int]:
     """The offset in the log of the last version of each page, as of the last commit."""
     step = _FRAME_HEADER + PAGE_SIZE
     count = max(0, len(log) - _LOG_HEADER) // step
@@ -192,12 +192,12 @@ def _frames(log: bytes | mmap.mmap, *, whole: bool) -> dict[int, int]:
         return {}
     magic, _, _, _, *salts = struct.unpack_from(">IIIIII", log, 0)
     before = struct.unpack_from(">II", log, 24)
-    if whole:  # the log's own header may be what is damaged
-        pairs = [head[2:4] for head in heads]
-        salts, magic = list(max(set(pairs), key=pairs.count)), magic if magic & ~1 == 0x377F0682 else 0x377F0682
-    elif _checksum(bytes(log[:24]), (0, 0), magic) != before:
-        return {}
-    pages: dict[int, int] = {}
+    if _checksum(bytes(log[:24]), (0, 0), magic) != before:
+        if not whole:
+            return {}
+        salts, magic = list(heads[0][2:4]), 0x377F0682  # the log's own header is what is damaged
+    limit = pages + count  # the database cannot be larger
+    last: dict[int, int] = {}
     uncommitted: dict[int, int] = {}
     for n, (number, size, salt, other, *checksum) in enumerate(heads):
         at = _LOG_HEADER + n * step
@@ -212,9 +212,9 @@ def _frames(log: bytes | mmap.mmap, *, whole: bool) -> dict[int, int]:
             break
         uncommitted[number] = at + _FRAME_HEADER
         if size:
-            pages |= uncommitted
+            last |= uncommitted
             uncommitted = {}
-    return {number: at for number, at in pages.items() if 0 < number < 2**31 // PAGE_SIZE * 1024}
+    return {number: at for number, at in last.items() if 0 < number <= limit}
 
 
 def _checksum(data: bytes, before: tuple[int, ...], magic: int) -> tuple[int, int]:
