@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexer.api import add_documents, remove_documents
+    from indexer.api import add_documents, remove_documents, repair_index
     from indexer.errors import TagdexError
     from indexer.model import TextModel
     from indexer.reader import IndexReader
@@ -34,6 +34,7 @@ _HOMES = {
     "add_documents": "indexer.api",
     "read_documents": "indexer.readers",
     "remove_documents": "indexer.api",
+    "repair_index": "indexer.api",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "add_documents",
     "read_documents",
     "remove_documents",
+    "repair_index",
 ]
 
 

@@ -28,7 +28,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +56,14 @@ from indexer.salvage import (
     read_segment_files,
     read_state,
 )
-from indexer.segments import Block, write_segment
+from indexer.segments import CODES_SUFFIX, Block, write_segment
 from indexer.settings import (
     Analyser,
     IndexSettings,
     check_model,
+    restore_settings,
     settings_from,
     settings_of,
-    sound_settings,
     write_setting,
     write_settings,
 )
@@ -185,28 +184,21 @@ class _Repair:
 
     def _read_settings(self) -> None:
         stored = {row[0]: row[1] for row in self.database.rows("settings") if len(row) == 2}
-        rows, wrong = sound_settings(stored)
-        for name in stored.keys() - rows.keys():
-            with suppress(ValueError, TypeError):  # what is wrong may be the digest
-                rows[name] = json.loads(stored[name])
-        self.retagged = rows.get(RETAGGED) if RETAGGED not in wrong else 0
+        rows, wrong = restore_settings(stored)
+        self.retagged = rows.get(RETAGGED, 0 if RETAGGED in wrong else None)
         self.codes = rows.get(CODES) if rows.get(CODES) in CODE_CHOICES else None
-        self.space_sha256 = rows.get(CODE_SPACE_SHA256) if CODE_SPACE_SHA256 not in wrong else None
+        self.space_sha256 = rows.get(CODE_SPACE_SHA256)
         try:
             self.settings = settings_from(rows)
         except (KeyError, TypeError):
             self.settings = self._settings_of_model(rows)
-            return
-        if wrong & {*asdict(self.settings), "digests"} and self.settings.fingerprint is not None:
-            self.settings = self._settings_of_model(rows)
 
     def _settings_of_model(self, rows: dict[str, Any]) -> IndexSettings:
-        """The settings that the given model has; it must make the vectors that are there."""
-        model = self._load(rows.get("model") if isinstance(rows.get("model"), str) else None)
-        tagged = rows.get("heads_fingerprint", "") is not None
-        settings = settings_of(model, tags=tagged)
-        self.settings = settings
-        self._model = model
+        """The settings that are left, and for the others those of the given model, which must make the vectors."""
+        model = self._load(rows.get("model"))
+        known = asdict(settings_of(model, tags=rows.get("heads_fingerprint", "") is not None))
+        self.settings = settings = settings_from({**known, **{name: rows[name] for name in known if name in rows}})
+        check_model(settings, model, place=str(self.path), heads=False)
         self._read_vectors()
         compared = 0
         for stored, digest in self.salvage.documents():
@@ -216,8 +208,8 @@ class _Repair:
             made = vectors.normalise(model.analyse([stored.text], tags=False)[0].vectors)[0]
             if float(made @ self._vector(passage.vid).astype(np.float32)) < _SAME:
                 raise ModelError(
-                    f"{self.path} has lost its settings, and {model.name} does not make the vectors that are in it: pass "
-                    "the --model that built it"
+                    f"{self.path} has lost its settings, and {model.name} does not make the vectors that are in it: "
+                    "pass the --model that built it"
                 )
             compared += 1
             if compared == _SAMPLE:
@@ -247,7 +239,8 @@ class _Repair:
 
     def _vector(self, vid: int) -> npt.NDArray[np.float16]:
         number, at = self.places[vid]
-        return self.sources[number].table[at]
+        row: npt.NDArray[np.float16] = self.sources[number].table[at]
+        return row
 
     def _load(self, name: str | None) -> Analyser:
         if self._model is None:
@@ -450,10 +443,9 @@ class _Repair:
             whole = [source for source in whole if source.record is not None and not source.record.rerank]
         held = {int(vid) for source in whole for vid in source.vids}
         rest = sorted(vid for vid in self.live if vid not in held)
+        vids_left = np.array(rest, dtype=np.int64)
         inside = {
-            id(source)
-            for source in whole
-            if any(source.record.first_vid <= vid <= source.record.last_vid for vid in rest if source.record)
+            id(source) for source in whole if np.any((vids_left >= source.vids[0]) & (vids_left <= source.vids[-1]))
         }
         if inside:  # a segment's numbers may not lie among another's
             whole = [source for source in whole if id(source) not in inside]
@@ -544,7 +536,7 @@ class _Repair:
             return load_code_space(file, dimension=dimension)
         for source in self.sources:
             if source.record is not None and source.record.rerank:
-                codes = faiss.read_index(str(self.folder / f"{source.record.name}.codes.faiss"))
+                codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{CODES_SUFFIX}"))
                 drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
                 centre = faiss.vector_to_array(codes.center).astype(np.float32)
                 self._keep(file)

@@ -23,7 +23,7 @@ from indexer.metadata import migrate
 from indexer.pages import DamagedDatabase, Row
 from indexer.records import Analysis, Document
 from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord
-from indexer.settings import IndexSettings
+from indexer.settings import IndexSettings, with_bits_turned
 from indexer.sources import file_sha256
 from indexer.stored import StoredDocument, StoredPassage, matches_digest, read_unchecked
 from indexer.vectors import IdArray, new_flat_index
@@ -59,8 +59,9 @@ def read_manifest(database: DamagedDatabase) -> list[SegmentRecord]:
     records = []
     for row in database.rows("segments"):
         with suppress(TypeError, ValueError):
-            record = SegmentRecord(*row[:7], tuple(files.get(row[0], ())))
-            if digest_of(record) == row[7]:
+            name, first, last, rows, rerank, factory, version, digest = row
+            record = SegmentRecord(name, first, last, rows, rerank, factory, version, tuple(files.get(name, ())))
+            if digest_of(record) == digest:
                 records.append(record)
     return sorted(records, key=lambda record: record.first_vid)
 
@@ -138,11 +139,11 @@ class Salvage:
 
     def turned(self, stored: StoredDocument) -> Iterator[StoredDocument]:
         """The document with each bit of its id, its text and its metadata turned, one at a time, where it is short."""
-        for text in _turned(stored.metadata_json):
+        for text in with_bits_turned(stored.metadata_json, most=_TRIED_BYTES):
             yield replace(stored, metadata_json=text)
-        for text in _turned(stored.id):
+        for text in with_bits_turned(stored.id, most=_TRIED_BYTES):
             yield replace(stored, id=text)
-        for text in _turned(stored.text):
+        for text in with_bits_turned(stored.text, most=_TRIED_BYTES):
             yield replace(stored, text=text)
 
     def as_document(self, row: Row, doc: int) -> tuple[StoredDocument, bytes] | None:
@@ -230,16 +231,6 @@ class Salvage:
         if before is not None:
             marks = ", ".join("?" * len(before))
             self.connection.execute(f"INSERT INTO {home} VALUES ({marks})", before)
-
-
-def _turned(text: str) -> Iterator[str]:
-    """A short text with each of its bits turned."""
-    data = bytearray(text.encode("utf-8", "surrogatepass"))
-    for at in range(8 * len(data) if len(data) <= _TRIED_BYTES else 0):
-        data[at // 8] ^= 1 << at % 8
-        with suppress(UnicodeDecodeError):
-            yield data.decode()
-        data[at // 8] ^= 1 << at % 8
 
 
 def _passages(stored: StoredDocument, analysis: Analysis | None, vids: Sequence[int]) -> tuple[StoredPassage, ...]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -120,6 +122,40 @@ def sound_settings(stored: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]
     names = (stored.keys() | digests.keys()) - {DIGESTS}
     wrong = {name for name in names if name not in stored or digests.get(name) != _digest(name, stored[name])}
     return {name: json.loads(stored[name]) for name in names - wrong}, wrong
+
+
+def restore_settings(stored: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The values of damaged settings that can be proven, and the names of those that cannot.
+
+    A name or a value with a wrong bit is found by the digest; a digest with a wrong bit by all the others.
+    """
+    own = json.dumps({name: _digest(name, stored[name]) for name in sorted(stored.keys() - {DIGESTS})})
+    text = stored.get(DIGESTS)
+    if isinstance(text, str) and len(text) == len(own) and sum(map(operator.ne, text, own)) <= 1:
+        return {name: json.loads(value) for name, value in stored.items() if name != DIGESTS}, set()
+    try:
+        digests = dict(json.loads(stored[DIGESTS]))
+    except (KeyError, ValueError, TypeError):
+        return {}, {DIGESTS}
+    rows = {}
+    for name, digest in digests.items():
+        tried = [value for value in (stored.get(name), *stored.values()) if isinstance(value, str)]
+        if isinstance(stored.get(name), str):
+            tried += with_bits_turned(stored[name], most=1_000)
+        found = next((value for value in tried if _digest(name, value) == digest), None)
+        if found is not None:
+            rows[name] = json.loads(found)
+    return rows, digests.keys() - rows.keys()
+
+
+def with_bits_turned(text: str, *, most: int) -> Iterator[str]:
+    """A text with each of its bits turned, one at a time; nothing for one of more bytes than `most`."""
+    data = bytearray(text.encode("utf-8", "surrogatepass"))
+    for at in range(8 * len(data) if len(data) <= most else 0):
+        data[at // 8] ^= 1 << at % 8
+        with suppress(UnicodeDecodeError):
+            yield data.decode()
+        data[at // 8] ^= 1 << at % 8
 
 
 def settings_from(rows: Mapping[str, Any]) -> IndexSettings:

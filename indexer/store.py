@@ -96,6 +96,7 @@ class IndexWriter:
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
+            self._refuse_half_repaired()
             with self._storage_errors():
                 self._connection = connect_writer(self.path / META)
         except BaseException:
@@ -365,7 +366,7 @@ class IndexWriter:
         known = {META, META + "-wal", META + "-shm", META + "-journal", LOCK, SEGMENTS}
         if self.path.exists() and not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is a file, not an index folder")
-        if not (self.path / META).exists():
+        if not (self.path / META).exists() and not (self.path / REPAIRED).exists():
             if not create:
                 raise NotAnIndexError(f"{self.path} is not an index: it has no {META}; make it with 'indexer add'")
             if self.path.is_dir() and (others := {file.name for file in self.path.iterdir()} - known):
@@ -374,6 +375,12 @@ class IndexWriter:
                 )
         with self._storage_errors():
             (self.path / SEGMENTS).mkdir(parents=True, exist_ok=True)
+
+    def _refuse_half_repaired(self) -> None:
+        if (self.path / REPAIRED).exists():
+            raise CorruptIndexError(
+                f"a repair of {self.path} was cut off; run 'indexer verify {self.path} --repair' again"
+            )
 
     def _open_settings(self, create: IndexSettings | None) -> IndexSettings:
         settings = read_settings(self._connection)
