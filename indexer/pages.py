@@ -10,10 +10,11 @@ those behind it away. What is read here may be wrong: the caller checks it again
 from __future__ import annotations
 
 import mmap
+import operator
 import sqlite3
 import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,7 @@ class Cell:
     def values(self) -> Row:
         """The decoded row. Raises `ValueError` where it cannot be one."""
         try:
-            return tuple(_decode(self.record, self.rowid))
+            return tuple(_decode(self.record, self.rowid, exact=True))
         except _BROKEN as error:
             raise ValueError(f"damaged record: {error}") from error
 
@@ -68,9 +69,14 @@ class DamagedDatabase:
 
     def cells(self, table: str) -> Iterator[Cell]:
         """All cells of a table or an index that can be found; damaged ones may be among them, or missing."""
-        root = _roots()[table]
-        for number in [number for number, owner in self._owned().items() if owner == root]:
-            yield from self._cells(number)
+        _, leaf = _roots()[table]
+        for number in self.pages(table):
+            yield from self._cells(number, leaf)
+
+    def pages(self, table: str) -> list[int]:
+        """The pages of a table or an index."""
+        root, _ = _roots()[table]
+        return [number for number, owner in self._owned().items() if owner == root]
 
     def rows(self, table: str) -> Iterator[Row]:
         """The rows of a table; what cannot be decoded is left out."""
@@ -84,7 +90,7 @@ class DamagedDatabase:
         """The first page of the table of each page that belongs to one."""
         if self._owners is None:
             owners: dict[int, int] = {}
-            for root in _roots().values():
+            for root, _ in _roots().values():
                 self._descend(root, root, owners)
             self._add_orphans(owners)
             self._owners = owners
@@ -96,7 +102,8 @@ class DamagedDatabase:
             number = waiting.pop()
             if number in owners or not 0 < number <= self.page_count:
                 continue
-            if number != root and self._pointer(number)[0] in (1, 2):
+            kind, parent = self._pointer(number)
+            if number != root and kind in (1, 2) and parent not in owners:
                 continue  # free, or another table's first page: the way here is damaged
             owners[number] = root
             waiting += self._children(number)
@@ -130,11 +137,13 @@ class DamagedDatabase:
         children = [struct.unpack_from(">I", page, at)[0] for at in pointers if at + 4 <= PAGE_SIZE]
         return [*children, *struct.unpack_from(">I", page, start + 8)]
 
-    def _cells(self, number: int) -> Iterator[Cell]:
+    def _cells(self, number: int, leaf: int) -> Iterator[Cell]:
         page, start = self.page(number), 100 if number == 1 else 0
         kind = page[start]
-        if kind not in (_LEAF_TABLE, _LEAF_INDEX, _INNER_INDEX):
+        if kind == _INNER_TABLE:
             return
+        if kind not in (_LEAF_TABLE, _LEAF_INDEX, _INNER_INDEX):
+            kind = leaf  # most pages are; what is read wrongly has no digest that is right
         for at in _cell_pointers(page, start):
             try:
                 yield self._cell(page, at, kind)
@@ -167,13 +176,15 @@ class DamagedDatabase:
 
 
 @cache
-def _roots() -> dict[str, int]:
-    """The first page of each table and index: the same in every database that the migrations made."""
+def _roots() -> dict[str, tuple[int, int]]:
+    """The first page of each table and index, and the kind of its leaves: the same in all that the migrations made."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
         connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         migrate(connection)
-        return dict(connection.execute("SELECT name, rootpage FROM sqlite_master WHERE rootpage > 0").fetchall())
+        rows = connection.execute("SELECT name, rootpage FROM sqlite_master WHERE rootpage > 0").fetchall()
+        data = connection.serialize()
+        return {name: (root, data[(root - 1) * PAGE_SIZE]) for name, root in rows}
 
 
 def _read(path: Path) -> bytes | mmap.mmap:
@@ -266,7 +277,36 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 _INTEGERS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
-def _decode(record: bytes, rowid: int | None) -> Iterator[Any]:
+def rows_that_begin_with(page: bytes, key: str) -> Iterator[Row]:
+    """Rows (number, key, …) that stand somewhere in a page, whatever its header and its pointers say.
+
+    Also those of which one bit is wrong in what says how long each value is. The number is `None`.
+    """
+    wanted = key.encode()
+    length = 2 * len(wanted) + 13
+    kind = bytes([length]) if length < 128 else bytes([length >> 7 | 0x80, length & 0x7F])
+    at = page.find(wanted)
+    while at >= 0:
+        for start in range(max(0, at - 40), at - 2):
+            header = bytes([at - start, 0]) + kind
+            if sum(map(operator.ne, header, page[start : start + len(header)])) <= 1:
+                yield from _rows_at(page, start, at)
+        at = page.find(wanted, at + 1)
+
+
+def _rows_at(page: bytes, start: int, end: int) -> Iterator[Row]:
+    """The row whose record begins at `start`, as it is and with each bit up to `end` turned."""
+    data = bytearray(page[start:])
+    for bit in (None, *range(8 * (end - start))):
+        if bit is not None:
+            data[bit // 8] ^= 1 << bit % 8
+        with suppress(*_BROKEN):
+            yield tuple(_decode(bytes(data), None, exact=False))
+        if bit is not None:
+            data[bit // 8] ^= 1 << bit % 8
+
+
+def _decode(record: bytes, rowid: int | None, *, exact: bool) -> Iterator[Any]:
     end, at = _varint(record, 0)
     types, body = [], end
     while at < end:
@@ -291,5 +331,5 @@ def _decode(record: bytes, rowid: int | None) -> Iterator[Any]:
             body += size
         else:
             raise ValueError(f"serial type {kind}")
-    if body != len(record):
+    if body > len(record) or (exact and body != len(record)):
         raise ValueError(f"values of {body} bytes in a record of {len(record)}")

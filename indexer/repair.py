@@ -290,6 +290,11 @@ class _Repair:
         self._put_in(drafts)
         for row in self.salvage.loose:
             damaged += self._numbered(row)
+        there = self.there | {stored.doc for stored, _ in damaged}
+        for doc, id_ in self.salvage.missing(there).items():
+            found = self.salvage.find_in_pages(doc, id_) if id_ is not None else None
+            if found is not None:
+                damaged.append(found)
         state, left = self.salvage.state, None
         if state is not None and len(damaged) == 1 and len(self.there) == state.documents - 1:
             so_far = read_commit(self.connection).digest_sum
@@ -314,6 +319,8 @@ class _Repair:
     def _restored(self, stored: StoredDocument, digests: set[Any]) -> _Draft:
         """A document that does not match its digest, as it was where that can be found out, else as it can be read."""
         vids = self.vids_of.get(stored.doc, [])
+        if any(matches_digest(stored, digest) for digest in digests):
+            return self._draft(stored)
         for candidate in self.salvage.turned(stored):
             if any(matches_digest(candidate, digest) for digest in digests):
                 return self._draft(candidate)

@@ -20,7 +20,7 @@ from indexer.changes import CommitState, hash_content, sorted_spans
 from indexer.durable import vector_crc, write_npy
 from indexer.manifest import digest_of
 from indexer.metadata import migrate
-from indexer.pages import DamagedDatabase, Row
+from indexer.pages import DamagedDatabase, Row, rows_that_begin_with
 from indexer.records import Analysis, Document
 from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord
 from indexer.settings import IndexSettings, with_bits_turned
@@ -155,6 +155,20 @@ class Salvage:
             return None
         return next(iter(read_unchecked(self.connection, [doc])), None)
 
+    def find_in_pages(self, doc: int, id_: str) -> tuple[StoredDocument, bytes] | None:
+        """A document whose row cannot be reached, by its id, where it stands in a page and matches its digest."""
+        for number in self.database.pages("documents"):
+            for row in rows_that_begin_with(self.database.page(number), id_):
+                if len(row) == 9 and row[1] == id_ and fits("documents", (doc, *row[1:])):
+                    found = self.as_document(row, doc)
+                    if found is not None and (matches_digest(*found) or self._matches_again(found)):
+                        return found
+        self.connection.execute("DELETE FROM documents WHERE doc = ?", (doc,))
+        return None
+
+    def _matches_again(self, found: tuple[StoredDocument, bytes]) -> bool:
+        return any(matches_digest(candidate, found[1]) for candidate in self.candidates(found[0], None, ()))
+
     def readable(self, stored: StoredDocument, analysis: Analysis | None, settings: IndexSettings) -> StoredDocument:
         """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there."""
         metadata = stored.metadata_json
@@ -188,10 +202,7 @@ class Salvage:
         places = ", ".join("?" * len(types))
         rows = []
         for row in self.database.rows(table):
-            if len(row) == len(types) and all(
-                isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
-                for value, kind in zip(row, types, strict=True)
-            ):
+            if fits(table, row):
                 rows.append(row)
             elif table == "documents":
                 self.loose.append(row)
@@ -231,6 +242,15 @@ class Salvage:
         if before is not None:
             marks = ", ".join("?" * len(before))
             self.connection.execute(f"INSERT INTO {home} VALUES ({marks})", before)
+
+
+def fits(table: str, row: Row) -> bool:
+    """Can these values be a row of a table?"""
+    types = _TABLES[table]
+    return len(row) == len(types) and all(
+        isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
+        for value, kind in zip(row, types, strict=True)
+    )
 
 
 def _passages(stored: StoredDocument, analysis: Analysis | None, vids: Sequence[int]) -> tuple[StoredPassage, ...]:
