@@ -276,6 +276,7 @@ class _Repair:
         self.salvage.restore_names(self.settings.entity_types or (), self.settings.class_labels or ())
         damaged: list[tuple[StoredDocument, bytes]] = []
         self.there: set[int] = set()
+        self.given_up: set[int] = set()
         self.ids: set[str] = set()
         self.live: dict[int, int] = {}
         drafts: list[_Draft] = []
@@ -290,7 +291,7 @@ class _Repair:
         self._put_in(drafts)
         for row in self.salvage.loose:
             damaged += self._numbered(row)
-        there = self.there | {stored.doc for stored, _ in damaged}
+        there = self.there | self.given_up | {stored.doc for stored, _ in damaged}
         for doc, id_ in self.salvage.missing(there).items():
             found = self.salvage.find_in_pages(doc, id_) if id_ is not None else None
             if found is not None:
@@ -300,7 +301,7 @@ class _Repair:
             so_far = read_commit(self.connection).digest_sum
             left = sum_digests(state.digest_sum, removed=[so_far])
         for stored, digest in damaged:
-            if stored.doc not in self.there:
+            if stored.doc not in self.there | self.given_up:
                 self._put_in([self._restored(stored, {digest, left} - {None})])
         self._report_missing()
 
@@ -416,6 +417,7 @@ class _Repair:
 
     def _lose(self, stored: StoredDocument) -> None:
         """A document without a vector cannot be found: it is kept, as a record that can be added again."""
+        self.given_up.add(stored.doc)
         record = {"id": stored.id, "text": stored.text, "metadata": _json(stored.metadata_json)}
         self._kept.mkdir(exist_ok=True)
         with (self._kept / "lost.jsonl").open("a", encoding="utf-8") as file:
@@ -426,10 +428,7 @@ class _Repair:
 
     def _report_missing(self) -> None:
         state = self.salvage.state
-        known = {fault.place for fault in self.lost}
-        for doc, id_ in sorted(self.salvage.missing(self.there).items()):
-            if id_ is not None and f"document '{id_}'" in known:
-                continue
+        for doc, id_ in sorted(self.salvage.missing(self.there | self.given_up).items()):
             self.lost.append(Fault(f"document '{id_}'" if id_ else f"document number {doc}", "it is lost"))
         if state is not None and self.acknowledged > state.number:
             self.lost.append(

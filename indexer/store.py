@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -34,12 +34,19 @@ from indexer.changes import (
     write_commit,
 )
 from indexer.durable import sync, vector_crc
-from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
+from indexer.errors import (
+    CorruptIndexError,
+    FormatError,
+    NotAnIndexError,
+    StorageError,
+    TagdexError,
+    UnfinishedIndexError,
+)
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
-from indexer.metadata import connect_writer, select_in, transaction
+from indexer.metadata import connect_reader, connect_writer, select_in, transaction
 from indexer.postings import read_log_position
 from indexer.records import Analysis, Document, FloatArray
 from indexer.segments import Block, SegmentRecord, write_segment
@@ -96,8 +103,8 @@ class IndexWriter:
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
-            self._refuse_half_repaired()
             with self._storage_errors():
+                self._refuse_damaged()
                 self._connection = connect_writer(self.path / META)
         except BaseException:
             self._lock.release()
@@ -105,7 +112,6 @@ class IndexWriter:
         try:
             with self._storage_errors():
                 self.settings = self._open_settings(create)
-                check_acknowledged(self.path, self.state.number, acknowledged_commit(self.path / LOCK))
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
@@ -376,11 +382,15 @@ class IndexWriter:
         with self._storage_errors():
             (self.path / SEGMENTS).mkdir(parents=True, exist_ok=True)
 
-    def _refuse_half_repaired(self) -> None:
+    def _refuse_damaged(self) -> None:
+        """Raise where acknowledged commits are missing; seen read-only, because a writer empties a damaged log."""
         if (self.path / REPAIRED).exists():
             raise CorruptIndexError(
                 f"a repair of {self.path} was cut off; run 'indexer verify {self.path} --repair' again"
             )
+        if acknowledged := acknowledged_commit(self.path / LOCK):
+            with suppress(FormatError), closing(connect_reader(self.path / META)) as connection:
+                check_acknowledged(self.path, read_commit(connection).number, acknowledged)
 
     def _open_settings(self, create: IndexSettings | None) -> IndexSettings:
         settings = read_settings(self._connection)

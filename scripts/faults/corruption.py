@@ -38,6 +38,7 @@ from fakes import DemoAnalyser  # noqa: E402
 
 from indexer.errors import CorruptIndexError, TagdexError  # noqa: E402
 from indexer.reader import IndexReader  # noqa: E402
+from indexer.records import Document, Metadata  # noqa: E402
 from indexer.repair import RepairReport, repair_index  # noqa: E402
 from indexer.settings import settings_of  # noqa: E402
 from indexer.store import LOCK, META, SEGMENTS, IndexWriter  # noqa: E402
@@ -71,8 +72,8 @@ class Tally:
     seconds: float = 0.0
 
 
-def build(folder: Path, *, documents: int, seed: int) -> tuple[Path, Path]:
-    """(the index as a killed writer leaves it, the same without what is only in its log)."""
+def build(folder: Path, *, documents: int, seed: int) -> tuple[Path, list[workload.State]]:
+    """The index as a killed writer leaves it, and the states that it was in since its log was empty, that one last."""
     workload.small_segments()
     steps = workload.make_steps(documents=documents, batch=100, seed=seed)
     states = workload.states(steps)
@@ -81,7 +82,6 @@ def build(folder: Path, *, documents: int, seed: int) -> tuple[Path, Path]:
     with IndexWriter(built, create=settings_of(analyser)) as writer:
         for number, step in enumerate(steps[:cut]):
             workload.perform(step, writer, analyser, states[number])
-    shutil.copytree(built, folder / "base")
     writer = IndexWriter(built)
     writer._connection.execute("PRAGMA wal_autocheckpoint = 0")
     for number, step in enumerate(steps[cut:], start=cut):
@@ -89,7 +89,7 @@ def build(folder: Path, *, documents: int, seed: int) -> tuple[Path, Path]:
             workload.perform(step, writer, analyser, states[number])
     shutil.copytree(built, folder / "sound")
     writer._abandon()
-    return folder / "sound", folder / "base"
+    return folder / "sound", states[cut:]
 
 
 def read(index: Path) -> Content:
@@ -147,7 +147,7 @@ def names(places: Sequence[str], file: str) -> bool:
     return file == LOCK or any(not place.startswith(SEGMENTS) for place in places)
 
 
-def check_restored(index: Path, sound: Content, base: Content, report: RepairReport) -> None:
+def check_restored(index: Path, sound: Content, states: Sequence[workload.State], report: RepairReport) -> None:
     """Every document is what it was, or is reported. Raises `AssertionError`."""
     faults = verify_index(index).faults
     assert not faults, f"after the repair verify finds {faults[:3]}"
@@ -155,23 +155,30 @@ def check_restored(index: Path, sound: Content, base: Content, report: RepairRep
     reported = {fault.place for fault in report.lost}
     log_lost = any(place.startswith(META) for place in reported)
     unknown = "documents" in reported
-    wrong = []
-    for id_ in sound.documents.keys() | after.documents.keys():
-        if f"document '{id_}'" in reported or unknown:
-            continue
-        if same(sound, after, id_):
-            continue
-        if log_lost and (same(base, after, id_) or base.documents.get(id_) != sound.documents.get(id_)):
-            continue
-        number = sound.documents[id_].doc if id_ in sound.documents else -1
-        if f"document number {number}" not in reported:
-            wrong.append(id_)
+    if log_lost:  # then it is at an older commit
+        there = {id_: (item.text, item.metadata) for id_, item in after.documents.items()}
+        close = [
+            [id_ for id_ in state.keys() | there.keys() if there.get(id_) != facts_of(state.get(id_))]
+            for state in states
+        ]
+        wrong = min(close, key=lambda ids: len([id_ for id_ in ids if f"document '{id_}'" not in reported]))
+    else:
+        wrong = [id_ for id_ in sound.documents.keys() | after.documents.keys() if not same(sound, after, id_)]
+    numbers = {id_: f"document number {item.doc}" for id_, item in sound.documents.items()}
+    wrong = [
+        id_ for id_ in wrong if f"document '{id_}'" not in reported and numbers.get(id_) not in reported and not unknown
+    ]
     assert not wrong, f"{len(wrong)} documents are not what they were, and are not reported: {sorted(wrong)[:3]}"
     if not report.lost:
         assert len(after.answers) == len(sound.answers), "other answers"
         for got, wanted in zip(after.answers, sound.answers, strict=True):
             assert [id_ for id_, _ in got] == [id_ for id_, _ in wanted], "a search gives other documents"
             assert np.allclose([s for _, s in got], [s for _, s in wanted], atol=1e-3), "other scores"
+
+
+def facts_of(document: Document | None) -> tuple[str, Metadata] | None:
+    """What a state of the workload says of a document."""
+    return None if document is None else (document.text, document.metadata)
 
 
 def same(one: Content, other: Content, id_: str) -> bool:
@@ -190,7 +197,15 @@ def same(one: Content, other: Content, id_: str) -> bool:
     return bool((cosines >= 0.9999).all())
 
 
-def run_case(folder: Path, sound: Path, facts: Content, base: Content, kind: str, seed: int, tally: Tally) -> None:
+def run_case(
+    folder: Path,
+    sound: Path,
+    facts: Content,
+    states: Sequence[workload.State],
+    kind: str,
+    seed: int,
+    tally: Tally,
+) -> None:
     """Damage a copy, verify, repair, compare; what is wrong goes into the tally."""
     chance = random.Random(f"{kind} {seed}")
     index = folder / "case"
@@ -219,13 +234,13 @@ def run_case(folder: Path, sound: Path, facts: Content, base: Content, kind: str
             tally.reported += 1  # with hardly a row left, there is nothing to restore
             return
         raise
-    check_restored(index, facts, base, report)
+    check_restored(index, facts, states, report)
     tally.restored += not report.lost
     tally.reported += bool(report.lost)
     tally.seconds += time.monotonic() - started
 
 
-def kill_repairs(folder: Path, sound: Path, facts: Content, base: Content, count: int) -> Tally:
+def kill_repairs(folder: Path, sound: Path, facts: Content, states: Sequence[workload.State], count: int) -> Tally:
     """Kill the repair of a damaged copy at a random moment, run it again: it must restore as much as one that ends."""
     tally = Tally()
     index = folder / "killed"
@@ -250,7 +265,7 @@ def kill_repairs(folder: Path, sound: Path, facts: Content, base: Content, count
         tally.found += process.returncode == -signal.SIGKILL
         try:
             report = repair_index(index, load=lambda _: DemoAnalyser(dimension=workload.DIMENSION))
-            check_restored(index, facts, base, report)
+            check_restored(index, facts, states, report)
             tally.restored += not report.lost
             tally.reported += bool(report.lost)
         except Exception as error:
@@ -277,8 +292,8 @@ def main() -> None:
     tallies = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sound, without_log = build(folder, documents=arguments.documents, seed=arguments.seed)
-        facts, base = read(sound), read(without_log)
+        sound, states = build(folder, documents=arguments.documents, seed=arguments.seed)
+        facts = read(sound)
         for kind, count in (
             ("flip", arguments.flips),
             ("truncation", arguments.truncations),
@@ -287,13 +302,13 @@ def main() -> None:
             tally = tallies[kind] = Tally()
             for seed in range(arguments.seed * 1_000, arguments.seed * 1_000 + count):
                 try:
-                    run_case(folder, sound, facts, base, kind, seed, tally)
+                    run_case(folder, sound, facts, states, kind, seed, tally)
                 except Exception as error:
                     where = traceback.extract_tb(error.__traceback__)[-1]
                     tally.failures.append(f"{kind} {seed}: {error!r} ({Path(where.filename).name}:{where.lineno})")
                     print(tally.failures[-1], file=sys.stderr, flush=True)
         if arguments.kills:
-            tallies["killed repair"] = kill_repairs(folder, sound, facts, base, arguments.kills)
+            tallies["killed repair"] = kill_repairs(folder, sound, facts, states, arguments.kills)
     print(f"{'damage':<15}{'cases':>6}{'harmless':>10}{'found':>7}{'restored':>10}{'reported':>10}{'failures':>10}")
     for kind, tally in tallies.items():
         counts = (tally.harmless, tally.found, tally.restored, tally.reported, len(tally.failures))
