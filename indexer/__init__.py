@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from indexer.api import add_documents, export_index, remove_documents, restore_index, snapshot_index
+    from indexer.api import (
+        add_documents,
+        export_index,
+        remove_documents,
+        repair_index,
+        restore_index,
+        snapshot_index,
+    )
     from indexer.errors import TagdexError
     from indexer.model import TextModel
     from indexer.reader import IndexReader
@@ -35,6 +42,7 @@ _HOMES = {
     "export_index": "indexer.api",
     "read_documents": "indexer.readers",
     "remove_documents": "indexer.api",
+    "repair_index": "indexer.api",
     "restore_index": "indexer.api",
     "snapshot_index": "indexer.api",
 }
@@ -54,6 +62,7 @@ __all__ = [
     "export_index",
     "read_documents",
     "remove_documents",
+    "repair_index",
     "restore_index",
     "snapshot_index",
 ]

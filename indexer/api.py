@@ -17,10 +17,11 @@ from indexer.given import as_vector
 from indexer.pipeline import Report
 from indexer.records import Document
 from indexer.settings import settings_of, settings_of_vectors
-from indexer.store import META, IndexWriter
+from indexer.store import META, REPAIRED, IndexWriter
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
+    from indexer.repair import RepairReport
 
 
 def add_documents(
@@ -151,6 +152,22 @@ def export_index(path: str | Path, output: str | Path, *, vectors: bool = False,
     return write_records(export_documents(path, vectors=vectors, passage_vectors=passage_vectors), Path(output))
 
 
+def repair_index(
+    path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto"
+) -> RepairReport:
+    """Restore what can be restored of a damaged index; returns what was found, and what stays lost.
+
+    `model`: by default the index's own; it is loaded only where texts must be embedded or tagged again. Damaged files
+    are kept in a folder `damaged-<n>` inside the index. Raises `ModelError`, `CorruptIndexError`, `LockedError`.
+    """
+    from indexer import repair
+
+    def load(name: str | None) -> TextModel:
+        return _load(model if model is not None else name, device, None)
+
+    return repair.repair_index(path, load=load)
+
+
 def checked(
     documents: Iterable[Document], *, on_error: Callable[[InputError], None] | None = None
 ) -> Iterator[Document]:
@@ -181,7 +198,7 @@ def _check(document: Document, place: str) -> None:
 
 def _open_existing(path: Path) -> IndexWriter | None:
     """The writer of an index, `None` where there is none yet, or only what was left when its making was cut short."""
-    if not (path / META).is_file():
+    if not (path / META).is_file() and not (path / REPAIRED).is_file():
         return None
     try:
         return IndexWriter(path)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import orjson
 
 from indexer import keywords
+from indexer.durable import vector_crc
 from indexer.fields import flatten, normalise_entity
 from indexer.metadata import select_in
 from indexer.records import Analysis, Document, Label, Metadata, Span
@@ -36,6 +36,7 @@ class CommitState:
     entities: int = 0
     fields: int = 0
     digest_sum: bytes = bytes(DIGEST_BYTES)
+    previous: bytes = bytes(DIGEST_BYTES)
     chain: bytes = bytes(DIGEST_BYTES)
 
     def following(self, change: Change, digests: Iterable[bytes] = ()) -> CommitState:
@@ -53,13 +54,18 @@ class CommitState:
                 removed=(stored.digest() for stored in change.replaced),
             ),
         )
-        return replace(state, chain=state.chained_to(self.chain))
+        return state.chained_to(self.chain)
 
-    def chained_to(self, previous: bytes) -> bytes:
-        """BLAKE2b over the counts, the digest sum and the previous commit's chain."""
+    def chained_to(self, previous: bytes) -> CommitState:
+        """This state behind the commit with that chain."""
+        state = replace(self, previous=previous)
+        return replace(state, chain=state.digest())
+
+    def digest(self) -> bytes:
+        """BLAKE2b over the counts, the digest sum and the previous commit's chain: what `chain` must be."""
         counts = [self.number, self.documents, self.passages, self.entities, self.fields]
         digest = hashlib.blake2b(json.dumps(counts).encode(), digest_size=DIGEST_BYTES)
-        digest.update(self.digest_sum + previous)
+        digest.update(self.digest_sum + self.previous)
         return digest.digest()
 
 
@@ -190,12 +196,18 @@ def apply_change(connection: sqlite3.Connection, change: Change, *, pending: boo
     connection.executemany(
         'INSERT INTO passages (vid, doc, start, "end", tokens) VALUES (?, ?, ?, ?, ?)', change.passages
     )
-    connection.executemany("INSERT INTO pooled (doc, vector) VALUES (?, ?)", change.pooled)
+    connection.executemany(
+        "INSERT INTO pooled (doc, vector, crc32) VALUES (?, ?, ?)",
+        ((doc, blob, vector_crc(0, doc, blob)) for doc, blob in change.pooled),
+    )
     if pending:
         blobs = (vector.tobytes() for vector in change.vectors)
         connection.executemany(
             "INSERT INTO pending (vid, doc, vector, crc32) VALUES (?, ?, ?, ?)",
-            ((vid, doc, blob, zlib.crc32(blob)) for (vid, doc, *_), blob in zip(change.passages, blobs, strict=True)),
+            (
+                (vid, doc, blob, vector_crc(vid, doc, blob))
+                for (vid, doc, *_), blob in zip(change.passages, blobs, strict=True)
+            ),
         )
     connection.executemany(
         "INSERT OR IGNORE INTO entity_terms (type, norm) VALUES (?, ?)",
@@ -221,7 +233,7 @@ def apply_change(connection: sqlite3.Connection, change: Change, *, pending: boo
 def read_commit(connection: sqlite3.Connection) -> CommitState:
     """The state after the last commit."""
     row = connection.execute(
-        "SELECT commit_number, documents, passages, entities, fields, digest_sum, chain FROM commits"
+        "SELECT commit_number, documents, passages, entities, fields, digest_sum, previous, chain FROM commits"
         " ORDER BY commit_number DESC LIMIT 1"
     ).fetchone()
     return CommitState(*row) if row else CommitState()
@@ -231,9 +243,9 @@ def write_commit(connection: sqlite3.Connection, state: CommitState) -> None:
     """Replace the commit row, in the caller's transaction."""
     connection.execute("DELETE FROM commits")
     connection.execute(
-        "INSERT INTO commits (commit_number, documents, passages, entities, fields, digest_sum, chain)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (state.number, state.documents, state.passages, state.entities, state.fields, state.digest_sum, state.chain),
+        "INSERT INTO commits (commit_number, documents, passages, entities, fields, digest_sum, previous,"
+        " chain) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        astuple(state),
     )
 
 

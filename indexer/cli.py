@@ -265,14 +265,25 @@ def compact(index: Path, codes: str | None) -> None:
 
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
-def verify(index: Path) -> None:
+@click.option("--repair", is_flag=True, help="Restore what can be restored; the damaged files are kept beside.")
+@model_options
+def verify(index: Path, repair: bool, model: str | None, device: str) -> None:
     """Check everything in INDEX against its checksums, and the parts against each other.
 
     Prints one line for each fault, and ends with exit code 1 if there is any.
 
+    With --repair it restores what the rest of the index or the model can give back, names what is lost, and ends with
+    exit code 1 only if something is. The model is loaded only if a text must be embedded or tagged again. The damaged
+    files are moved to a folder damaged-1, damaged-2, … inside the index. It can be stopped at any moment, and then be
+    run again.
+
     \b
-    Example: indexer verify myindex
+    Examples: indexer verify myindex
+              indexer verify myindex --repair
     """
+    if repair:
+        repaired(index, model, device)
+        return
     from indexer.verify import verify_index
 
     report = verify_index(index)
@@ -282,6 +293,22 @@ def verify(index: Path) -> None:
         raise CorruptIndexError(f"{index} is damaged: {counted(len(report.faults), 'fault')}")
     parts = counted(report.documents, "document"), counted(report.passages, "passage")
     click.echo(f"{index}: {' and '.join(parts)}, no fault")
+
+
+def repaired(index: Path, model: str | None, device: str) -> None:
+    """Repair an index and say what came of it."""
+    from indexer.api import repair_index
+
+    report = repair_index(index, model=model, device=device)
+    for fault in report.found:
+        click.echo(f"found: {one_line(fault.place)}: {one_line(fault.problem)}")
+    for fault in report.lost:
+        click.echo(f"lost: {one_line(fault.place)}: {one_line(fault.problem)}")
+    if report.kept is not None:
+        click.echo(f"the damaged files are in {report.kept}")
+    if report.lost:
+        raise CorruptIndexError(f"{index} is sound again, but not everything was restored: see above")
+    click.echo(f"{index}: {'everything is restored' if report.found or report.kept else 'no fault'}")
 
 
 @cli.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,11 @@ def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def vector_crc(vid: int, doc: int, vector: bytes) -> int:
+    """CRC-32 of a stored vector together with its numbers; it goes with the vector wherever that is copied to."""
+    return zlib.crc32(vector, zlib.crc32(struct.pack("<qq", vid, doc)))
 
 
 def sync(path: Path) -> None:

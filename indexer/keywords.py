@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
 
 from pyroaring import BitMap
 
@@ -50,6 +53,25 @@ def merge(connection: sqlite3.Connection) -> None:
         if connection.total_changes - before < 2:  # FTS5's documentation: then nothing was left to do
             return
         pages = _MERGE_PAGES
+
+
+def problem(connection: sqlite3.Connection) -> str | None:
+    """What FTS5 finds wrong when it compares the keyword index with the texts, `None` where nothing is.
+
+    The comparison is a command that needs a connection that may write, so it runs on a copy in the folder for temporary
+    files, which is as large as the database.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="tagdex-") as folder,
+        closing(sqlite3.connect(Path(folder) / "copy.sqlite", isolation_level=None)) as copy,
+    ):
+        copy.execute("PRAGMA synchronous = OFF")
+        connection.backup(copy)
+        try:
+            copy.execute("INSERT INTO keywords (keywords, rank) VALUES ('integrity-check', 1)")
+        except sqlite3.DatabaseError as error:
+            return f"the words are not those of the texts: {error}"
+    return None
 
 
 def match(connection: sqlite3.Connection, expression: str, n: int, allowed: BitMap | None) -> list[tuple[int, float]]:

@@ -1,12 +1,21 @@
-"""One writer an index: a lock that the operating system releases when the process dies."""
+"""One writer an index: a lock that the operating system releases when the process dies.
+
+The file has two lines of fixed length: the process that holds it, or held it last; and the last commit that was
+acknowledged, with its CRC-32. That number is written after the commit is durable. So a database that is behind it has
+lost something, which SQLite cannot know: a write-ahead log that is gone, or cut off, is to it one that was never there.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from indexer.errors import LockedError, StorageError
+
+_HOLDER_BYTES = 16
 
 
 class WriterLock:
@@ -18,10 +27,9 @@ class WriterLock:
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+            os.pwrite(self._descriptor, f"{os.getpid():<{_HOLDER_BYTES - 1}}\n".encode("ascii"), 0)
         except BlockingIOError as error:
-            holder = os.read(self._descriptor, 32).decode("ascii", "replace").strip() or "unknown"
+            holder = os.read(self._descriptor, _HOLDER_BYTES).decode("ascii", "replace").strip() or "unknown"
             self.release()
             raise LockedError(
                 f"{path.parent} is being written to by process {holder}: wait until it is done, or stop it"
@@ -30,8 +38,24 @@ class WriterLock:
             self.release()
             raise StorageError(f"{path.parent} cannot be written: {error.strerror}") from error
 
+    def acknowledge(self, commit: int) -> None:
+        """Note the number of a commit that is durable."""
+        number = f"{commit:<20}"
+        line = f"{number} {zlib.crc32(number.encode('ascii')):08x}\n".encode("ascii")
+        with suppress(OSError):  # the commit is what counts; this only guards it
+            os.pwrite(self._descriptor, line, _HOLDER_BYTES)
+
     def release(self) -> None:
         """Give the lock back."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def acknowledged_commit(path: Path) -> int:
+    """The last commit that was acknowledged, by the lock file; 0 where that is not known."""
+    try:
+        number, _, crc = path.read_bytes()[_HOLDER_BYTES:].decode("ascii").rstrip("\n").rpartition(" ")
+        return int(number) if int(crc, 16) == zlib.crc32(number.encode("ascii")) else 0
+    except (OSError, ValueError):
+        return 0

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 from collections.abc import Iterable
+from dataclasses import astuple, replace
 
+from indexer.errors import CorruptIndexError
 from indexer.segments import SegmentFile, SegmentRecord
 
 
 def read_segments(connection: sqlite3.Connection) -> list[SegmentRecord]:
-    """All segments, in the order of their vectors."""
+    """All segments, in the order of their vectors. Raises `CorruptIndexError` where one does not match its digest."""
     files: dict[str, list[SegmentFile]] = {}
     for segment, *file in connection.execute("SELECT segment, name, bytes, sha256 FROM segment_files ORDER BY name"):
         files.setdefault(segment, []).append(SegmentFile(*file))
     rows = connection.execute(
-        "SELECT name, first_vid, last_vid, rows, rerank, factory, faiss_version FROM segments ORDER BY first_vid"
+        "SELECT digest, name, first_vid, last_vid, rows, rerank, factory, faiss_version FROM segments"
+        " ORDER BY first_vid"
     )
-    return [SegmentRecord(*facts, files=tuple(files.get(facts[0], ()))) for facts in rows.fetchall()]  # type: ignore[misc]
+    records = []
+    for digest, *facts in rows.fetchall():
+        record = SegmentRecord(*facts, files=tuple(files.get(facts[0], ())))  # type: ignore[misc]
+        if digest_of(record) != digest:
+            raise CorruptIndexError(
+                f"the rows of segment {record.name} in the manifest do not match their digest; run 'indexer verify'"
+            )
+        records.append(record)
+    return records
+
+
+def digest_of(record: SegmentRecord) -> str:
+    """BLAKE2b, in hex, over a segment's row and those of its files."""
+    record = replace(record, files=tuple(sorted(record.files, key=lambda file: file.name)))
+    return hashlib.blake2b(json.dumps(astuple(record)).encode(), digest_size=16).hexdigest()
 
 
 def add_segment(connection: sqlite3.Connection, record: SegmentRecord) -> None:
     """Name a segment, in the caller's transaction."""
     connection.execute(
-        "INSERT INTO segments (name, first_vid, last_vid, rows, rerank, factory, faiss_version)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO segments (name, first_vid, last_vid, rows, rerank, factory, faiss_version, digest)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (
             record.name,
             record.first_vid,
@@ -32,6 +51,7 @@ def add_segment(connection: sqlite3.Connection, record: SegmentRecord) -> None:
             record.rerank,
             record.factory,
             record.faiss_version,
+            digest_of(record),
         ),
     )
     connection.executemany(

@@ -22,7 +22,15 @@ from indexer.errors import CorruptIndexError
 from indexer.manifest import add_segment, drop_segments, read_segments
 from indexer.metadata import transaction
 from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
-from indexer.segments import Block, SegmentRecord, live_blocks, new_name, open_segment, write_segment
+from indexer.segments import (
+    Block,
+    SegmentRecord,
+    check_files,
+    live_blocks,
+    new_name,
+    open_segment,
+    write_segment,
+)
 from indexer.settings import read_setting, write_setting
 from indexer.sources import file_sha256
 from indexer.vectors import Segment
@@ -183,11 +191,18 @@ class Merger:
             live,
             len(removed),
             read_log_position(self._connection).last,
-            self._thread.submit(self._write, name, segments, space),
+            self._thread.submit(self._write, name, records, segments, space),
         )
 
-    def _write(self, name: str, segments: Sequence[Segment], space: CodeSpace | None) -> SegmentRecord | None:
-        """In the thread: write the merged segment; `None` where nothing is live."""
+    def _write(
+        self, name: str, records: Sequence[SegmentRecord], segments: Sequence[Segment], space: CodeSpace | None
+    ) -> SegmentRecord | None:
+        """In the thread: write the merged segment; `None` where nothing is live.
+
+        What is merged is checked first, lest damage be copied under a new checksum.
+        """
+        for record in records:
+            check_files(self._folder, record)
         if not any(segment.live_rows for segment in segments):
             return None
         return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)

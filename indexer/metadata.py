@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from sqlite_utils import Database
 
 from indexer import keywords
 from indexer.errors import FormatError, NotAnIndexError
-from indexer.fields import entity_form
 
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
@@ -57,9 +56,16 @@ def m001_create_tables(db: Database) -> None:
         ) STRICT
         """,
         "CREATE INDEX passages_by_doc ON passages (doc)",
-        # The embedding of the whole document, only where it has more than one passage: fp16, normalised.
-        "CREATE TABLE pooled (doc INTEGER PRIMARY KEY REFERENCES documents (doc), vector BLOB NOT NULL) STRICT",
-        # Vectors that no segment holds yet: fp16, normalised, with their CRC-32.
+        # The embedding of the whole document, only where it has more than one passage: fp16, normalised. Its CRC-32
+        # is that of number 0 (durable.vector_crc).
+        """
+        CREATE TABLE pooled (
+            doc INTEGER PRIMARY KEY REFERENCES documents (doc),
+            vector BLOB NOT NULL,
+            crc32 INTEGER NOT NULL
+        ) STRICT
+        """,
+        # Vectors that no segment holds yet: fp16, normalised, with their CRC-32 (durable.vector_crc).
         """
         CREATE TABLE pending (
             vid INTEGER PRIMARY KEY REFERENCES passages (vid),
@@ -99,7 +105,8 @@ def m001_create_tables(db: Database) -> None:
             PRIMARY KEY (path, kind, value, doc)
         ) STRICT, WITHOUT ROWID
         """,
-        # Immutable files under segments/; a file that has no row here does not exist for a reader.
+        # Immutable files under segments/; a file that has no row here does not exist for a reader. `digest` is over
+        # the row and those of its files.
         """
         CREATE TABLE segments (
             name TEXT PRIMARY KEY,
@@ -108,7 +115,8 @@ def m001_create_tables(db: Database) -> None:
             rows INTEGER NOT NULL,
             rerank INTEGER NOT NULL,
             factory TEXT NOT NULL,
-            faiss_version TEXT NOT NULL
+            faiss_version TEXT NOT NULL,
+            digest TEXT NOT NULL
         ) STRICT
         """,
         """
@@ -131,7 +139,8 @@ def m001_create_tables(db: Database) -> None:
         ) STRICT
         """,
         "CREATE INDEX changes_by_removed_vid ON changes (vid) WHERE op = 'remove'",
-        # The last commit: its number, how many rows there must be, and the sum of all documents' digests.
+        # The last commit: its number, how many rows there must be, the sum of all documents' digests, and a digest of
+        # these, chained to that of the commit before.
         """
         CREATE TABLE commits (
             commit_number INTEGER PRIMARY KEY,
@@ -140,33 +149,38 @@ def m001_create_tables(db: Database) -> None:
             entities INTEGER NOT NULL,
             fields INTEGER NOT NULL,
             digest_sum BLOB NOT NULL,
+            previous BLOB NOT NULL,
             chain BLOB NOT NULL
         ) STRICT
         """,
-        # Facts about the index: model, fingerprints, dimension, and so on; JSON values.
+        # The words of the texts.
+        keywords.CREATE,
+        # Facts about the index: model, fingerprints, dimension, and so on; JSON values. One row, "digests", has the
+        # digest of each of the others.
         "CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT",
     )
     for statement in statements:
         db.execute(statement)
 
 
-def m002_add_keywords(db: Database) -> None:
-    """Format 2: search by keywords; spellings of one name ("I.B.M.", "IBM's") are one term."""
-    db.execute(keywords.CREATE)
-    keywords.rebuild(db.conn)
-    kept: dict[tuple[str, str], int] = {}
-    for term, kind, norm in db.execute("SELECT term, type, norm FROM entity_terms ORDER BY norm").fetchall():
-        form = entity_form(norm)
-        first = kept.setdefault((kind, form), term)
-        if first != term:
-            db.execute("UPDATE entities SET term = ? WHERE term = ?", (first, term))
-            db.execute("DELETE FROM entity_terms WHERE term = ?", (term,))
-    for (_, form), term in kept.items():
-        db.execute("UPDATE entity_terms SET norm = ? WHERE term = ? AND norm <> ?", (form, term, form))
-
-
-MIGRATIONS: tuple[Migration, ...] = (m001_create_tables, m002_add_keywords)
+MIGRATIONS: tuple[Migration, ...] = (m001_create_tables,)
 FORMAT = len(MIGRATIONS)
+
+
+def expected_schema() -> dict[str, str]:
+    """The definition of each table and index of this version's format, by name."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        migrate(connection)
+        return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall())
+
+
+def read_schema(path: Path) -> dict[str, str]:
+    """The definition of each table and index of a database, by name; nothing where it cannot be read."""
+    try:
+        with closing(_connect_read_only(f"{path.resolve().as_uri()}?mode=ro")) as connection:
+            return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall())
+    except sqlite3.DatabaseError:
+        return {}
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:

@@ -20,17 +20,20 @@ from indexer import keywords, vectors
 from indexer.attributes import Attribute
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Column, Columns
+from indexer.durable import vector_crc
 from indexer.errors import CorruptIndexError, NotAnIndexError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
+from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
-from indexer.merging import CODE_SPACE
+from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import connect_reader, select_in
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
-from indexer.settings import IndexSettings, read_settings
-from indexer.store import META, SEGMENTS, read_pending
+from indexer.settings import IndexSettings, read_setting, read_settings
+from indexer.sources import file_sha256
+from indexer.store import LOCK, META, SEGMENTS, check_acknowledged, read_pending
 from indexer.stored import StoredDocument, read_documents
 from indexer.vectors import Candidates, SearchPlan, Segment
 
@@ -102,8 +105,11 @@ class IndexReader:
         self._workers: ThreadPoolExecutor | None = None
         self.postings = Postings()
         self.columns = Columns(self.postings)
+        acknowledged = acknowledged_commit(self.path / LOCK)
         with self._connection() as connection:
             settings = read_settings(connection)
+            if settings is not None:
+                check_acknowledged(self.path, self._commit_of(connection), acknowledged)
         if settings is None:
             self.close()
             raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
@@ -151,11 +157,8 @@ class IndexReader:
         """The index as of its newest commit, held still."""
         with self._connection() as connection:
             view = self._begin(connection)
-            try:
-                yield Snapshot(self, connection, view)
-                connection.execute("ROLLBACK")
-            except sqlite3.DatabaseError as error:
-                raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
+            yield Snapshot(self, connection, view)
+            connection.execute("ROLLBACK")
 
     def info(self) -> IndexInfo:
         """Counts and sizes as of the newest commit."""
@@ -194,6 +197,9 @@ class IndexReader:
             connection = connect_reader(self.path / META)
         try:
             yield connection
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
         except BaseException:
             connection.close()
             raise
@@ -240,7 +246,7 @@ class IndexReader:
             # A new segment may hold vectors that were removed long ago, and the tail's first ones.
             tail, seen = (), 0
             if space is None and any(record.rerank for record in records):
-                space = load_code_space(self.path / SEGMENTS / CODE_SPACE, dimension=self.settings.dimension)
+                space = self._code_space(connection)
         segments = [
             known.get(record.name) or open_segment(self.path / SEGMENTS, record, dimension=self.settings.dimension)
             for record in records
@@ -258,6 +264,12 @@ class IndexReader:
             space,
             read_log_position(connection),
         )
+
+    def _code_space(self, connection: sqlite3.Connection) -> CodeSpace:
+        path = self.path / SEGMENTS / CODE_SPACE
+        if path.is_file() and file_sha256(path) != read_setting(connection, CODE_SPACE_SHA256):
+            raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
+        return load_code_space(path, dimension=self.settings.dimension)
 
     def _extended(self, connection: sqlite3.Connection, tail: tuple[Segment, ...]) -> tuple[Segment, ...]:
         if len(tail) >= _TAIL_PIECES:
@@ -401,9 +413,15 @@ class Snapshot:
         table = np.zeros((len(docs), self._reader.settings.dimension), dtype=np.float32)
         numbers = str([int(doc) for doc in docs])
         read = self.connection.execute
-        pooled = dict(
-            read("SELECT doc, vector FROM pooled WHERE doc IN (SELECT value FROM json_each(?))", (numbers,)).fetchall()
-        )
+        pooled = {}
+        for doc, vector, crc in read(
+            "SELECT doc, vector, crc32 FROM pooled WHERE doc IN (SELECT value FROM json_each(?))", (numbers,)
+        ):
+            if vector_crc(0, doc, vector) != crc:
+                raise CorruptIndexError(
+                    f"the vector of document number {doc} does not match its checksum; run 'indexer verify'"
+                )
+            pooled[doc] = vector
         single = {doc: vid for doc, vid, _, _ in self._passages([doc for doc in docs if doc not in pooled])}
         found = self._vectors_of(sorted(single.values()))
         for row, doc in enumerate(docs):

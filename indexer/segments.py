@@ -1,7 +1,8 @@
 """Segments on disk: immutable files, written durably, opened into memory, checked against the manifest.
 
-A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (2, rows):
-the vids, ascending, and the document of each; and, for a large segment, `<name>.codes.faiss`.
+A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (3, rows):
+the vids, ascending, the document of each, and the CRC-32 of each vector with these two; and, for a large segment,
+`<name>.codes.faiss`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.codes import Codes, CodeSpace
-from indexer.durable import sync, write_file, write_npy
+from indexer.durable import sync, vector_crc, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, Segment, code_parameters, new_flat_index
@@ -29,12 +30,13 @@ _BLOCK = 8_192  # rows that are held in fp32 at a time
 
 
 class Block(NamedTuple):
-    """Vids, docs, and vectors fp16 (n, dimension), with their codes where they are known."""
+    """Vids, docs, and vectors fp16 (n, dimension), with their codes and checksums where they are known."""
 
     vids: IdArray
     docs: IdArray
     vectors: npt.NDArray[np.float16]
     codes: Codes | None = None
+    crcs: IdArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ def write_segment(
     codes = space.empty() if space is not None else None
     for block in blocks:
         index.add_sa_codes(np.ascontiguousarray(block.vectors, dtype="<f2").view(np.uint8))
-        ids.append(np.stack([block.vids, block.docs]).astype("<i8"))
+        # A vector that is copied keeps its checksum, so that damage on the way shows.
+        crcs = _checksums(block) if block.crcs is None else block.crcs
+        ids.append(np.stack([block.vids, block.docs, crcs]).astype("<i8"))
         if codes is not None and space is not None:
             codes.add_sa_codes(space.encode(block.vectors) if block.codes is None else block.codes)
     table = np.concatenate(ids, axis=1)
@@ -132,12 +136,22 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
     if codes is not None and not isinstance(codes, faiss.IndexRaBitQ):
         raise CorruptIndexError(f"segment {name} has codes of {type(codes).__name__}; run 'indexer verify'")
     counts = {index.ntotal, *([codes.ntotal] if codes is not None else [])}
-    if index.d != dimension or counts != {rows} or ids.shape != (2, rows) or ids.dtype != np.int64:
+    if index.d != dimension or counts != {rows} or ids.shape != (3, rows) or ids.dtype != np.int64:
         raise CorruptIndexError(
             f"segment {name} has {sorted(counts)} vectors of {index.d} dimensions and ids of shape {ids.shape}; "
             f"the manifest says {rows} of {dimension}; run 'indexer verify'"
         )
-    return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank)
+    return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank, ids[2])
+
+
+def check_files(folder: Path, record: SegmentRecord) -> None:
+    """Raise `CorruptIndexError` where a segment's files are not what was written: what is read whole is checked whole.
+
+    `FileNotFoundError` where one is gone.
+    """
+    for file in record.files:
+        if file_sha256(folder / file.name) != file.sha256:
+            raise CorruptIndexError(f"{file.name} is not what was written; run 'indexer verify {folder.parent}'")
 
 
 def _require(folder: Path, record: SegmentRecord) -> None:
@@ -153,7 +167,8 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
             at = start + np.flatnonzero(segment.live[start : start + _BLOCK])
             if len(at):
                 codes = None if segment.code_table is None else segment.code_table[at]
-                yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes)
+                crcs = None if segment.crcs is None else segment.crcs[at]
+                yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes, crcs)
 
 
 CALIBRATION_QUERIES = 32
@@ -186,6 +201,12 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
         if np.count_nonzero(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL * len(all_ranks):
             return more
     return _FACTORS[-1]
+
+
+def _checksums(block: Block) -> IdArray:
+    table = np.ascontiguousarray(block.vectors, dtype="<f2")
+    numbers = zip(block.vids.tolist(), block.docs.tolist(), table, strict=True)
+    return np.array([vector_crc(vid, doc, row.tobytes()) for vid, doc, row in numbers], dtype=np.int64)
 
 
 def _write_faiss(file: BinaryIO, index: faiss.Index) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import operator
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from indexer.errors import FingerprintError, NotAnIndexError
+from indexer.errors import CorruptIndexError, FingerprintError, NotAnIndexError
 from indexer.records import Analysis
+
+DIGESTS = "digests"
+"""Name of the row with the digest of each setting."""
 
 
 class Analyser(Protocol):
@@ -94,27 +100,81 @@ def check_model(settings: IndexSettings, model: Analyser, *, place: str, heads: 
 
 
 def read_settings(connection: sqlite3.Connection) -> IndexSettings | None:
-    """The settings of an index, `None` for one that has none yet."""
-    rows = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM settings")}
-    if not rows:
+    """The settings of an index, `None` for one that has none yet. Raises `CorruptIndexError`."""
+    stored = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+    if not stored:
         return None
+    rows, wrong = sound_settings(stored)
+    if wrong:
+        raise CorruptIndexError(f"the setting '{min(wrong)}' does not match its digest; run 'indexer verify'")
     try:
-        return IndexSettings(
-            model=rows["model"],
-            fingerprint=rows["fingerprint"],
-            heads_fingerprint=rows["heads_fingerprint"],
-            dimension=rows["dimension"],
-            class_labels=_tuple(rows["class_labels"]),
-            entity_types=_tuple(rows["entity_types"]),
-        )
+        return settings_from(rows)
     except KeyError as error:
         raise NotAnIndexError(f"the index lacks its setting {error}") from error
+
+
+def sound_settings(stored: Mapping[str, str]) -> tuple[dict[str, Any], set[str]]:
+    """The values of the settings that match their digests, and the names of those that do not, or are gone."""
+    try:
+        digests = dict(json.loads(stored[DIGESTS]))
+    except (KeyError, ValueError, TypeError):
+        return {}, {DIGESTS}
+    names = (stored.keys() | digests.keys()) - {DIGESTS}
+    wrong = {name for name in names if name not in stored or digests.get(name) != _digest(name, stored[name])}
+    return {name: json.loads(stored[name]) for name in names - wrong}, wrong
+
+
+def restore_settings(stored: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The values of damaged settings that can be proven, and the names of those that cannot.
+
+    A name or a value with a wrong bit is found by the digest; a digest with a wrong bit by all the others.
+    """
+    own = json.dumps({name: _digest(name, stored[name]) for name in sorted(stored.keys() - {DIGESTS})})
+    text = stored.get(DIGESTS)
+    if isinstance(text, str) and len(text) == len(own) and sum(map(operator.ne, text, own)) <= 1:
+        return {name: json.loads(value) for name, value in stored.items() if name != DIGESTS}, set()
+    try:
+        digests = dict(json.loads(stored[DIGESTS]))
+    except (KeyError, ValueError, TypeError):
+        return {}, {DIGESTS}
+    rows = {}
+    for name, digest in digests.items():
+        tried = [value for value in (stored.get(name), *stored.values()) if isinstance(value, str)]
+        if isinstance(stored.get(name), str):
+            tried += with_bits_turned(stored[name], most=1_000)
+        found = next((value for value in tried if _digest(name, value) == digest), None)
+        if found is not None:
+            rows[name] = json.loads(found)
+    return rows, digests.keys() - rows.keys()
+
+
+def with_bits_turned(text: str, *, most: int) -> Iterator[str]:
+    """A text with each of its bits turned, one at a time; nothing for one of more bytes than `most`."""
+    data = bytearray(text.encode("utf-8", "surrogatepass"))
+    for at in range(8 * len(data) if len(data) <= most else 0):
+        data[at // 8] ^= 1 << at % 8
+        with suppress(UnicodeDecodeError):
+            yield data.decode()
+        data[at // 8] ^= 1 << at % 8
+
+
+def settings_from(rows: Mapping[str, Any]) -> IndexSettings:
+    """Settings from the values of their rows. Raises `KeyError` for one that lacks."""
+    return IndexSettings(
+        model=rows["model"],
+        fingerprint=rows["fingerprint"],
+        heads_fingerprint=rows["heads_fingerprint"],
+        dimension=rows["dimension"],
+        class_labels=_tuple(rows["class_labels"]),
+        entity_types=_tuple(rows["entity_types"]),
+    )
 
 
 def write_settings(connection: sqlite3.Connection, settings: IndexSettings) -> None:
     """Put the settings into the table, in the caller's transaction."""
     rows = [(name, json.dumps(value)) for name, value in asdict(settings).items()]
     connection.executemany("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", rows)
+    _write_digests(connection)
 
 
 def read_setting(connection: sqlite3.Connection, name: str) -> Any:
@@ -129,6 +189,17 @@ def write_setting(connection: sqlite3.Connection, name: str, value: int | str | 
         connection.execute("DELETE FROM settings WHERE name = ?", (name,))
     else:
         connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (name, json.dumps(value)))
+    _write_digests(connection)
+
+
+def _write_digests(connection: sqlite3.Connection) -> None:
+    rows = connection.execute("SELECT name, value FROM settings WHERE name <> ? ORDER BY name", (DIGESTS,)).fetchall()
+    digests = json.dumps({name: _digest(name, value) for name, value in rows})
+    connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", (DIGESTS, digests))
+
+
+def _digest(name: str, value: object) -> str:
+    return hashlib.blake2b(f"{name}={value}".encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _tuple(values: list[str] | None) -> tuple[str, ...] | None:

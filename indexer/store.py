@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -34,13 +33,20 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.durable import sync_with_parents
-from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError, TagdexError, UnfinishedIndexError
+from indexer.durable import sync_with_parents, vector_crc
+from indexer.errors import (
+    CorruptIndexError,
+    FormatError,
+    NotAnIndexError,
+    StorageError,
+    TagdexError,
+    UnfinishedIndexError,
+)
 from indexer.filters import Filter, allowed
-from indexer.lock import WriterLock
+from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
-from indexer.metadata import connect_writer, select_in, transaction
+from indexer.metadata import connect_reader, connect_writer, select_in, transaction
 from indexer.postings import read_log_position
 from indexer.records import Analysis, Document, FloatArray
 from indexer.segments import Block, SegmentRecord, new_name, write_segment
@@ -48,6 +54,7 @@ from indexer.settings import IndexSettings, read_setting, read_settings, write_s
 from indexer.stored import StoredDocument, read_by_id, read_documents
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
+REPAIRED = "meta.sqlite.repaired"  # complete; a repair puts it in the place of the damaged one
 RETAGGED = "retagged_up_to"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
@@ -104,6 +111,7 @@ class IndexWriter:
         self._lock = WriterLock(self.path / LOCK)
         try:
             with self._storage_errors():
+                self._refuse_damaged()
                 self._connection = connect_writer(self.path / META)
         except BaseException:
             self._lock.release()
@@ -183,6 +191,7 @@ class IndexWriter:
         if seal:
             with self._storage_errors():
                 self._merger.keep_few()
+        self._acknowledge()
 
     def begin_retagging(self, settings: IndexSettings) -> None:
         """Take over the heads of these settings; until `retag` has gone through, some documents have the old tags.
@@ -195,6 +204,7 @@ class IndexWriter:
             write_settings(self._connection, settings)
             write_commit(self._connection, self.state.following(Change()))
         self.settings = settings
+        self._acknowledge()
 
     @property
     def retagged_up_to(self) -> int | None:
@@ -216,6 +226,7 @@ class IndexWriter:
         with self._storage_errors(), transaction(self._connection):
             apply_change(self._connection, change)
             write_setting(self._connection, RETAGGED, max(stored.doc for stored in documents))
+        self._acknowledge()
         self._keep_log_small()
 
     def end_retagging(self) -> None:
@@ -228,6 +239,7 @@ class IndexWriter:
         wanted = list(dict.fromkeys(ids))
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove(wanted)
+        self._acknowledge()
         self._keep_log_small()
         return [id_ for id_ in wanted if id_ not in removed]
 
@@ -239,6 +251,7 @@ class IndexWriter:
                 (json.dumps(list(allowed(self._connection, where))),),
             )
             removed = self._remove([id_ for (id_,) in rows.fetchall()])
+        self._acknowledge()
         self._keep_log_small()
         return len(removed)
 
@@ -260,6 +273,7 @@ class IndexWriter:
         if not self.pending_rows:
             return False
         self._commit(Change(), seal=True)
+        self._acknowledge()
         return True
 
     @property
@@ -279,13 +293,16 @@ class IndexWriter:
                 self._merger.choose_codes(codes)
         if not full:
             with self._storage_errors():
-                return self._merger.keep_few() + self._merger.finish()
+                merges = self._merger.keep_few() + self._merger.finish()
+            self._acknowledge()
+            return merges
         self.seal()
         with self._storage_errors():
             merges = self._merger.merge_all()
             self._forget_terms()
             keywords.merge(self._connection)
             self._shrink()
+        self._acknowledge()
         return merges
 
     def _commit(self, change: Change, *, seal: bool) -> None:
@@ -371,6 +388,10 @@ class IndexWriter:
         finally:
             self._abandon()
 
+    def _acknowledge(self) -> None:
+        """What was committed will be reported as durable: from now on it must be there."""
+        self._lock.acknowledge(self.state.number)
+
     def _abandon(self) -> None:
         self._merger.close()
         self._connection.close()
@@ -380,7 +401,7 @@ class IndexWriter:
         known = {META, META + "-wal", META + "-shm", META + "-journal", LOCK, SEGMENTS}
         if self.path.exists() and not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is a file, not an index folder")
-        if not (self.path / META).exists():
+        if not (self.path / META).exists() and not (self.path / REPAIRED).exists():
             if not create:
                 raise NotAnIndexError(f"{self.path} is not an index: it has no {META}; make it with 'indexer add'")
             if self.path.is_dir() and (others := {file.name for file in self.path.iterdir()} - known):
@@ -389,6 +410,16 @@ class IndexWriter:
                 )
         with self._storage_errors():
             (self.path / SEGMENTS).mkdir(parents=True, exist_ok=True)
+
+    def _refuse_damaged(self) -> None:
+        """Raise where acknowledged commits are missing; seen read-only, because a writer empties a damaged log."""
+        if (self.path / REPAIRED).exists():
+            raise CorruptIndexError(
+                f"a repair of {self.path} was cut off; run 'indexer verify {self.path} --repair' again"
+            )
+        if acknowledged := acknowledged_commit(self.path / LOCK):
+            with suppress(FormatError), closing(connect_reader(self.path / META)) as connection:
+                check_acknowledged(self.path, read_commit(connection).number, acknowledged)
 
     def _open_settings(self, create: IndexSettings | None) -> IndexSettings:
         settings = read_settings(self._connection)
@@ -486,6 +517,15 @@ class IndexWriter:
         return change
 
 
+def check_acknowledged(path: Path, commit: int, acknowledged: int) -> None:
+    """Raise `CorruptIndexError` where an index is at an older commit than the last one that was acknowledged."""
+    if commit < acknowledged:
+        raise CorruptIndexError(
+            f"{path} is at commit {commit}, but {acknowledged} was acknowledged: {META}-wal is gone or damaged; run "
+            f"'indexer verify {path}'"
+        )
+
+
 def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
     """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
     if not tables:
@@ -495,8 +535,9 @@ def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:
     """Rows of `pending` → fp16 (n, dimension). Raises `CorruptIndexError` where a checksum differs."""
-    for vid, _, blob, crc in rows:
-        if len(blob) != 2 * dimension or zlib.crc32(blob) != crc:
+    for vid, doc, blob, crc in rows:
+        sound = isinstance(doc, int) and isinstance(blob, bytes) and len(blob) == 2 * dimension
+        if not sound or vector_crc(vid, doc, blob) != crc:
             raise CorruptIndexError(f"pending vector {vid} does not match its checksum; run 'indexer verify'")
     joined = b"".join(row[2] for row in rows)
     return np.frombuffer(joined, dtype="<f2").reshape(len(rows), dimension)

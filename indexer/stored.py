@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,19 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
 
     Raises `CorruptIndexError` where a document's rows do not have the digest that was stored with them.
     """
+    documents: dict[int, StoredDocument] = {}
+    for document, digest in read_unchecked(connection, docs):
+        if not matches_digest(document, digest):
+            raise CorruptIndexError(
+                f"document '{document.id}' (number {document.doc}) does not match its stored digest: the index is "
+                "damaged; run 'indexer verify'"
+            )
+        documents[document.doc] = document
+    return documents
+
+
+def read_unchecked(connection: sqlite3.Connection, docs: Sequence[int]) -> Iterator[tuple[StoredDocument, bytes]]:
+    """The documents with these numbers, each with the digest that is stored for it, whether it is that one or not."""
     chosen = json.dumps(list(docs))
     passages: dict[int, list[StoredPassage]] = {}
     spans: dict[int, list[Span]] = {}
@@ -85,7 +98,6 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
         (chosen,),
     ):
         spans.setdefault(doc, []).append(Span(*span))
-    documents: dict[int, StoredDocument] = {}
     for doc, id_, text, metadata, content_hash, name, score, digest in connection.execute(
         "SELECT doc, id, text, metadata, content_hash, labels.name, label_score, digest FROM documents"
         " LEFT JOIN labels USING (label) WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY doc",
@@ -101,13 +113,15 @@ def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[
             passages=tuple(passages.get(doc, ())),
             spans=tuple(spans.get(doc, ())),
         )
-        if document.digest() != digest:
-            raise CorruptIndexError(
-                f"document '{id_}' (number {doc}) does not match its stored digest: the index is damaged; "
-                "run 'indexer verify'"
-            )
-        documents[doc] = document
-    return documents
+        yield document, digest
+
+
+def matches_digest(document: StoredDocument, digest: object) -> bool:
+    """Is this the document for which the digest was stored?"""
+    try:
+        return document.digest() == digest
+    except (TypeError, ValueError, AttributeError, struct.error):  # a damaged row may hold values of any type
+        return False
 
 
 def read_by_id(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, StoredDocument]:

@@ -56,6 +56,7 @@ class Segment:
     - `vids`, `docs`: int64 (rows,), `vids` ascending; `live`: bool (rows,).
     - `codes`: FAISS RaBitQ index in the same order, `None` for a small segment; `rerank`: how many times n
       candidates the codes must give, so that the best n are among them.
+    - `crcs`: the checksum of each vector, int64 (rows,), `None` for vectors that are in no file.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Segment:
     live: Mask
     codes: faiss.IndexRaBitQ | None = None
     rerank: int = 1
+    crcs: IdArray | None = None
 
     def __len__(self) -> int:
         return len(self.vids)

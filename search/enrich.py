@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from indexer.errors import CorruptIndexError
 from indexer.reader import Snapshot
 from indexer.stored import StoredDocument
 from search.hits import BestPassage, Entity, Hit
@@ -17,7 +18,11 @@ def enrich(snapshot: Snapshot, ranked: Sequence[Ranked]) -> list[Hit]:
 
 
 def _hit(stored: StoredDocument, ranked: Ranked) -> Hit:
-    passage = next(passage for passage in stored.passages if passage.vid == ranked.vid)
+    passage = next((passage for passage in stored.passages if passage.vid == ranked.vid), None)
+    if passage is None:
+        raise CorruptIndexError(
+            f"vector {ranked.vid} is not of document '{stored.id}': the index is damaged; run 'indexer verify'"
+        )
     return Hit(
         id=stored.id,
         score=ranked.score,

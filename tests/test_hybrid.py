@@ -16,7 +16,7 @@ import pytest
 from command_line import Run, assert_fails, write_jsonl
 from fakes import DemoAnalyser, as_text_model, build_index, document_scores, entries
 
-from indexer.errors import FormatError, QueryError
+from indexer.errors import QueryError
 from indexer.filters import Compare, HasId
 from indexer.metadata import FORMAT, connect_reader
 from indexer.records import Document
@@ -221,18 +221,6 @@ def test_the_keyword_index_stays_right_through_compaction(path: Path) -> None:
         writer.remove([f"d{n}" for n in range(0, 80, 2)])
         writer.compact(full=True)
     check_keywords(path)
-
-
-def test_an_older_index_gets_its_words_when_it_is_opened_for_writing(path: Path) -> None:
-    with closing(sqlite3.connect(path / "meta.sqlite", isolation_level=None)) as connection:
-        connection.execute("DROP TABLE keywords")
-        connection.execute("PRAGMA user_version = 1")
-    with pytest.raises(FormatError, match=f"has the older format 1: bring it to format {FORMAT} with 'indexer compact"):
-        Searcher(path)
-    IndexWriter(path).close()
-    check_keywords(path)
-    with Searcher(path) as searcher:
-        assert {hit.id for hit in searcher.search("zinc", mode="keyword", k=100)} == set(bm25(corpus(80), ["zinc"]))
 
 
 # Fusion

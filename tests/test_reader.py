@@ -300,7 +300,7 @@ def test_info_says_what_the_index_holds(path: Path, writer: IndexWriter) -> None
     with IndexReader(path) as reader:
         info = reader.info()
     assert (info.documents, info.passages, info.entities, info.pending, info.dead) == (3, 3, 3, 1, 1)
-    assert (info.format, info.model, info.dimension, info.commit) == (2, "demo", 16, 4)
+    assert (info.format, info.model, info.dimension, info.commit) == (1, "demo", 16, 4)
     assert (info.class_labels, info.entity_types) == (("sport", "science", "music"), ("PER", "ORG", "LOC"))
     assert (info.fingerprint, info.heads_fingerprint) == (MODEL.fingerprint, MODEL.heads_fingerprint)
     (segment,) = info.segments
@@ -402,7 +402,7 @@ def test_another_program_s_database_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "message"), [(99, "has format 99, this version .* up to 2"), (0, "has the older format 0")]
+    ("version", "message"), [(99, "has format 99, this version .* up to 1"), (0, "has the older format 0")]
 )
 def test_other_formats_are_refused(path: Path, version: int, message: str) -> None:
     build_index(path, documents(1))

@@ -17,7 +17,7 @@ from fakes import clustered, written_segment
 
 from indexer import segments as segment_files
 from indexer.codes import CodeSpace, new_code_space
-from indexer.durable import write_file
+from indexer.durable import vector_crc, write_file
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
 from indexer.segments import Block, SegmentRecord, live_blocks, open_segment, write_segment
@@ -69,7 +69,8 @@ def test_a_segment_is_its_files_and_nothing_else(tmp_path: Path) -> None:
 def test_the_ids_file_holds_vids_and_documents(tmp_path: Path) -> None:
     write_segment(tmp_path, NAME, blocks_of(unit(3), size=2, first_vid=5), dimension=WIDTH, space=None)
     ids = np.load(tmp_path / f"{NAME}.ids.npy")
-    assert (ids.dtype, ids.tolist()) == (np.dtype("<i8"), [[5, 6, 7], [104, 105, 106]])
+    crcs = [vector_crc(5 + n, 104 + n, row.astype("<f2").tobytes()) for n, row in enumerate(unit(3))]
+    assert (ids.dtype, ids.tolist()) == (np.dtype("<i8"), [[5, 6, 7], [104, 105, 106], crcs])
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
@@ -237,7 +238,12 @@ def test_codes_of_another_number_of_vectors_are_refused(
 
 
 def test_ids_of_another_shape_or_type_are_refused(tmp_path: Path, record: SegmentRecord) -> None:
-    for ids in (np.zeros((2, 99), dtype=np.int64), np.zeros((2, 100)), np.zeros(100, dtype=np.int64)):
+    for ids in (
+        np.zeros((3, 99), dtype=np.int64),
+        np.zeros((2, 100), dtype=np.int64),
+        np.zeros((3, 100)),
+        np.zeros(100, dtype=np.int64),
+    ):
         np.save(tmp_path / f"{NAME}.ids.npy", ids)
         with pytest.raises(CorruptIndexError, match=rf"segment {NAME} has \[100\] vectors of 8 dimensions and ids of"):
             open_segment(tmp_path, record, dimension=WIDTH)

@@ -1,0 +1,360 @@
+"""What can be read out of a damaged index: rows, proven by their digests, and vectors, proven by their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from indexer.changes import CommitState, hash_content, sorted_spans
+from indexer.durable import vector_crc, write_npy
+from indexer.manifest import digest_of
+from indexer.metadata import migrate
+from indexer.pages import DamagedDatabase, Row, rows_that_begin_with
+from indexer.records import Analysis, Document
+from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord
+from indexer.settings import IndexSettings, with_bits_turned
+from indexer.sources import file_sha256
+from indexer.stored import StoredDocument, StoredPassage, matches_digest, read_unchecked
+from indexer.vectors import IdArray, new_flat_index
+
+_TABLES: dict[str, tuple[type | tuple[type, ...], ...]] = {
+    "labels": (int, str),
+    "entity_terms": (int, str, str),
+    "documents": (int, str, str, str, bytes, (int, type(None)), (float, int, type(None)), int, bytes),
+    "passages": (int, int, int, int, int),
+    "entities": (int, int, int, int, (float, int)),
+    "pooled": (int, bytes, int),
+}
+_NPY_HEADER = 128  # bytes before the numbers of a file of ids
+_TRIED_BYTES = 4_096  # of a damaged document, each bit of which is turned to see whether its digest is right then
+
+
+def read_state(database: DamagedDatabase) -> CommitState | None:
+    """The commit row, `None` where it does not match its digest."""
+    for row in database.rows("commits"):
+        with suppress(TypeError, ValueError):
+            state = CommitState(*row)
+            if state.digest() == state.chain:
+                return state
+    return None
+
+
+def read_manifest(database: DamagedDatabase) -> list[SegmentRecord]:
+    """The segments whose rows match their digests, in the order of their vectors."""
+    files: dict[Any, list[SegmentFile]] = {}
+    for row in database.rows("segment_files"):
+        if len(row) == 4:
+            files.setdefault(row[1], []).append(SegmentFile(row[0], row[2], row[3]))
+    records = []
+    for row in database.rows("segments"):
+        with suppress(TypeError, ValueError):
+            name, first, last, rows, rerank, factory, version, digest = row
+            record = SegmentRecord(name, first, last, rows, rerank, factory, version, tuple(files.get(name, ())))
+            if digest_of(record) == digest:
+                records.append(record)
+    return sorted(records, key=lambda record: record.first_vid)
+
+
+class Salvage:
+    """The readable rows of a damaged database in a scratch database with the same tables, and what is proven of them.
+
+    `lost` collects (place, problem) of what cannot be restored, `spare` the vids of each document that have a vector.
+    """
+
+    def __init__(self, database: DamagedDatabase, scratch: Path) -> None:
+        self.database = database
+        self.state = read_state(database)
+        self.loose: list[Row] = []  # rows of documents that do not fit
+        self.connection = sqlite3.connect(scratch, isolation_level=None)
+        self.connection.execute("PRAGMA journal_mode = OFF")
+        self.connection.execute("PRAGMA synchronous = OFF")
+        migrate(self.connection)
+        self.connection.execute("BEGIN")
+        for table, types in _TABLES.items():
+            self._copy(table, types)
+
+    def documents(self) -> Iterator[tuple[StoredDocument, bytes]]:
+        """Every document with the digest that was stored for it."""
+        docs = [doc for (doc,) in self.connection.execute("SELECT doc FROM documents ORDER BY doc")]
+        for start in range(0, len(docs), 500):
+            yield from read_unchecked(self.connection, docs[start : start + 500])
+
+    def pooled(self, doc: int, dimension: int) -> bytes | None:
+        """The vector of a whole document, `None` where it is damaged."""
+        row = self.connection.execute("SELECT vector, crc32 FROM pooled WHERE doc = ?", (doc,)).fetchone()
+        if row is None or len(row[0]) != 2 * dimension or vector_crc(0, doc, row[0]) != row[1]:
+            return None
+        vector: bytes = row[0]
+        return vector
+
+    def restore_names(self, entity_types: Sequence[str], labels: Sequence[str]) -> None:
+        """Give entity terms and labels whose rows are damaged their names again, proven by a document's digest."""
+        for table, key, names in (("entities", "term", entity_types), ("documents", "label", labels)):
+            home = "entity_terms" if key == "term" else "labels"
+            suspects = self.connection.execute(
+                f"SELECT {key}, min(doc) FROM {table} WHERE {key} IS NOT NULL GROUP BY {key}"
+            ).fetchall()
+            for number, doc in suspects:
+                self._restore_name(home, key, number, doc, names)
+
+    def candidates(
+        self, stored: StoredDocument, analysis: Analysis | None, vids: Sequence[int]
+    ) -> Iterator[StoredDocument]:
+        """What a document that does not match its digest may have been, the likeliest first."""
+        metadata = [stored.metadata_json]
+        passages = [stored.passages, _passages(stored, analysis, vids)]
+        tags = [(stored.label, stored.spans)]
+        if analysis is not None:
+            tags += [(analysis.label, sorted_spans(analysis.spans)), (analysis.label, stored.spans)]
+            tags += [(stored.label, sorted_spans(analysis.spans)), (analysis.label, ())]
+        hashes = [stored.content_hash, hash_content(Document(stored.id, stored.text))]
+        ids = [stored.id]
+        row = self._id_of(stored.doc)
+        if row is not None and row != stored.id:
+            ids.append(row)
+        for id_ in ids:
+            for content_hash in hashes:
+                for places in passages:
+                    for label, spans in tags:
+                        yield replace(
+                            stored,
+                            id=id_,
+                            metadata_json=metadata[0],
+                            content_hash=content_hash,
+                            passages=places,
+                            label=label,
+                            spans=spans,
+                        )
+
+    def turned(self, stored: StoredDocument) -> Iterator[StoredDocument]:
+        """The document with each bit of its id, its text and its metadata turned, one at a time, where it is short."""
+        for text in with_bits_turned(stored.metadata_json, most=_TRIED_BYTES):
+            yield replace(stored, metadata_json=text)
+        for text in with_bits_turned(stored.id, most=_TRIED_BYTES):
+            yield replace(stored, id=text)
+        for text in with_bits_turned(stored.text, most=_TRIED_BYTES):
+            yield replace(stored, text=text)
+
+    def as_document(self, row: Row, doc: int) -> tuple[StoredDocument, bytes] | None:
+        """A row of `documents` that stood under another number, as the document with this one."""
+        values = (doc, *row[1:])
+        try:
+            self.connection.execute("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        except (sqlite3.Error, OverflowError):
+            return None
+        return next(iter(read_unchecked(self.connection, [doc])), None)
+
+    def find_in_pages(self, doc: int, id_: str) -> tuple[StoredDocument, bytes] | None:
+        """A document whose row cannot be reached, by its id, where it stands in a page and matches its digest."""
+        for number in self.database.pages("documents"):
+            for row in rows_that_begin_with(self.database.page(number), id_):
+                if len(row) == 9 and row[1] == id_ and fits("documents", (doc, *row[1:])):
+                    found = self.as_document(row, doc)
+                    if found is not None and (matches_digest(*found) or self._matches_again(found)):
+                        return found
+        self.connection.execute("DELETE FROM documents WHERE doc = ?", (doc,))
+        return None
+
+    def _matches_again(self, found: tuple[StoredDocument, bytes]) -> bool:
+        return any(matches_digest(candidate, found[1]) for candidate in self.candidates(found[0], None, ()))
+
+    def readable(self, stored: StoredDocument, analysis: Analysis | None, settings: IndexSettings) -> StoredDocument:
+        """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there."""
+        metadata = stored.metadata_json
+        try:
+            if not isinstance(orjson.loads(metadata), dict):
+                metadata = "{}"
+        except ValueError:
+            metadata = "{}"
+        label, spans = stored.label, stored.spans
+        if analysis is not None:
+            label, spans = analysis.label, sorted_spans(analysis.spans)
+        ends = len(stored.text)
+        return replace(
+            stored,
+            metadata_json=metadata,
+            content_hash=stored.content_hash,
+            label=label if settings.class_labels is not None else None,
+            spans=tuple(span for span in spans if span.end <= ends) if settings.entity_types is not None else (),
+        )
+
+    def missing(self, there: set[int]) -> dict[int, str | None]:
+        """Numbers of documents that other rows name, but that are not `there`, with their ids where they are known."""
+        known: dict[int, str | None] = {}
+        for table in ("passages", "entities"):
+            known.update((doc, None) for (doc,) in self.connection.execute(f"SELECT DISTINCT doc FROM {table}"))
+        for row in self._ids():
+            known[row[1]] = row[0]
+        return {doc: id_ for doc, id_ in known.items() if doc not in there}
+
+    def _copy(self, table: str, types: tuple[type | tuple[type, ...], ...]) -> None:
+        places = ", ".join("?" * len(types))
+        rows = []
+        for row in self.database.rows(table):
+            if fits(table, row):
+                rows.append(row)
+            elif table == "documents":
+                self.loose.append(row)
+        if table == "documents":
+            before: set[Any] = set()
+            for row in rows:
+                if row[0] in before:
+                    self.loose.append(row)
+                before.add(row[0])
+        self.connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", rows)
+
+    def _ids(self) -> Iterator[tuple[str, int]]:
+        for row in self.database.rows("sqlite_autoindex_documents_1"):
+            if len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], int):
+                yield row[0], row[1]
+
+    def _id_of(self, doc: int) -> str | None:
+        return next((id_ for id_, number in self._ids() if number == doc), None)
+
+    def _restore_name(self, home: str, key: str, number: int, doc: int, names: Sequence[str]) -> None:
+        """Try each name until the document is what its digest says; leave it as it was where none does."""
+        found = next(iter(read_unchecked(self.connection, [doc])), None)
+        if found is None or matches_digest(*found):
+            return
+        before = self.connection.execute(f"SELECT * FROM {home} WHERE {key} = ?", (number,)).fetchone()
+        for name in names:
+            values = (number, name) if home == "labels" else (number, name, f"{number}")
+            self.connection.execute(f"DELETE FROM {home} WHERE {key} = ?", (number,))
+            marks = ", ".join("?" * len(values))
+            try:
+                self.connection.execute(f"INSERT INTO {home} VALUES ({marks})", values)
+            except sqlite3.IntegrityError:
+                continue  # another number has this name already
+            if all(matches_digest(*item) for item in read_unchecked(self.connection, [doc])):
+                return
+        self.connection.execute(f"DELETE FROM {home} WHERE {key} = ?", (number,))
+        if before is not None:
+            marks = ", ".join("?" * len(before))
+            self.connection.execute(f"INSERT INTO {home} VALUES ({marks})", before)
+
+
+def fits(table: str, row: Row) -> bool:
+    """Can these values be a row of a table?"""
+    types = _TABLES[table]
+    return len(row) == len(types) and all(
+        isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
+        for value, kind in zip(row, types, strict=True)
+    )
+
+
+def _passages(stored: StoredDocument, analysis: Analysis | None, vids: Sequence[int]) -> tuple[StoredPassage, ...]:
+    """The passages of a text by the model, or the one of a given vector, with the numbers that the vectors have."""
+    places = [(p.start, p.end, p.tokens) for p in analysis.passages] if analysis else [(0, len(stored.text), 0)]
+    numbers = sorted(vids)
+    if len(numbers) != len(places):
+        return stored.passages
+    return tuple(StoredPassage(vid, *place) for vid, place in zip(numbers, places, strict=True))
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """The vectors of one segment's files, or of `pending`: fp16 (rows, dimension), and which rows are proven.
+
+    `record`: where all its files are as they were written, its row of the manifest.
+    """
+
+    vids: IdArray
+    docs: IdArray
+    table: npt.NDArray[np.float16]
+    sound: npt.NDArray[np.bool_]
+    record: SegmentRecord | None = None
+
+
+def read_pending_rows(database: DamagedDatabase, dimension: int) -> VectorSource:
+    """The pending vectors that match their checksums."""
+    rows = [
+        row
+        for row in database.rows("pending")
+        if len(row) == 4 and isinstance(row[1], int) and isinstance(row[2], bytes) and len(row[2]) == 2 * dimension
+    ]
+    rows = [row for row in rows if vector_crc(row[0], row[1], row[2]) == row[3]]
+    table = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2").reshape(len(rows), dimension)
+    numbers = np.array([row[:2] for row in rows], dtype=np.int64).reshape(len(rows), 2)
+    return VectorSource(numbers[:, 0], numbers[:, 1], table, np.ones(len(rows), dtype=bool))
+
+
+def read_segment_files(
+    folder: Path,
+    records: Iterable[SegmentRecord],
+    dimension: int,
+    owners: dict[int, int],
+    removed: dict[int, int],
+) -> Iterator[VectorSource]:
+    """All vectors in the files of a folder, whether the manifest names them or not.
+
+    `owners`: the document of each live vid, `removed`: of each that is known to be dead; from these a file of ids is
+    made again, which its SHA-256 in the manifest proves.
+    """
+    known = {record.name: record for record in records}
+    names = known.keys() | {file.name.removesuffix(VECTORS_SUFFIX) for file in folder.glob(f"*{VECTORS_SUFFIX}")}
+    start = len(faiss.serialize_index(new_flat_index(dimension)))
+    for name in sorted(names):
+        record = known.get(name)
+        file = folder / (name + VECTORS_SUFFIX)
+        data = file.read_bytes() if file.is_file() else b""
+        rows = record.rows if record else max(0, len(data) - start) // (2 * dimension)
+        there = min(rows, max(0, len(data) - start) // (2 * dimension))
+        table = np.frombuffer(data, dtype="<f2", count=there * dimension, offset=start if there else 0)
+        table = table.reshape(there, dimension)
+        ids = _read_ids(folder / (name + IDS_SUFFIX), rows)
+        good = {wanted.name: _is(folder / wanted.name, wanted) for wanted in (record.files if record else ())}
+        if record and good.get(file.name) and not good.get(name + IDS_SUFFIX):
+            again = _ids_again(record, table, owners, removed)
+            if again is not None:
+                ids = again
+        if ids is None or not there:
+            continue
+        ids = ids[:, :there]
+        whole = record is not None and all(good.values()) and len(good) == (3 if record.rerank else 2)
+        sound = np.ones(there, dtype=bool) if whole else _proven(ids, table)
+        yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
+
+
+def _is(file: Path, wanted: SegmentFile) -> bool:
+    return file.is_file() and file.stat().st_size == wanted.bytes and file_sha256(file) == wanted.sha256
+
+
+def _read_ids(file: Path, rows: int) -> IdArray | None:
+    """The numbers in a file of ids, zeros behind its end, whatever its header says."""
+    if not file.is_file() or not rows:
+        return None
+    data = file.read_bytes()[_NPY_HEADER : _NPY_HEADER + 24 * rows].ljust(24 * rows, b"\0")
+    return np.frombuffer(data, dtype="<i8").reshape(3, rows)
+
+
+def _ids_again(
+    record: SegmentRecord, table: npt.NDArray[np.float16], owners: dict[int, int], removed: dict[int, int]
+) -> IdArray | None:
+    """The numbers of a segment from what else is known of its range; `None` unless they are just what was written."""
+    known = {**removed, **owners}
+    vids = sorted(vid for vid in known if record.first_vid <= vid <= record.last_vid)
+    wanted = next((file.sha256 for file in record.files if file.name.endswith(IDS_SUFFIX)), None)
+    if len(vids) != record.rows or len(table) != record.rows:
+        return None
+    docs = [known[vid] for vid in vids]
+    crcs = [vector_crc(vid, doc, row.tobytes()) for vid, doc, row in zip(vids, docs, table, strict=True)]
+    ids = np.array([vids, docs, crcs], dtype="<i8")
+    buffer = io.BytesIO()
+    write_npy(buffer, ids)
+    return ids if hashlib.sha256(buffer.getvalue()).hexdigest() == wanted else None
+
+
+def _proven(ids: IdArray, table: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
+    numbers = zip(*ids.tolist(), table, strict=True)
+    return np.array([vector_crc(vid, doc, row.tobytes()) == crc for vid, doc, crc, row in numbers], dtype=bool)

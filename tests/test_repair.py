@@ -1,0 +1,368 @@
+"""`repair_index` restores damage of every kind, reports what it cannot, and loses nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fakes import DemoAnalyser, build_vector_index, check_consistent, clustered, entries
+
+from indexer import compaction, merging, store, vectors
+from indexer.cli import cli
+from indexer.errors import CorruptIndexError, LockedError, ModelError, TagdexError
+from indexer.pages import PAGE_SIZE, DamagedDatabase
+from indexer.reader import IndexReader
+from indexer.records import Document
+from indexer.repair import RepairReport, repair_index
+from indexer.settings import settings_of
+from indexer.store import IndexWriter
+from indexer.stored import StoredDocument, read_documents
+from indexer.verify import verify_index
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "scripts" / "faults"))
+
+import corruption
+from workload import State
+
+TEXT = "Ada rode a race through Oslo with Nora and a song and a ball at the end of it"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two segments with codes, one of them with dead vectors, and pending vectors, some of them only in the log."""
+    path, model = tmp_path_factory.mktemp("sound") / "index", DemoAnalyser()
+    with IndexWriter(path, create=settings_of(model)) as writer:
+        for first in (0, 60):
+            documents = [Document(f"d{n}", f"{TEXT} {n}", {"n": n, "tags": ["x"]}) for n in range(first, first + 60)]
+            writer.write(entries(documents, model))
+            writer.seal()
+            if first == 0:
+                writer.compact(full=True, codes="always")
+        writer.write(entries([Document(f"d{n}", f"{TEXT} {n}", {"n": n}) for n in range(120, 125)], model))
+        writer.remove(["d4"])
+    writer = IndexWriter(path)
+    for n in range(125, 130):
+        writer.write(entries([Document(f"d{n}", f"Paul sings {n}", {"n": n})], model))
+    copy = path.with_name("copy")
+    shutil.copytree(path, copy)
+    writer._abandon()
+    return copy
+
+
+@pytest.fixture
+def path(sound: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sound, tmp_path / "index"))
+
+
+def repaired(path: Path) -> RepairReport:
+    report = repair_index(path, load=lambda _: DemoAnalyser())
+    assert verify_index(path).faults == ()
+    check_consistent(path)
+    return report
+
+
+def content(path: Path) -> dict[str, tuple[StoredDocument, list[bytes]]]:
+    """Every document with its vectors."""
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        vectors = {
+            vid: row.tobytes()
+            for segment in snapshot.view.all
+            for vid, row in zip(segment.vids.tolist(), segment.table, strict=True)
+        }
+        docs = [doc for (doc,) in snapshot.connection.execute("SELECT doc FROM documents")]
+        return {
+            stored.id: (
+                stored,
+                [vectors[passage.vid] for passage in stored.passages] + [snapshot.document_vector(doc).tobytes()],
+            )
+            for doc, stored in read_documents(snapshot.connection, docs).items()
+        }
+
+
+def damage(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+def flip(file: Path, at: int, bit: int = 1) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= bit
+    file.write_bytes(data)
+
+
+def test_a_sound_index_is_left_as_it_is(path: Path) -> None:
+    before = (path / "meta.sqlite").stat()
+    assert repair_index(path) == RepairReport((), (), None)
+    assert (path / "meta.sqlite").stat().st_ino == before.st_ino
+    assert not list(path.glob("damaged*"))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE documents SET text = replace(text, 'Oslo', 'Osln') WHERE id = 'd7'",
+        "UPDATE documents SET metadata = replace(metadata, 'tags', 'tagr') WHERE id = 'd7'",
+        "UPDATE documents SET content_hash = x'00' WHERE id = 'd7'",
+        "UPDATE documents SET digest = zeroblob(16) WHERE id = 'd7'",
+        "UPDATE documents SET label = NULL, label_score = NULL WHERE id = 'd7'",
+        "UPDATE entities SET score = 1 WHERE doc = 8",
+        "DELETE FROM entities WHERE doc = 8",
+        "DELETE FROM entity_terms",
+        "UPDATE entity_terms SET norm = 'ida' WHERE norm = 'ada'",
+        "UPDATE entity_terms SET type = 'PES' WHERE norm = 'ada'",
+        "UPDATE labels SET name = 'sporu'",
+        "DELETE FROM labels",
+        "DELETE FROM fields",
+        "DELETE FROM paths",
+        "UPDATE passages SET start = 1 WHERE doc = 8",
+        "DELETE FROM passages WHERE doc = 8",
+        "UPDATE pending SET vector = zeroblob(32)",
+        "DELETE FROM pending",
+        "UPDATE pooled SET vector = zeroblob(32) WHERE doc = 8",
+        "DELETE FROM pooled",
+        "DELETE FROM changes",
+        "DELETE FROM commits",
+        "UPDATE commits SET documents = 19",
+        "UPDATE segments SET rerank = rerank + 1",
+        "DELETE FROM segments",
+        "DELETE FROM segment_files",
+        "DELETE FROM settings",
+        "UPDATE settings SET value = '17' WHERE name = 'dimension'",
+        "UPDATE settings SET value = 'nulk' WHERE name = 'class_labels'",
+        "DELETE FROM settings WHERE name = 'code_space_sha256'",
+        "UPDATE sqlite_sequence SET seq = 1",
+    ],
+)
+def test_damaged_rows_are_restored(path: Path, statement: str) -> None:
+    before = content(path)
+    damage(path, statement)
+    assert verify_index(path).faults != ()
+    report = repaired(path)
+    assert report.lost == ()
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("suffix", ["fp16.faiss", "ids.npy", "codes.faiss", "codes.space.npy"])
+@pytest.mark.parametrize("how", ["flip", "cut", "delete"])
+def test_damaged_files_are_restored(path: Path, suffix: str, how: str) -> None:
+    before = content(path)
+    file = min(file for file in (path / "segments").iterdir() if file.name.endswith(suffix))
+    if how == "flip":
+        flip(file, file.stat().st_size // 2)
+    elif how == "cut":
+        os.truncate(file, file.stat().st_size // 2)
+    else:
+        file.unlink()
+    assert f"segments/{file.name}" in {fault.place for fault in verify_index(path).faults}
+    report = repaired(path)
+    assert report.lost == ()
+    assert content(path) == before
+    if how != "delete":
+        assert (path / "damaged-1" / file.name).is_file()
+
+
+def test_only_the_vectors_that_are_damaged_are_embedded_again(path: Path) -> None:
+    model, file = DemoAnalyser(), min((path / "segments").glob("*.fp16.faiss"))
+    flip(file, file.stat().st_size - 5)
+    assert repair_index(path, load=lambda _: model).lost == ()
+    assert len(model.analysed) == 1
+
+
+def test_a_given_vector_is_lost_alone_and_its_record_is_kept(tmp_path: Path) -> None:
+    path = build_vector_index(tmp_path / "index", clustered(300, dimension=16), text="a text")
+    with IndexWriter(path) as writer:
+        writer.seal()
+    (file,) = (path / "segments").glob("*.fp16.faiss")
+    flip(file, file.stat().st_size - 5)
+    report = repair_index(path)
+    assert [fault.place for fault in report.lost] == ["document 'd299'"]
+    assert verify_index(path).faults == ()
+    assert content(path).keys() == {f"d{n}" for n in range(299)}
+    kept = (path / "damaged-1" / "lost.jsonl").read_text()
+    assert kept == '{"id": "d299", "text": "a text", "metadata": {"n": 299}}\n'
+
+
+def test_without_the_model_nothing_is_changed(path: Path) -> None:
+    file = min((path / "segments").glob("*.fp16.faiss"))
+    flip(file, file.stat().st_size - 5)
+    with pytest.raises(ModelError, match="only be repaired with the model that built it: pass --model"):
+        repair_index(path)
+    with pytest.raises(ModelError, match="was built with model demo"):
+        repair_index(path, load=lambda _: DemoAnalyser(seed=1))
+    assert not list(path.glob("damaged-*"))
+    assert repaired(path).lost == ()
+
+
+def test_settings_are_not_taken_from_another_model(path: Path) -> None:
+    damage(path, "DELETE FROM settings")
+    with pytest.raises(ModelError, match="does not make the vectors that are in it"):
+        repair_index(path, load=lambda _: DemoAnalyser(seed=1))
+
+
+def test_a_text_damaged_beyond_its_digest_is_kept_as_it_can_be_read_and_reported(path: Path) -> None:
+    damage(path, "UPDATE documents SET text = 'Something else, quite' WHERE id = 'd7'")
+    report = repaired(path)
+    assert [fault.place for fault in report.lost] == ["document 'd7'"]
+    assert content(path)["d7"][0].text == "Something else, quite"
+
+
+def test_a_document_that_is_gone_is_reported(path: Path) -> None:
+    before = content(path)
+    damage(path, "DELETE FROM documents WHERE id = 'd7'")
+    assert {fault.place for fault in repaired(path).lost} == {"document number 8"}
+    assert content(path) == {id_: item for id_, item in before.items() if id_ != "d7"}
+
+
+@pytest.mark.parametrize("at", [0, 17, 20, 60, 63, 70, 100, 103, 105, 110, 16_300])
+def test_a_damaged_header_or_schema_is_restored(path: Path, at: int) -> None:
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = content(path)
+    flip(path / "meta.sqlite", at, 0x10)
+    try:
+        assert verify_index(path).faults != ()
+    except TagdexError as error:
+        pytest.fail(f"raised {error!r}")
+    assert repaired(path).lost == ()
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 7, 8, 9, 12, 13])
+def test_a_damaged_page_header_is_restored(path: Path, at: int) -> None:
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    before = content(path)
+    for page in DamagedDatabase(path / "meta.sqlite", whole_log=False).pages("documents"):
+        flip(path / "meta.sqlite", (page - 1) * PAGE_SIZE + at, 0x02)
+    report = repaired(path)
+    assert report.lost == ()
+    assert content(path) == before
+
+
+@pytest.mark.parametrize("at", [0, 9, 17, 30, 40, 5_000, 40_000])
+def test_a_damaged_log_is_found_and_what_stands_behind_is_restored(path: Path, at: int) -> None:
+    before = content(path)
+    flip(path / "meta.sqlite-wal", at)
+    places = {fault.place for fault in verify_index(path).faults}
+    assert "meta.sqlite-wal" in places
+    with pytest.raises(CorruptIndexError, match="was acknowledged"):
+        IndexWriter(path)
+    with pytest.raises(CorruptIndexError, match="was acknowledged"):
+        IndexReader(path)
+    assert repaired(path).lost == ()
+    assert content(path) == before
+
+
+def test_a_log_that_is_gone_is_found_and_reported(path: Path) -> None:
+    (path / "meta.sqlite-wal").unlink()
+    assert {fault.place for fault in verify_index(path).faults} == {"meta.sqlite-wal"}
+    assert {fault.place for fault in repaired(path).lost} == {"meta.sqlite-wal"}
+    assert content(path).keys() == {f"d{n}" for n in range(125)} - {"d4"}
+
+
+@pytest.mark.parametrize("renamed", range(3))
+def test_a_repair_that_was_cut_off_is_ended_by_the_next(
+    path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    """Killed before the first, the second, the third rename of `_finish`."""
+    before = content(path)
+    damage(path, "DELETE FROM fields", "UPDATE documents SET text = 'Else' WHERE id = 'd7'")
+    real, calls = Path.rename, [0]
+
+    def rename(self: Path, target: Path) -> Path:
+        if str(target).endswith(("/meta.sqlite", "damaged.tmp/meta.sqlite", "damaged-1")):
+            calls[0] += 1
+            if calls[0] == renamed + 1:
+                raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            repair_index(path, load=lambda _: DemoAnalyser())
+    if renamed < 2:
+        assert verify_index(path).faults != ()
+        with pytest.raises(CorruptIndexError, match=r"a repair of .* was cut off"):
+            IndexWriter(path)
+    report = repaired(path)
+    assert [fault.place for fault in report.lost] == ["document 'd7'"]
+    assert report.kept == str(path / "damaged-1")
+    after = content(path)
+    assert {id_: item for id_, item in after.items() if id_ != "d7"} == {
+        id_: item for id_, item in before.items() if id_ != "d7"
+    }
+
+
+def test_a_repaired_index_can_be_written_to(path: Path) -> None:
+    damage(path, "DELETE FROM sqlite_sequence", "DELETE FROM changes")
+    repaired(path)
+    with IndexWriter(path) as writer:
+        writer.write(entries([Document("d3", "Another text", {}), Document("new", "Rome", {})], DemoAnalyser()))
+        writer.remove(["d60"])
+        writer.compact(full=True)
+    assert verify_index(path).faults == ()
+    assert content(path).keys() == ({f"d{n}" for n in range(130)} | {"new"}) - {"d4", "d60"}
+
+
+def test_an_index_that_is_written_to_is_not_repaired(path: Path) -> None:
+    with IndexWriter(path), pytest.raises(LockedError):
+        repair_index(path)
+
+
+def test_a_database_without_a_row_is_refused(path: Path) -> None:
+    (path / "meta.sqlite").write_bytes(b"\0" * 50_000)
+    (path / "meta.sqlite-wal").unlink()
+    assert verify_index(path).faults != ()
+    with pytest.raises(CorruptIndexError, match="has no row that can be read"):
+        repair_index(path)
+
+
+def test_a_merge_does_not_copy_damage(path: Path) -> None:
+    file = max((path / "segments").glob("*.fp16.faiss"))
+    flip(file, file.stat().st_size - 5)
+    with pytest.raises(TagdexError, match="is not what was written"), IndexWriter(path) as writer:
+        writer.compact(full=True)
+    assert f"segments/{file.name}" in {fault.place for fault in verify_index(path).faults}
+
+
+def test_the_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("indexer.api._load", lambda *_: DemoAnalyser())
+    assert CliRunner().invoke(cli, ["verify", str(path), "--repair"]).output == f"{path}: no fault\n"
+    damage(path, "DELETE FROM fields WHERE doc = 8")
+    result = CliRunner().invoke(cli, ["verify", str(path), "--repair"])
+    assert "found: document 'd7': filters do not know its field 'n'" in result.output
+    assert result.output.endswith(f"the damaged files are in {path}/damaged-1\n{path}: everything is restored\n")
+    assert result.exit_code == 0
+    damage(path, "DELETE FROM documents WHERE id = 'd7'")
+    result = CliRunner().invoke(cli, ["verify", str(path), "--repair"])
+    assert "lost: document number 8: it is lost" in result.output
+    assert isinstance(result.exception, CorruptIndexError)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, corruption.Content, list[State]]]:
+    """An index as a killed writer leaves it, with the small segments of the workload."""
+    before = (compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, vectors.SCAN_LIMIT)
+    index, states = corruption.build(tmp_path_factory.mktemp("corruption"), documents=500, seed=1)
+    yield index, corruption.read(index), states
+    compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, vectors.SCAN_LIMIT = before
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncation", "deletion"])
+def test_damage_anywhere_is_found_and_restored_or_reported(
+    killed: tuple[Path, corruption.Content, list[State]], tmp_path: Path, kind: str
+) -> None:
+    index, facts, states = killed
+    tally = corruption.Tally()
+    for seed in range(12 if kind == "flip" else 4):
+        corruption.run_case(tmp_path, index, facts, states, kind, seed, tally)
+    assert tally.cases == tally.harmless + tally.found
