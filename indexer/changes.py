@@ -218,14 +218,9 @@ def apply_change(connection: sqlite3.Connection, change: Change, *, pending: boo
         " (SELECT term FROM entity_terms WHERE type = ? AND norm = ?), ?)",
         change.entities,
     )
-    connection.executemany(
-        "INSERT INTO fields (path, kind, value, doc) VALUES (?, ?, ?, ?)",
-        # In the order of the table's key, so that each of its pages is visited once.
-        sorted(
-            ((paths[path], kind, value, doc) for path, kind, value, doc in change.fields),
-            key=lambda row: (row[0], row[1], row[2]),
-        ),
-    )
+    # In the order of the table's key, so that each of its pages is visited once.
+    fields = sorted((paths[path], kind, value, doc) for path, kind, value, doc in change.fields)
+    connection.executemany("INSERT INTO fields (path, kind, value, doc) VALUES (?, ?, ?, ?)", fields)
     connection.executemany("INSERT INTO changes (op, doc, vid) VALUES (?, ?, ?)", change.log)
     write_commit(connection, state)
 
