@@ -88,17 +88,24 @@ class History:
 
 @dataclass(slots=True)
 class Shared:
-    """What the writer tells the readers: steps that are done, and, once it is 1, that they are to stop."""
+    """Steps that the writer has done; how many readers have begun; 1 once they are to stop."""
 
     done: Synchronized[int]
+    begun: Synchronized[int]
     stop: Synchronized[int]
+
+    def count_me(self) -> bool:
+        """One more reader has begun."""
+        with self.begun.get_lock():
+            self.begun.value += 1
+        return True
 
 
 def read(index: Path, ids: int, seed: int, shared: Shared, out: Queue[Views]) -> None:
     """A reader's process: snapshots and searches in turn, until the end or until something is wrong."""
     small_segments()
     watch = Watch(History(ids), shared, Views())
-    random = np.random.default_rng(seed)
+    random, begun = np.random.default_rng(seed), False
     try:
         with IndexReader(index) as reader, Searcher(index) as searcher:
             while not shared.stop.value and not watch.views.bad:
@@ -106,8 +113,12 @@ def read(index: Path, ids: int, seed: int, shared: Shared, out: Queue[Views]) ->
                 condition = FILTERS[int(random.integers(len(FILTERS)))]
                 look(reader, query, condition, watch)
                 search(searcher, query, condition, watch)
+                if not begun:
+                    begun = shared.count_me()
     except Exception as error:  # whatever reading raises is a finding
         watch.views.bad.append(f"{type(error).__name__}: {error}")
+    if not begun:
+        shared.count_me()
     out.put(watch.views)
 
 
@@ -190,20 +201,25 @@ def check_snapshot(snapshot: Snapshot, state: State, query: FloatArray, conditio
 
 
 def write_and_watch(folder: Path, *, seconds: float, readers: int, ids: int) -> tuple[int, list[Views]]:
-    """The writer in this process and the readers; returns the steps done and what each reader saw."""
+    """The writer in this process and the readers, for so many seconds after the last of them has begun.
+
+    Returns the steps done and what each reader saw.
+    """
     index, analyser, spawn = folder / "index", DemoAnalyser(dimension=DIMENSION), multiprocessing.get_context("spawn")
-    shared, out = Shared(spawn.Value("q", 0), spawn.Value("q", 0)), spawn.Queue()
+    shared, out = Shared(*(spawn.Value("q", 0) for _ in range(3))), spawn.Queue()
     state: State = {}
     with IndexWriter(index, create=settings_of(analyser)) as writer:
         processes = [spawn.Process(target=read, args=(index, ids, n, shared, out)) for n in range(readers)]
         for process in processes:
             process.start()
-        end = time.monotonic() + seconds
+        end = None
         for number, step in enumerate(endless_steps(batch=BATCH, seed=1, ids=ids), start=1):
             perform(step, writer, analyser, state)
             state = apply(step, state)
             shared.done.value = number
-            if time.monotonic() >= end:
+            if end is None and shared.begun.value == readers:
+                end = time.monotonic() + seconds
+            if end is not None and time.monotonic() >= end:
                 break
         shared.stop.value = 1
         views = [out.get(timeout=120) for _ in processes]

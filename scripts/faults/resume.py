@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tracing import Outcome, run_killed_after_ready
 from workload import META, IndexWriter, small_segments, verify_index
 
 from indexer import pipeline
@@ -55,8 +56,8 @@ def make_documents(count: int, seed: int = 0) -> list[Document]:
     ]
 
 
-def fill(index: Path, model: Path, log: Path, *, count: int, batch: int) -> None:
-    """In a process of its own: index the documents; prints how many are durable, 0 as soon as the model is there."""
+def fill(index: Path, model: Path, log: Path, send: Connection, *, count: int, batch: int) -> None:
+    """In a process of its own: index the documents; sends how many are durable, 0 as soon as the model is there."""
     from indexer.model import TextModel
 
     documents = make_documents(count)
@@ -73,9 +74,9 @@ def fill(index: Path, model: Path, log: Path, *, count: int, batch: int) -> None
     small_segments()
     pipeline.BATCH_DOCUMENTS = batch
     text_model = NotingModel.load(model, device="cpu")
-    print(0, flush=True)
+    send.send(0)
     with log.open("a") as notes, IndexWriter(index, create=settings_of(text_model)) as writer:
-        pipeline.index(documents, text_model, writer, on_commit=lambda report: print(report.documents, flush=True))
+        pipeline.index(documents, text_model, writer, on_commit=lambda report: send.send(report.documents))
 
 
 def resume(folder: Path, *, kills: int, count: int, batch: int, seed: int = 0) -> Resumed:
@@ -84,20 +85,24 @@ def resume(folder: Path, *, kills: int, count: int, batch: int, seed: int = 0) -
 
     model, result, random = save_tiny_model(folder / "model"), Resumed(), np.random.default_rng(seed)
     index, log = folder / "killed", folder / "killed.log"
-    started = time.monotonic()
-    clean = run_fill(folder / "clean", model, folder / "clean.log", count, batch, seconds=None)
-    # Loading the model is most of it; the rest is shared out among the kills.
-    spread = 2 * (time.monotonic() - started - clean.ready) / (kills + 1)
+    clean = run_fill(folder / "clean", model, folder / "clean.log", count, batch)
     if clean.code or clean.acknowledged != count:
-        result.bad.append(f"the run that was left alone ended with {clean.code}: {clean.error}")
+        result.bad.append(f"the run that was left alone ended with {clean.code}")
         return result
+    batches = -(-count // batch)
+    for_one = clean.seconds / batches
     acknowledged, before = 0, set[int]()
     while acknowledged < count:
-        seconds = float(random.uniform(0, spread)) if result.kills < kills else None
         log.write_text("")
-        outcome = run_fill(index, model, log, count, batch, seconds=seconds)
+        if result.kills < kills:
+            # Behind some batch of those that are left, and somewhere in the next one.
+            done, left = acknowledged // batch, kills - result.kills
+            done += int(random.integers(0, max(1, 2 * (batches - done) // (left + 1))))
+            outcome = run_fill(index, model, log, count, batch, batches=done, seconds=random.uniform(0, for_one))
+        else:
+            outcome = run_fill(index, model, log, count, batch)
         if outcome.code not in (0, -9):
-            result.bad.append(f"run {result.runs} ended with {outcome.code}: {outcome.error}")
+            result.bad.append(f"run {result.runs} ended with {outcome.code}")
             return result
         embedded = [n for line in log.read_text().splitlines() if line.endswith("]") for n in json.loads(line)]
         if early := [n for n in embedded if n < acknowledged]:
@@ -115,11 +120,40 @@ def resume(folder: Path, *, kills: int, count: int, batch: int, seed: int = 0) -
     return result
 
 
-def run_fill(index: Path, model: Path, log: Path, count: int, batch: int, *, seconds: float | None) -> Outcome:
-    """`fill` as a process, killed so many seconds after the model was there."""
-    numbers = [str(part) for part in ("--documents", count, "--batch", batch)]
-    command = [sys.executable, __file__, "--fill", str(index), str(model), str(log), *numbers]
-    return run_killed_after_ready(command, seconds)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How a run of `fill` ended: documents that it said were durable, exit code, seconds without loading the model."""
+
+    acknowledged: int
+    code: int | None
+    seconds: float
+
+
+def run_fill(
+    index: Path, model: Path, log: Path, count: int, batch: int, *, batches: int = 0, seconds: float | None = None
+) -> Run:
+    """`fill` as a process, killed so many seconds after it said that so many batches were done; `None`: never.
+
+    It is forked from a server that has imported what takes long, and has done nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["indexer.model", "transformers.models.bert.modeling_bert"])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=fill, args=(index, model, log, send), kwargs={"count": count, "batch": batch})
+    process.start()
+    send.close()
+    started, said = time.monotonic(), []
+    try:
+        while True:
+            said.append(receive.recv())
+            if len(said) == 1:
+                started = time.monotonic()
+            if seconds is not None and len(said) == 1 + batches:
+                time.sleep(seconds)
+                process.kill()
+    except (EOFError, OSError):  # the process has ended, maybe within a message
+        process.join()
+    return Run(max(said, default=0), process.exitcode, time.monotonic() - started)
 
 
 def compare(clean: Path, killed: Path, result: Resumed) -> None:
@@ -176,11 +210,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=5_000)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--folder", type=Path, help="where the indexes are made; default: a temporary folder")
-    parser.add_argument("--fill", nargs=3, type=Path, metavar=("INDEX", "MODEL", "LOG"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.fill:
-        fill(*arguments.fill, count=arguments.documents, batch=arguments.batch)
-        return
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = resume(Path(folder), kills=arguments.kills, count=arguments.documents, batch=arguments.batch)

@@ -52,17 +52,13 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended. `acknowledged`: the steps that it said were done; `seen`: the traced calls.
-
-    `ready`: seconds up to the first line that it printed.
-    """
+    """How a run ended. `acknowledged`: the steps that it said were done; `seen`: the traced calls."""
 
     acknowledged: int
     code: int
     out: str
     error: str
     seen: tuple[str, ...] = ()
-    ready: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +102,15 @@ def run_command(command: Sequence[str]) -> Outcome:
 
 def run_killed_after(work: Work, index: Path, done: int, seconds: float) -> Outcome:
     """SIGKILL so many seconds after the process is ready to open the index."""
-    return run_killed_after_ready(work.command(index, done), seconds)
-
-
-def run_killed_after_ready(command: Sequence[str], seconds: float | None) -> Outcome:
-    """SIGKILL so many seconds after a process has printed its first line; `None` lets it run to its end."""
-    started = time.monotonic()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        work.command(index, done), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as child:
         assert child.stdout is not None
         first = child.stdout.readline()
-        ready = time.monotonic() - started
-        if seconds is not None:
-            time.sleep(seconds)
-            child.kill()
+        time.sleep(seconds)
+        child.kill()
         out, error = child.communicate()
-    return Outcome(_acknowledged(first + out), child.returncode, first + out, error, ready=ready)
+    return Outcome(_acknowledged(first + out), child.returncode, first + out, error)
 
 
 def run_traced(
