@@ -65,7 +65,7 @@ def _packed(text: str, max_tokens: int, count: Callable[[str], int]) -> list[tup
     Each word is counted once, with the white space before it.
     """
     words = [match.span() for match in _WORD.finditer(text)]
-    before = [0, *(end for _, end in words[:-1])]
+    before = [0, *(end for _, end in words)][: len(words)]
     costs = list(accumulate((count(text[a:end]) for a, (_, end) in zip(before, words, strict=True)), initial=0))
     passages: list[tuple[int, int]] = []
     first = 0

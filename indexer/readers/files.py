@@ -47,6 +47,7 @@ READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What a plain or compressed byte stream raises where it cannot be read on."""
 
 _BUFFER_BYTES = 1 << 18
+_DECOMPRESSED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,7 @@ class _CountedReader(io.RawIOBase):
 
 
 def _decompressed(source: io.BufferedReader[_CountedReader], new: Callable[[], _Decompressor]) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_DecompressedReader(source, new), _BUFFER_BYTES))
+    return cast(BinaryIO, io.BufferedReader(_DecompressedReader(source, new), _DECOMPRESSED_BYTES))
 
 
 class _Decompressor(Protocol):
@@ -278,13 +279,13 @@ class _DecompressedReader(io.RawIOBase):
             if stream is None or stream.eof:
                 data = (b"" if stream is None else stream.unused_data).lstrip(b"\0")
                 while not data:
-                    chunk = self._source.read1(_BUFFER_BYTES)
+                    chunk = self._source.read1(_DECOMPRESSED_BYTES)
                     if not chunk:
                         return 0
                     data = chunk.lstrip(b"\0")
                 stream = self._stream = self._new()
-            elif stream.needs_input and not (data := self._source.read1(_BUFFER_BYTES)):
-                raise EOFError("it ends before its last stream does")
+            elif stream.needs_input and not (data := self._source.read1(_DECOMPRESSED_BYTES)):
+                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
             if data := stream.decompress(data, len(view)):
                 view[: len(data)] = data
                 return len(data)
