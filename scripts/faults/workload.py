@@ -32,23 +32,7 @@ from indexer.verify import verify_index  # noqa: E402
 from search import Searcher  # noqa: E402
 
 DIMENSION = 64
-WORDS = (
-    "ball",
-    "race",
-    "atom",
-    "cell",
-    "song",
-    "Ada",
-    "Kafka",
-    "Rome",
-    "Zed",
-    "ox",
-    "tea",
-    "sky",
-    "Gdańsk",
-    "河",
-    "🙂",
-)
+WORDS = ("ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "sky", "Gdańsk", "河", "🙂")
 
 State = dict[str, Document]
 """Documents by id."""
