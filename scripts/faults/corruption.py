@@ -47,7 +47,7 @@ from indexer.verify import verify_index  # noqa: E402
 from search import Searcher  # noqa: E402
 
 FILTERS = ("n < 100 and step = 0", "entity PER:Ada", "label = music")
-QUERIES, SIMILAR = 4, ("d3", "d700")
+QUERIES, SIMILAR = 4, ("d3", "d500")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--truncations", type=int, default=100)
     parser.add_argument("--deletions", type=int, default=50)
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--documents", type=int, default=1_500)
+    parser.add_argument("--documents", type=int, default=800)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--repair", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
