@@ -254,8 +254,8 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
         (["search", "query", "index", "x", "-k", "ten"], "Invalid value for '-k': 'ten' is not a valid integer range."),
         (["search", "query", "index"], "Missing argument 'TEXT'."),
         (
-            ["search", "query", "index", "x", "--min-score", "2"],
-            "Invalid value for '--min-score': 2.0 is not in the range -1<=x<=1.",
+            ["search", "query", "index", "x", "--min-score", "high"],
+            "Invalid value for '--min-score': 'high' is not a valid float.",
         ),
         (["search", "similar", "index"], "Missing option '--id' or '--text'."),
         (["indexer", "add", "index"], "Missing argument 'FILES...'."),
