@@ -232,9 +232,8 @@ def range_edges(
             f"allowed: take a width of {_plain(_round_up(span / (MAX_RANGES - 1)))} or more"
         )
     edges = [_plain(at * width) for at in range(first, last + 2)]
-    while edges[-1] <= high:  # where the end of a range was rounded
-        last += 1
-        edges.append(_plain((last + 1) * width))
+    if edges[-1] <= high:  # where the end was rounded, for a float cannot say it as finely as that
+        edges.append(math.nextafter(high, math.inf))
     return edges
 
 
