@@ -232,8 +232,10 @@ def range_edges(
             f"allowed: take a width of {_plain(_round_up(span / (MAX_RANGES - 1)))} or more"
         )
     edges = [_plain(at * width) for at in range(first, last + 2)]
-    if edges[-1] <= high:  # where the end was rounded, for a float cannot say it as finely as that
-        edges.append(math.nextafter(high, math.inf))
+    if edges[-1] <= high:  # where the end of a range was rounded: 0.3 is a little less than 3 / 10
+        edges.append(_plain((last + 2) * width))
+    if edges[-1] <= high:  # where floats lie further apart than the width
+        edges[-1] = math.nextafter(high, math.inf)
     return edges
 
 
