@@ -232,9 +232,10 @@ def range_edges(
             f"allowed: take a width of {_plain(_round_up(span / (MAX_RANGES - 1)))} or more"
         )
     edges = [_plain(at * width) for at in range(first, last + 2)]
-    while edges[-1] <= high:  # where the end of a range was rounded
-        last += 1
-        edges.append(_plain((last + 1) * width))
+    if edges[-1] <= high:  # where the end of a range was rounded: 0.3 is a little less than 3 / 10
+        edges.append(_plain((last + 2) * width))
+    if edges[-1] <= high:  # where floats lie further apart than the width
+        edges[-1] = math.nextafter(high, math.inf)
     return edges
 
 

@@ -27,7 +27,7 @@ from fakes import (
     clustered,
     entries,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexer import columns as columns_module
@@ -265,6 +265,7 @@ def test_counts_are_those_by_hand_while_documents_change(
     assert len(read) == len(set(read))  # each once; then they followed
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_part_of_a_column_counts_as_by_hand(data: st.DataObject) -> None:
     docs = data.draw(st.lists(st.integers(0, 300), max_size=60))
@@ -478,6 +479,7 @@ def test_dates_stand_in_the_order_of_time_and_are_not_cut_off(open_index: Callab
         (-7, 7, {"width": Fraction(5)}, [-10, -5, 0, 5, 10]),
         (0.1, 0.3, {"width": Fraction("0.1")}, [0.1, 0.2, 0.3, 0.4]),
         (0, 0.7, {"width": Fraction("0.35")}, [0, 0.35, 0.7, 1.05]),
+        (1e300, 1e300, {}, [1e300, 1e300, math.nextafter(1e300, math.inf)]),
         (-(2**63), 2**63 - 1, {"width": Fraction(2**62)}, [-(2**63), -(2**62), 0, 2**62, 2.0**63]),
     ],
 )
@@ -485,6 +487,7 @@ def test_the_ends_of_ranges(low: float, high: float, options: dict[str, Any], ex
     assert range_edges(low, high, **options) == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     st.lists(
         st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5

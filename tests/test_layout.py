@@ -97,6 +97,8 @@ def test_records_errors_and_filters_know_no_model(file: Path) -> None:
         "indexer.records",
         "search",
         "search.cli",
+        "search.facet_lines",
+        "search.facets",
         "search.hits",
         "search.query",
         "search.render",
