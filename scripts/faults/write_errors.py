@@ -240,7 +240,7 @@ def main() -> None:
         else:
             for subject, each in (
                 (workload_subject(folder, work), arguments.each),
-                (add_subject(folder, folder, 9_000), 1),
+                (add_subject(folder, folder, 1_500), 1),
             ):
                 started = time.monotonic()
                 result = fail_calls(subject, each=each)
