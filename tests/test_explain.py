@@ -231,7 +231,7 @@ def test_searches_leave_what_is_remembered_as_it_is(searcher: Searcher) -> None:
 
 def test_no_more_filters_are_remembered_than_there_is_room_for(path: Path) -> None:
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        postings, log = Postings(max_bytes=5 * 530), snapshot.view.log
+        postings, log = Postings(max_bytes=5 * 780), snapshot.view.log
         for number in range(20):
             found = postings.allowed(snapshot.connection, Compare("n", "<", number), log)
             assert found == BitMap(range(1, number + 1))

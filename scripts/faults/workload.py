@@ -42,7 +42,7 @@ from search import Searcher  # noqa: E402
 from search.query import Query  # noqa: E402
 
 DIMENSION = 64
-WORDS = ("ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "sky", "Gdańsk", "河", "🙂")
+WORDS = tuple("ball race atom cell song Ada Kafka Rome Zed ox tea sky Gdańsk 河 🙂".split())
 
 State = dict[str, Document]
 """Documents by id."""
