@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from indexer.config import TagdexConfig, check_types
 from indexer.errors import ModelError
-from indexer.folders import check_files, check_size, check_weights
+from indexer.folders import check_files, check_size, check_weights, no_panic
 from indexer.heads import MultiTaskModel, build_backbone
 from indexer.sources import HUB_TIMEOUT, MINILM, BackboneSource, cached_digest, find_backbone
 
@@ -184,7 +184,9 @@ def attach(
     tokenizer.no_truncation()
     tokenizer.no_padding()
     model.eval()
-    _check_fit(model, tokenizer, name=name)
+    with no_panic(name):
+        tokenizer.encode_batch(list(_TOKENIZER_PROBE))
+        _check_fit(model, tokenizer, name=name)
 
     def digest() -> str:
         return tensors_digest(model.backbone.state_dict())
@@ -304,7 +306,9 @@ def _load_own(folder: Path, *, name: str) -> Loaded:
 
 def _load_raw(source: str, *, name: str) -> Loaded:
     """Any Hugging Face encoder: plain concatenation of its last four layers, no heads."""
-    with _quiet():
+    if (Path(source) / "adapter_config.json").exists():  # the loader would follow the path to its base model
+        raise ModelError(f"{source} holds an adapter: merge it into its base model, and give the folder of the result")
+    with _quiet(), no_panic(name):
         try:
             backbone_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             fast = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -371,7 +375,10 @@ def _load_tokenizer(folder: Path) -> Tokenizer:
     if not path.is_file():
         raise ModelError(f"{folder} has no {TOKENIZER}")
     try:
-        return Tokenizer.from_file(str(path))
+        with no_panic(str(path)):
+            return Tokenizer.from_file(str(path))
+    except ModelError:
+        raise
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"{path} cannot be read: {_one_line(error)}") from error
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,11 +55,23 @@ def check_files(folder: Path) -> None:
 def _check_shards(path: Path) -> None:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-        outside = [name for name in names if Path(name).name != name]
+        wrong = [name for name in names if Path(name).name != name or Path(name).suffix != ".safetensors"]
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} cannot be read: {type(error).__name__}") from error
-    if outside:
-        raise ModelError(f"{path} names {outside[0]!r}, which is not a file of this folder")
+    if wrong:
+        raise ModelError(f"{path} names {wrong[0]!r}, which is not a safetensors file of this folder")
+
+
+@contextmanager
+def no_panic(place: str) -> Iterator[None]:
+    """A panic of the tokenizers library, which is no `Exception` in Python, → `ModelError`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        line = " ".join(str(error).split())[:300]
+        raise ModelError(f"{place}: the tokenizer cannot be used: {line}") from error
 
 
 def check_weights(files: Iterable[Path]) -> int:

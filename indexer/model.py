@@ -17,6 +17,7 @@ from indexer.batches import plan_batches
 from indexer.checkpoint import Loaded, load_checkpoint
 from indexer.encoder import concatenate_layers
 from indexer.errors import ModelError
+from indexer.folders import no_panic
 from indexer.passages import split_passages
 from indexer.records import Analysis, FloatArray, Label, Passage, Span
 
@@ -133,6 +134,10 @@ class TextModel:
 
     def _windows(self, texts: Sequence[str]) -> list[Window]:
         """Tokenise, and split what is longer than one window."""
+        with no_panic(self.name):
+            return self._cut(texts)
+
+    def _cut(self, texts: Sequence[str]) -> list[Window]:
         prefix, room = self.config.prefix, self.config.max_length - self._special_tokens
         windows = []
         encodings = self.tokenizer.encode_batch([prefix + text for text in texts])

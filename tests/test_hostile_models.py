@@ -668,7 +668,7 @@ def files_packed_as_one(folder: Path, canary: Path) -> None:
     with zipfile.ZipFile(folder / "model.zip", "w") as packed:
         for file in files:
             packed.write(file, f"../../{file.name}")
-    shutil.copy(folder / "model.zip", folder / "model.safetensors")
+    (folder / "model.zip").replace(folder / "model.safetensors")
 
 
 # What happens

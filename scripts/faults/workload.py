@@ -42,7 +42,9 @@ from search import Searcher  # noqa: E402
 from search.query import Query  # noqa: E402
 
 DIMENSION = 64
-WORDS = tuple("ball race atom cell song Ada Kafka Rome Zed ox tea sky Gdańsk 河 🙂".split())
+WORDS = tuple(
+    ["ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "sky", "Gdańsk", "河", "🙂"]
+)
 
 State = dict[str, Document]
 """Documents by id."""
