@@ -42,7 +42,7 @@ from search import Searcher  # noqa: E402
 from search.query import Query  # noqa: E402
 
 DIMENSION = 64
-WORDS = tuple(
+WORDS = ("ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "Gdańsk", "河", "🙂")
     ["ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "sky", "Gdańsk", "河", "🙂"]
 )
 
