@@ -43,8 +43,6 @@ from search.query import Query  # noqa: E402
 
 DIMENSION = 64
 WORDS = ("ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "Gdańsk", "河", "🙂")
-    ["ball", "race", "atom", "cell", "song", "Ada", "Kafka", "Rome", "Zed", "ox", "tea", "sky", "Gdańsk", "河", "🙂"]
-)
 
 State = dict[str, Document]
 """Documents by id."""
