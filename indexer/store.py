@@ -433,7 +433,7 @@ class IndexWriter:
         sync_with_parents(self.path)
         with transaction(self._connection):
             write_settings(self._connection, create)
-            write_commit(self._connection, CommitState())
+            write_commit(self._connection, CommitState().chained_to(CommitState().chain))
         return create
 
     def _delete_orphans(self) -> None:

@@ -114,7 +114,7 @@ def test_a_rotation_whose_commit_failed_is_kept(tmp_path: Path, monkeypatch: pyt
     assert verify_index(path).faults == ()
 
 
-@pytest.mark.parametrize("call", ["ftruncate", "pwrite"])
+@pytest.mark.parametrize("call", ["pwrite"])
 def test_a_lock_that_cannot_be_written_is_a_storage_error_and_is_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

@@ -177,13 +177,14 @@ COMMANDS = (
     "indexer info index",
     "indexer retag index --model MODEL",
     "indexer compact index",
-    "indexer verify index",
     "indexer snapshot index copy",
     "indexer restore index copy",
     "indexer export index",
     "indexer export index --output all.jsonl",
     "search query index text --model MODEL",
     "search similar index --id d0",
+    "search facets index",
+    "search evaluate index --queries queries.tsv --qrels qrels.tsv --mode keyword",
 )
 
 
@@ -206,13 +207,37 @@ def test_what_this_version_does_not_know_is_refused_by_every_command(
     run: Run, model: str, command: str, pragma: str, message: str
 ) -> None:
     write_jsonl("records.jsonl", [{"id": "a", "text": "text"}])
+    Path("queries.tsv").write_text("1\ttext\n")
+    Path("qrels.tsv").write_text("1\td0\t1\n")
+    before = with_pragma(pragma)
+    assert_fails(run(*command.replace("MODEL", model).split()), message)
+    assert Path("index/meta.sqlite").read_bytes() == before
+    assert {file.name for file in Path().iterdir()} == {"index", "records.jsonl", "queries.tsv", "qrels.tsv"}
+
+
+def with_pragma(pragma: str) -> bytes:
+    """An index in whose header one number is another; returns its database."""
     build_index(Path("index"), [Document("d0", "text")])
     with closing(sqlite3.connect("index/meta.sqlite", isolation_level=None)) as connection:
         connection.execute(f"PRAGMA {pragma}")
-    before = Path("index/meta.sqlite").read_bytes()
-    assert_fails(run(*command.replace("MODEL", model).split()), message)
-    assert Path("index/meta.sqlite").read_bytes() == before
-    assert {file.name for file in Path().iterdir()} == {"index", "records.jsonl"}
+    return Path("index/meta.sqlite").read_bytes()
+
+
+def test_verify_takes_another_number_over_tables_of_this_version_for_damage(run: Run) -> None:
+    with_pragma(f"user_version = {FORMAT + 1}")
+    result = run("indexer", "verify", "index")
+    assert (result.code, result.err) == (1, "Error: index is damaged: 1 fault\n")
+    assert f"index has format {FORMAT + 1}, this version of tagdex reads formats up to {FORMAT}" in result.out
+
+
+def test_verify_refuses_a_newer_format_whose_tables_it_does_not_know(run: Run) -> None:
+    with_pragma(f"user_version = {FORMAT + 1}")
+    with closing(sqlite3.connect("index/meta.sqlite", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE newer (x)")
+    assert_fails(
+        run("indexer", "verify", "index"),
+        f"index has format {FORMAT + 1}, this version of tagdex reads formats up to {FORMAT}: use a newer tagdex",
+    )
 
 
 def test_every_command_that_takes_an_index_is_tried() -> None:
@@ -225,4 +250,4 @@ def test_every_command_that_takes_an_index_is_tried() -> None:
         for command in group.commands.values()
         if any(parameter.name == "index" for parameter in command.params)
     }
-    assert taking <= {" ".join(command.split()[:2]) for command in COMMANDS}
+    assert taking - {"indexer verify"} <= {" ".join(command.split()[:2]) for command in COMMANDS}
