@@ -206,7 +206,8 @@ class _Repair:
             if passage is None or not matches_digest(stored, digest) or passage.vid not in self.places:
                 continue
             made = vectors.normalise(model.analyse([stored.text], tags=False)[0].vectors)[0]
-            if float(made @ self._vector(passage.vid).astype(np.float32)) < _SAME:
+            kept = vectors.normalise(self._vector(passage.vid).astype(np.float32)[None])[0]
+            if float(made @ kept) < _SAME:
                 raise ModelError(
                     f"{self.path} has lost its settings, and {model.name} does not make the vectors that are in it: "
                     "pass the --model that built it"

@@ -244,7 +244,9 @@ def kill_repairs(folder: Path, sound: Path, facts: Content, states: Sequence[wor
     """Kill the repair of a damaged copy at a random moment, run it again: it must restore as much as one that ends."""
     tally = Tally()
     index = folder / "killed"
-    for seed in range(count):
+    for seed in range(10 * count):
+        if tally.found == count:
+            break
         chance = random.Random(f"kill {seed}")
         shutil.rmtree(index, ignore_errors=True)
         shutil.copytree(sound, index)
@@ -259,15 +261,16 @@ def kill_repairs(folder: Path, sound: Path, facts: Content, states: Sequence[wor
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         process.stdout.readline()  # it is about to begin
-        time.sleep(chance.random() * (1.2 if seed else 0.0))
+        time.sleep(chance.random() * 0.6)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        tally.found += process.returncode == -signal.SIGKILL
+        killed = process.returncode == -signal.SIGKILL  # else it had ended
+        tally.found += killed
         try:
             report = repair_index(index, load=lambda _: DemoAnalyser(dimension=workload.DIMENSION))
             check_restored(index, facts, states, report)
-            tally.restored += not report.lost
-            tally.reported += bool(report.lost)
+            tally.restored += killed and not report.lost
+            tally.reported += killed and bool(report.lost)
         except Exception as error:
             tally.failures.append(f"kill {seed}: {error!r}")
     return tally
