@@ -70,7 +70,8 @@ class TagdexConfig(PreTrainedConfig):
         try:
             config = AutoConfig.for_model(model_type, **fields)
         except ValueError as error:
-            raise ModelError(f"unknown backbone type '{model_type}' in encoder_config: {error}") from error
+            reason = " ".join(str(error).split())[:300]  # transformers lists all types that it knows
+            raise ModelError(f"unknown backbone type '{model_type}' in encoder_config: {reason}") from error
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(f"backbone '{model_type}' is an encoder-decoder; only encoders can be used")
         return config

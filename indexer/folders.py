@@ -6,6 +6,7 @@ must be files, of a size that such files have, and what the configuration descri
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import stat
@@ -50,6 +51,27 @@ def check_files(folder: Path) -> None:
             raise ModelError(f"{path} has {status.st_size:,} bytes, at most {limit:,} are read")
     if (folder / _INDEX).is_file():
         _check_shards(folder / _INDEX)
+    if (folder / _TOKENIZER_FILES[0]).is_file():
+        _check_character_maps(folder / _TOKENIZER_FILES[0])
+
+
+def _check_character_maps(path: Path) -> None:
+    """SentencePiece's tables begin with the size of their first part, which the tokenizers library allocates unseen."""
+    content = path.read_bytes()
+    if b"precompiled_charsmap" not in content:
+        return
+    try:
+        parts = [json.loads(content)]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, dict) and isinstance(table := part.get("precompiled_charsmap"), str):
+                table = base64.b64decode(table)
+                size = int.from_bytes(table[:4], "little")
+                if len(table) < 4 or 4 + size > len(table):
+                    raise ModelError(f"{path} has a table of characters of {len(table):,} bytes that names {size:,}")
+            parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {type(error).__name__}") from error
 
 
 def _check_shards(path: Path) -> None:

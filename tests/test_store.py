@@ -22,6 +22,7 @@ import pytest
 from fakes import DemoAnalyser, build_index, check_consistent, document_scores, entries, table_rows
 
 from indexer import store
+from indexer.changes import CommitState
 from indexer.durable import vector_crc
 from indexer.errors import (
     CorruptIndexError,
@@ -112,7 +113,7 @@ def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: Ind
         "class_labels": '["sport", "music"]',
         "entity_types": '["PER", "LOC"]',
     }
-    assert table_rows(path, "commits") == [(0, 0, 0, 0, 0, bytes(16), bytes(16), bytes(16))]
+    assert table_rows(path, "commits") == [(0, 0, 0, 0, 0, bytes(16), bytes(16), CommitState().digest())]
     assert sorted(file.name for file in path.iterdir() if not file.name.startswith("meta.sqlite-")) == [
         "LOCK",
         "meta.sqlite",
@@ -163,7 +164,7 @@ def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
 def test_a_long_document_has_a_row_for_each_passage_and_its_pooled_vector(path: Path, writer: IndexWriter) -> None:
     writer.write([entry("a", "one two ", EAST, EAST)])
     assert table_rows(path, "passages") == [(1, 1, 0, 4, 5), (2, 1, 4, 8, 5)]
-    assert table_rows(path, "pooled") == [(1, EAST_BLOB)]
+    assert table_rows(path, "pooled") == [(1, EAST_BLOB, vector_crc(0, 1, EAST_BLOB))]
     assert [row[:2] for row in table_rows(path, "pending")] == [(1, 1), (2, 1)]
     assert table_rows(path, "changes") == [(1, "add", 1, 1), (2, "add", 1, 2)]
 
@@ -395,7 +396,8 @@ def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
     assert table_rows(path, "segment_files") == [
         (file.name, "0000000003", file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files
     ]
-    assert np.load(files[1]).tolist() == [[1, 2, 4], [1, 1, 3]]
+    crcs = [vector_crc(*row) for row in ((1, 1, EAST_BLOB), (2, 1, NORTH_BLOB), (4, 3, EAST_BLOB))]
+    assert np.load(files[1]).tolist() == [[1, 2, 4], [1, 1, 3], crcs]
     assert table_rows(path, "pending") == []
     assert table_rows(path, "changes") == []  # what went before it was sealed is in no segment
     assert writer.state.number == 3

@@ -271,7 +271,7 @@ def test_several_texts_are_answered_from_one_commit(tmp_path: Path, monkeypatch:
     model = DemoAnalyser()
     path = build_index(tmp_path / "index", [Document("a", "text")], model)
     with Searcher(path, model=as_text_model(model)) as searcher, IndexWriter(path) as writer:
-        from search import searcher as module
+        from search import retrieval as module
 
         rank = module.rank_documents
 
@@ -302,7 +302,7 @@ def test_two_threads_may_ask_for_the_same_filter_at_once(tmp_path: Path) -> None
 def test_threads_that_fill_what_is_remembered_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = build_index(tmp_path / "index", [Document(f"{n}", "text", {"n": n}) for n in range(30)])
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
-        small, log = Postings(max_bytes=1_600), snapshot.view.log
+        small, log = Postings(max_bytes=2_400), snapshot.view.log
 
         def work(number: int) -> None:
             for at in range(20_000):

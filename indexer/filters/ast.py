@@ -276,7 +276,8 @@ def _check_text(what: str, text: object) -> None:
     if type(text) is not str:
         raise FilterError(f"{what} must be a string, got {_short(text)}")
     if has_lone_surrogate(text):
-        raise FilterError(f"{what} has a lone surrogate, which is not valid Unicode: {text!r}")
+        shown = text if len(text) <= 100 else f"{text[:100]}…"
+        raise FilterError(f"{what} has a lone surrogate, which is not valid Unicode: {shown!r}")
 
 
 def _check_tuple(what: str, values: object) -> None:
