@@ -35,7 +35,7 @@ KINDS = ("independent", "near", "far")
 SOURCES = {
     "oewn": ("oewn/oewn-synsets.jsonl.xz", 107_525),
     "wiki-en": ("wiki-en/wiki-paragraphs.jsonl.xz", 89_000),
-    "acl-anthology": ("acl-anthology/acl-2016-2024.jsonl.xz", 1_500),
+    "acl-anthology": ("acl-anthology/acl-2016-2024.jsonl.xz", 2_000),
 }
 PIECE = 4_096  # texts embedded between two saves
 BLOCK = 16_384  # vectors held in fp32 at a time
