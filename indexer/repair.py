@@ -19,7 +19,8 @@
 
 Nothing is changed until everything is written beside: then the damaged files are moved to `damaged-<n>/` inside the
 index, and the new database takes its place by a rename. Killed before, the index is as it was; killed between the two
-renames, the next run does the second one. Vectors that a run embedded are found again by the next.
+renames, the next run does the second one. Vectors that a run embedded are written down from time to time, so that the
+next run finds them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -40,7 +42,7 @@ from indexer import merging, store, vectors
 from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
 from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
 from indexer.durable import sync, vector_crc
-from indexer.errors import CorruptIndexError, ModelError, NotAnIndexError
+from indexer.errors import CorruptIndexError, ModelError, NotAnIndexError, StorageError
 from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment
 from indexer.merging import CODE_CHOICES, CODE_SPACE, CODE_SPACE_SHA256, CODES
@@ -48,14 +50,8 @@ from indexer.metadata import connect_writer, transaction
 from indexer.pages import DamagedDatabase
 from indexer.postings import LOG_TRIMMED
 from indexer.records import Analysis, Document
-from indexer.salvage import (
-    Salvage,
-    VectorSource,
-    read_manifest,
-    read_pending_rows,
-    read_segment_files,
-    read_state,
-)
+from indexer.salvage import Salvage, read_manifest, read_state
+from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
 from indexer.segments import CODES_SUFFIX, Block, write_segment
 from indexer.settings import (
     Analyser,
@@ -77,7 +73,9 @@ UNREPORTED = "repair.lost.json"
 """What a repair has lost, until it has been reported."""
 
 _DRAFT, _SCRATCH = "meta.sqlite.repair", "meta.sqlite.rows"
+_MADE = "e"  # at the end of the name of files that hold embedded vectors until a repair is complete
 _BATCH = 256  # documents in memory at a time
+_EMBEDDED = 2_048  # vectors after which those that were made are written down, for a run that is killed
 _SAMPLE = 3  # texts by which a model shows that it made the index's vectors
 _SAME = 0.9999  # cosine
 
@@ -99,7 +97,7 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
 
     `load` is called only where texts must be embedded or tagged again. It may be killed at any moment, and be run
     again. Raises `LockedError`, `NotAnIndexError`, `ModelError` where a model is needed that is not there, and
-    `CorruptIndexError` where there is nothing to restore; nothing has changed then.
+    `CorruptIndexError` where there is nothing to restore, `StorageError`; the index is as it was then.
     """
     path = Path(path)
     if not path.is_dir():
@@ -114,6 +112,8 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
             kept = _finish(path)
             lost = list(dict.fromkeys([*lost, *verify_index(path).faults]))
         (path / UNREPORTED).unlink(missing_ok=True)
+    except (sqlite3.OperationalError, OSError) as error:
+        raise StorageError(f"{path} cannot be repaired: {error}; run it again when that is mended") from error
     finally:
         lock.release()
     return RepairReport(found, tuple(lost), kept)
@@ -135,6 +135,7 @@ class _Repair:
     path: Path
     load: ModelLoader | None
     lost: list[Fault] = field(default_factory=list)
+    embedded: list[int] = field(default_factory=list)
     _model: Analyser | None = None
 
     def run(self) -> list[Fault]:
@@ -168,6 +169,7 @@ class _Repair:
         for name in (_DRAFT, _SCRATCH):
             for suffix in ("", "-wal", "-shm", "-journal"):
                 (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+        (self._kept / "lost.jsonl").unlink(missing_ok=True)
 
     def _open(self) -> DamagedDatabase:
         """The database; with what is behind a damaged frame of its log, where acknowledged commits would be missing."""
@@ -409,8 +411,20 @@ class _Repair:
         )
         for at, n in enumerate(wanted):
             self.places[stored.passages[n].vid] = (len(self.sources) - 1, at)
+            self.embedded.append(stored.passages[n].vid)
+            self.live[stored.passages[n].vid] = stored.doc
+        if len(self.embedded) >= _EMBEDDED:
+            self._write_down()
         if len(stored.passages) > 1 and draft.pooled is None:
             draft.pooled = pooled.astype("<f2").tobytes()
+
+    def _write_down(self) -> None:
+        """Put the vectors made so far into files, where the next run finds them if this one is killed."""
+        name = f"{max(self.embedded):010d}{_MADE}"
+        write_segment(
+            self.folder, name, self._blocks(sorted(self.embedded)), dimension=self.settings.dimension, space=None
+        )
+        self.embedded.clear()
 
     def _highest_vid(self) -> int:
         given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
@@ -584,7 +598,7 @@ class _Repair:
 
     def _give_the_word(self) -> None:
         for file in self.folder.iterdir():
-            if file.name not in self.named:
+            if file.name not in self.named and not file.name.partition(".")[0].endswith(_MADE):
                 self._keep(file)
         if self._kept.is_dir():
             sync(self._kept)
@@ -593,7 +607,8 @@ class _Repair:
         for suffix in ("-wal", "-shm"):
             (self.path / f"{_DRAFT}{suffix}").unlink(missing_ok=True)
         (self.path / _SCRATCH).unlink(missing_ok=True)
-        for file in (lost, self.path / _DRAFT, self.folder):
+        records = [self._kept / "lost.jsonl"] if (self._kept / "lost.jsonl").is_file() else []
+        for file in (lost, *records, self.path / _DRAFT, self.folder):
             sync(file)
         (self.path / _DRAFT).rename(self.path / REPAIRED)
         sync(self.path)

@@ -163,7 +163,7 @@ def test_the_rows_of_an_added_document(path: Path, writer: IndexWriter) -> None:
 def test_a_long_document_has_a_row_for_each_passage_and_its_pooled_vector(path: Path, writer: IndexWriter) -> None:
     writer.write([entry("a", "one two ", EAST, EAST)])
     assert table_rows(path, "passages") == [(1, 1, 0, 4, 5), (2, 1, 4, 8, 5)]
-    assert table_rows(path, "pooled") == [(1, EAST_BLOB)]
+    assert table_rows(path, "pooled") == [(1, EAST_BLOB, vector_crc(0, 1, EAST_BLOB))]
     assert [row[:2] for row in table_rows(path, "pending")] == [(1, 1), (2, 1)]
     assert table_rows(path, "changes") == [(1, "add", 1, 1), (2, "add", 1, 2)]
 
@@ -395,7 +395,7 @@ def test_sealing_moves_pending_vectors_into_files_with_the_manifest_s_checksums(
     assert table_rows(path, "segment_files") == [
         (file.name, "0000000003", file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()) for file in files
     ]
-    assert np.load(files[1]).tolist() == [[1, 2, 4], [1, 1, 3]]
+    assert np.load(files[1])[:2].tolist() == [[1, 2, 4], [1, 1, 3]]
     assert table_rows(path, "pending") == []
     assert table_rows(path, "changes") == []  # what went before it was sealed is in no segment
     assert writer.state.number == 3
