@@ -180,10 +180,10 @@ def test_only_the_vectors_that_are_damaged_are_embedded_again(path: Path) -> Non
 def test_vectors_that_a_killed_run_embedded_are_found_by_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, damaged = content(path), min((path / "segments").glob("*.fp16.faiss"))
     damaged.unlink()
-    monkeypatch.setattr("indexer.repair._EMBEDDED", 1)
+    monkeypatch.setattr("indexer.rebuild._EMBEDDED", 1)
     model = DemoAnalyser()
     with monkeypatch.context() as patch:
-        patch.setattr("indexer.repair._Repair._write_vectors", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("indexer.rebuild.Rebuild._write_vectors", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             repair_index(path, load=lambda _: model)
     assert model.analysed
