@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import faiss
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from indexer.changes import CommitState, hash_content, sorted_spans
-from indexer.durable import vector_crc, write_npy
+from indexer.durable import vector_crc
 from indexer.manifest import digest_of
 from indexer.metadata import migrate
 from indexer.pages import DamagedDatabase, Row, rows_that_begin_with
 from indexer.records import Analysis, Document
-from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord
+from indexer.segments import SegmentFile, SegmentRecord
 from indexer.settings import IndexSettings, with_bits_turned
-from indexer.sources import file_sha256
 from indexer.stored import StoredDocument, StoredPassage, matches_digest, read_unchecked
-from indexer.vectors import IdArray, new_flat_index
 
 _TABLES: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "labels": (int, str),
@@ -36,7 +29,6 @@ _TABLES: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "entities": (int, int, int, int, (float, int)),
     "pooled": (int, bytes, int),
 }
-_NPY_HEADER = 128  # bytes before the numbers of a file of ids
 _TRIED_BYTES = 4_096  # of a damaged document, each bit of which is turned to see whether its digest is right then
 
 
@@ -260,101 +252,3 @@ def _passages(stored: StoredDocument, analysis: Analysis | None, vids: Sequence[
     if len(numbers) != len(places):
         return stored.passages
     return tuple(StoredPassage(vid, *place) for vid, place in zip(numbers, places, strict=True))
-
-
-@dataclass(frozen=True)
-class VectorSource:
-    """The vectors of one segment's files, or of `pending`: fp16 (rows, dimension), and which rows are proven.
-
-    `record`: where all its files are as they were written, its row of the manifest.
-    """
-
-    vids: IdArray
-    docs: IdArray
-    table: npt.NDArray[np.float16]
-    sound: npt.NDArray[np.bool_]
-    record: SegmentRecord | None = None
-
-
-def read_pending_rows(database: DamagedDatabase, dimension: int) -> VectorSource:
-    """The pending vectors that match their checksums."""
-    rows = [
-        row
-        for row in database.rows("pending")
-        if len(row) == 4 and isinstance(row[1], int) and isinstance(row[2], bytes) and len(row[2]) == 2 * dimension
-    ]
-    rows = [row for row in rows if vector_crc(row[0], row[1], row[2]) == row[3]]
-    table = np.frombuffer(b"".join(row[2] for row in rows), dtype="<f2").reshape(len(rows), dimension)
-    numbers = np.array([row[:2] for row in rows], dtype=np.int64).reshape(len(rows), 2)
-    return VectorSource(numbers[:, 0], numbers[:, 1], table, np.ones(len(rows), dtype=bool))
-
-
-def read_segment_files(
-    folder: Path,
-    records: Iterable[SegmentRecord],
-    dimension: int,
-    owners: dict[int, int],
-    removed: dict[int, int],
-) -> Iterator[VectorSource]:
-    """All vectors in the files of a folder, whether the manifest names them or not.
-
-    `owners`: the document of each live vid, `removed`: of each that is known to be dead; from these a file of ids is
-    made again, which its SHA-256 in the manifest proves.
-    """
-    known = {record.name: record for record in records}
-    names = known.keys() | {file.name.removesuffix(VECTORS_SUFFIX) for file in folder.glob(f"*{VECTORS_SUFFIX}")}
-    start = len(faiss.serialize_index(new_flat_index(dimension)))
-    for name in sorted(names):
-        record = known.get(name)
-        file = folder / (name + VECTORS_SUFFIX)
-        data = file.read_bytes() if file.is_file() else b""
-        rows = record.rows if record else max(0, len(data) - start) // (2 * dimension)
-        there = min(rows, max(0, len(data) - start) // (2 * dimension))
-        table = np.frombuffer(data, dtype="<f2", count=there * dimension, offset=start if there else 0)
-        table = table.reshape(there, dimension)
-        ids = _read_ids(folder / (name + IDS_SUFFIX), rows)
-        good = {wanted.name: _is(folder / wanted.name, wanted) for wanted in (record.files if record else ())}
-        if record and good.get(file.name) and not good.get(name + IDS_SUFFIX):
-            again = _ids_again(record, table, owners, removed)
-            if again is not None:
-                ids = again
-        if ids is None or not there:
-            continue
-        ids = ids[:, :there]
-        whole = record is not None and all(good.values()) and len(good) == (3 if record.rerank else 2)
-        sound = np.ones(there, dtype=bool) if whole else _proven(ids, table)
-        yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
-
-
-def _is(file: Path, wanted: SegmentFile) -> bool:
-    return file.is_file() and file.stat().st_size == wanted.bytes and file_sha256(file) == wanted.sha256
-
-
-def _read_ids(file: Path, rows: int) -> IdArray | None:
-    """The numbers in a file of ids, zeros behind its end, whatever its header says."""
-    if not file.is_file() or not rows:
-        return None
-    data = file.read_bytes()[_NPY_HEADER : _NPY_HEADER + 24 * rows].ljust(24 * rows, b"\0")
-    return np.frombuffer(data, dtype="<i8").reshape(3, rows)
-
-
-def _ids_again(
-    record: SegmentRecord, table: npt.NDArray[np.float16], owners: dict[int, int], removed: dict[int, int]
-) -> IdArray | None:
-    """The numbers of a segment from what else is known of its range; `None` unless they are just what was written."""
-    known = {**removed, **owners}
-    vids = sorted(vid for vid in known if record.first_vid <= vid <= record.last_vid)
-    wanted = next((file.sha256 for file in record.files if file.name.endswith(IDS_SUFFIX)), None)
-    if len(vids) != record.rows or len(table) != record.rows:
-        return None
-    docs = [known[vid] for vid in vids]
-    crcs = [vector_crc(vid, doc, row.tobytes()) for vid, doc, row in zip(vids, docs, table, strict=True)]
-    ids = np.array([vids, docs, crcs], dtype="<i8")
-    buffer = io.BytesIO()
-    write_npy(buffer, ids)
-    return ids if hashlib.sha256(buffer.getvalue()).hexdigest() == wanted else None
-
-
-def _proven(ids: IdArray, table: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
-    numbers = zip(*ids.tolist(), table, strict=True)
-    return np.array([vector_crc(vid, doc, row.tobytes()) == crc for vid, doc, crc, row in numbers], dtype=bool)

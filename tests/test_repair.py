@@ -177,6 +177,22 @@ def test_only_the_vectors_that_are_damaged_are_embedded_again(path: Path) -> Non
     assert len(model.analysed) == 1
 
 
+def test_vectors_that_a_killed_run_embedded_are_found_by_the_next(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, damaged = content(path), min((path / "segments").glob("*.fp16.faiss"))
+    damaged.unlink()
+    monkeypatch.setattr("indexer.rebuild._EMBEDDED", 1)
+    model = DemoAnalyser()
+    with monkeypatch.context() as patch:
+        patch.setattr("indexer.rebuild.Rebuild._write_vectors", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            repair_index(path, load=lambda _: model)
+    assert model.analysed
+    again = DemoAnalyser()
+    assert repair_index(path, load=lambda _: again).lost == ()
+    assert again.analysed == []
+    assert content(path) == before
+
+
 def test_a_given_vector_is_lost_alone_and_its_record_is_kept(tmp_path: Path) -> None:
     path = build_vector_index(tmp_path / "index", clustered(300, dimension=16), text="a text")
     with IndexWriter(path) as writer:

@@ -1,0 +1,570 @@
+"""A damaged index written anew: the work of `repair.py`, which has the table of what is restored from what."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from indexer import merging, store, vectors
+from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
+from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.durable import sync, vector_crc
+from indexer.errors import CorruptIndexError, ModelError
+from indexer.lock import acknowledged_commit
+from indexer.manifest import add_segment
+from indexer.merging import CODE_CHOICES, CODE_SPACE, CODE_SPACE_SHA256, CODES
+from indexer.metadata import connect_writer, transaction
+from indexer.pages import DamagedDatabase
+from indexer.postings import LOG_TRIMMED
+from indexer.records import Analysis, Document
+from indexer.salvage import Salvage, read_manifest, read_state
+from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
+from indexer.segments import CODES_SUFFIX, Block, write_segment
+from indexer.settings import (
+    Analyser,
+    IndexSettings,
+    check_model,
+    restore_settings,
+    settings_from,
+    settings_of,
+    write_setting,
+    write_settings,
+)
+from indexer.sources import file_sha256
+from indexer.store import LOCK, META, REPAIRED, RETAGGED, SEGMENTS
+from indexer.stored import StoredDocument, StoredPassage, matches_digest, sum_digests
+from indexer.verify import Fault
+
+KEPT = "damaged"
+UNREPORTED = "repair.lost.json"
+"""What a repair has lost, until it has been reported."""
+
+_DRAFT, _SCRATCH = "meta.sqlite.repair", "meta.sqlite.rows"
+_MADE = "e"  # at the end of the name of files that hold embedded vectors until a repair is complete
+_BATCH = 256  # documents in memory at a time
+_EMBEDDED = 2_048  # vectors after which those that were made are written down, for a run that is killed
+_SAMPLE = 3  # texts by which a model shows that it made the index's vectors
+_SAME = 0.9999  # cosine
+
+ModelLoader = Callable[[str | None], Analyser]
+"""Gives the model with this name, or the one that the caller was given in its place."""
+
+
+@dataclass
+class _Draft:
+    """A document on its way into the new database: with the vectors that it lacks once they are made."""
+
+    stored: StoredDocument
+    pooled: bytes | None
+    analysis: Analysis | None = None
+
+
+@dataclass
+class Rebuild:
+    """One run. The names of its methods tell the way."""
+
+    path: Path
+    load: ModelLoader | None
+    lost: list[Fault] = field(default_factory=list)
+    embedded: list[int] = field(default_factory=list)
+    _model: Analyser | None = None
+
+    def run(self) -> list[Fault]:
+        """Write the new database and segments, and give the word: from then on `_finish` puts them in their place."""
+        self._clear()
+        self.folder = self.path / SEGMENTS
+        self.folder.mkdir(exist_ok=True)
+        self.database = self._open()
+        self.salvage = Salvage(self.database, self.path / _SCRATCH)
+        self.acknowledged = acknowledged_commit(self.path / LOCK)
+        self.records = read_manifest(self.database)
+        self._read_settings()
+        self._read_vectors()
+        self.connection = connect_writer(self.path / _DRAFT)
+        try:
+            self.connection.execute("PRAGMA synchronous = OFF")  # it is synced as a whole at the end
+            self.connection.execute("PRAGMA foreign_keys = OFF")
+            self._begin()
+            self._write_documents()
+            self._write_vectors()
+            self._end()
+        finally:
+            self.connection.close()
+            self.salvage.connection.close()
+        self._give_the_word()
+        return self.lost
+
+    # Reading
+
+    def _clear(self) -> None:
+        for name in (_DRAFT, _SCRATCH):
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                (self.path / f"{name}{suffix}").unlink(missing_ok=True)
+        (self._kept / "lost.jsonl").unlink(missing_ok=True)
+
+    def _open(self) -> DamagedDatabase:
+        """The database; with what is behind a damaged frame of its log, where acknowledged commits would be missing."""
+        database = DamagedDatabase(self.path / META, whole_log=False)
+        state = read_state(database)
+        if state is None or state.number < acknowledged_commit(self.path / LOCK):
+            whole = DamagedDatabase(self.path / META, whole_log=True)
+            further = read_state(whole)
+            if state is None or (further is not None and further.number > state.number):
+                database = whole
+        if not any(True for _ in database.cells("documents")) and read_state(database) is None:
+            raise CorruptIndexError(f"{self.path} cannot be repaired: {META} has no row that can be read")
+        return database
+
+    def _read_settings(self) -> None:
+        stored = {row[0]: row[1] for row in self.database.rows("settings") if len(row) == 2}
+        rows, wrong = restore_settings(stored)
+        self.retagged = rows.get(RETAGGED, 0 if RETAGGED in wrong else None)
+        self.codes = rows.get(CODES) if rows.get(CODES) in CODE_CHOICES else None
+        self.space_sha256 = rows.get(CODE_SPACE_SHA256)
+        try:
+            self.settings = settings_from(rows)
+        except (KeyError, TypeError):
+            self.settings = self._settings_of_model(rows)
+
+    def _settings_of_model(self, rows: dict[str, Any]) -> IndexSettings:
+        """The settings that are left, and for the others those of the given model, which must make the vectors."""
+        model = self._load(rows.get("model"))
+        known = asdict(settings_of(model, tags=rows.get("heads_fingerprint", "") is not None))
+        self.settings = settings = settings_from({**known, **{name: rows[name] for name in known if name in rows}})
+        check_model(settings, model, place=str(self.path), heads=False)
+        self._read_vectors()
+        compared = 0
+        for stored, digest in self.salvage.documents():
+            passage = stored.passages[0] if stored.passages else None
+            if passage is None or not matches_digest(stored, digest) or passage.vid not in self.places:
+                continue
+            made = vectors.normalise(model.analyse([stored.text], tags=False)[0].vectors)[0]
+            kept = vectors.normalise(self._vector(passage.vid).astype(np.float32)[None])[0]
+            if float(made @ kept) < _SAME:
+                raise ModelError(
+                    f"{self.path} has lost its settings, and {model.name} does not make the vectors that are in it: "
+                    "pass the --model that built it"
+                )
+            compared += 1
+            if compared == _SAMPLE:
+                break
+        return settings
+
+    def _read_vectors(self) -> None:
+        """All proven vectors by vid, those of whole segments first."""
+        execute = self.salvage.connection.execute
+        owners = dict(execute("SELECT vid, doc FROM passages").fetchall())
+        removed = {row[3]: row[2] for row in self.database.rows("changes") if row[1:2] == ("remove",) and len(row) == 4}
+        dimension = self.settings.dimension
+        self.sources = [
+            *read_segment_files(self.folder, self.records, dimension, owners, removed),
+            read_pending_rows(self.database, dimension),
+        ]
+        self.sources.sort(key=lambda source: source.record is None)
+        self.places: dict[int, tuple[int, int]] = {}
+        self.vids_of: dict[int, list[int]] = {}
+        for number, source in enumerate(self.sources):
+            for at in np.flatnonzero(source.sound).tolist():
+                vid = int(source.vids[at])
+                if vid not in self.places:
+                    self.places[vid] = (number, at)
+                    if vid not in removed:
+                        self.vids_of.setdefault(int(source.docs[at]), []).append(vid)
+
+    def _vector(self, vid: int) -> npt.NDArray[np.float16]:
+        number, at = self.places[vid]
+        row: npt.NDArray[np.float16] = self.sources[number].table[at]
+        return row
+
+    def _owner(self, vid: int) -> int:
+        number, at = self.places[vid]
+        return int(self.sources[number].docs[at])
+
+    def _load(self, name: str | None) -> Analyser:
+        if self._model is None:
+            if self.load is None:
+                raise ModelError(f"{self.path} can only be repaired with the model that built it: pass --model")
+            self._model = self.load(name)
+        return self._model
+
+    @property
+    def model(self) -> Analyser:
+        """The index's own model. Raises `ModelError`."""
+        model = self._load(self.settings.model)
+        check_model(self.settings, model, place=str(self.path), heads=False)
+        return model
+
+    # Documents
+
+    def _begin(self) -> None:
+        """An empty index whose numbers go on behind those that were given, in any row that is left."""
+        state = self.salvage.state
+        number = max(
+            state.number if state else 0, self.acknowledged, *(_leading_number(r.name) for r in self.records), 0
+        )
+        with transaction(self.connection):
+            write_settings(self.connection, self.settings)
+            for name, value in ((CODES, self.codes), (RETAGGED, self.retagged)):
+                write_setting(self.connection, name, value)
+            start = CommitState(number=number)
+            write_commit(self.connection, start.chained_to(state.chain if state else start.chain))
+
+    def _write_documents(self) -> None:
+        """Sound documents first: what is left of the sum of all digests is that of a damaged one, if it is one."""
+        self.salvage.restore_names(self.settings.entity_types or (), self.settings.class_labels or ())
+        damaged: list[tuple[StoredDocument, bytes]] = []
+        self.there: set[int] = set()
+        self.given_up: set[int] = set()
+        self.ids: set[str] = set()
+        self.live: dict[int, int] = {}
+        drafts: list[_Draft] = []
+        for stored, digest in self.salvage.documents():
+            if not matches_digest(stored, digest):
+                damaged.append((stored, digest))
+                continue
+            drafts.append(self._draft(stored))
+            if len(drafts) == _BATCH:
+                self._put_in(drafts)
+                drafts = []
+        self._put_in(drafts)
+        for row in self.salvage.loose:
+            damaged += self._numbered(row)
+        there = self.there | self.given_up | {stored.doc for stored, _ in damaged}
+        for doc, id_ in self.salvage.missing(there).items():
+            found = self.salvage.find_in_pages(doc, id_) if id_ is not None else None
+            if found is not None:
+                damaged.append(found)
+        state, left = self.salvage.state, None
+        if state is not None and len(damaged) == 1 and len(self.there) == state.documents - 1:
+            so_far = read_commit(self.connection).digest_sum
+            left = sum_digests(state.digest_sum, removed=[so_far])
+        for stored, digest in damaged:
+            if stored.doc not in self.there | self.given_up:
+                self._put_in([self._restored(stored, {digest, left} - {None})])
+        self._report_missing()
+
+    def _numbered(self, row: tuple[Any, ...]) -> list[tuple[StoredDocument, bytes]]:
+        """A row of `documents` whose number is damaged: under that of a document that has none and makes it right."""
+        for doc in self.salvage.missing(self.there):
+            found = self.salvage.as_document(row, doc)
+            if found is not None and matches_digest(*found):
+                return [found]
+        return []
+
+    def _draft(self, stored: StoredDocument) -> _Draft:
+        pooled = self.salvage.pooled(stored.doc, self.settings.dimension) if len(stored.passages) > 1 else None
+        return _Draft(stored, pooled)
+
+    def _restored(self, stored: StoredDocument, digests: set[Any]) -> _Draft:
+        """A document that does not match its digest, as it was where that can be found out, else as it can be read."""
+        vids = self.vids_of.get(stored.doc, [])
+        if any(matches_digest(stored, digest) for digest in digests):
+            return self._draft(stored)
+        for candidate in self.salvage.turned(stored):
+            if any(matches_digest(candidate, digest) for digest in digests):
+                return self._draft(candidate)
+        analysis = self._analyse(stored)
+        for candidate in self.salvage.candidates(stored, analysis, vids):
+            if any(matches_digest(candidate, digest) for digest in digests):
+                return self._draft(candidate)
+        place = f"document '{stored.id}'"
+        self.lost.append(
+            Fault(place, "it does not match its digest; what can be read of it was kept, and may be wrong")
+        )
+        readable = self.salvage.readable(stored, analysis, self.settings)
+        return _Draft(readable, None, analysis)
+
+    def _analyse(self, stored: StoredDocument) -> Analysis | None:
+        if self.settings.fingerprint is None or self.load is None or not stored.text:
+            return None
+        return self.model.analyse([stored.text], tags=self._tags_again)[0]
+
+    @property
+    def _tags_again(self) -> bool:
+        return self.settings.tagged and self.model.heads_fingerprint == self.settings.heads_fingerprint
+
+    def _put_in(self, drafts: Sequence[_Draft]) -> None:
+        """Write documents with the vectors that they have; those that lack some are embedded first."""
+        needy = [draft for draft in drafts if self._lacks(draft)]
+        if needy and self.settings.fingerprint is not None:
+            texts = [draft.stored.text for draft in needy if draft.stored.text]
+            found = iter(self.model.analyse(texts, tags=False) if texts else [])
+            for draft in needy:
+                if draft.stored.text:
+                    self._embed(draft, next(found))
+        change = Change()
+        for draft in drafts:
+            if self._lacks(draft):
+                self._lose(draft.stored)
+            elif draft.stored.id not in self.ids:
+                change.put_in(draft.stored, draft.pooled)
+                self.there.add(draft.stored.doc)
+                self.ids.add(draft.stored.id)
+                self.live.update((passage.vid, draft.stored.doc) for passage in draft.stored.passages)
+        with transaction(self.connection):
+            apply_change(self.connection, change, pending=False)
+
+    def _lacks(self, draft: _Draft) -> bool:
+        passages = draft.stored.passages
+        return (
+            not passages
+            or any(not self._has(passage.vid, draft.stored.doc) for passage in passages)
+            or (len(passages) > 1 and draft.pooled is None)
+        )
+
+    def _has(self, vid: int, doc: int) -> bool:
+        return vid in self.places and self._owner(vid) == doc
+
+    def _embed(self, draft: _Draft, analysis: Analysis) -> None:
+        """Put the vectors that a document lacks among the sources; under its own numbers, if its passages are the same.
+
+        A document whose vector was given has one passage, whatever its text is like.
+        """
+        stored = draft.stored
+        places = [(p.start, p.end, p.tokens) for p in stored.passages]
+        rows, pooled = vectors.normalise(analysis.vectors), vectors.normalise(analysis.pooled[None])
+        if len(places) == 1 and stored.content_hash != hash_content(Document(stored.id, stored.text)):
+            rows, made = pooled, places
+        else:
+            made = [(p.start, p.end, p.tokens) for p in analysis.passages]
+        if places != made:
+            highest = self._highest_vid()
+            passages = tuple(StoredPassage(highest + 1 + n, *place) for n, place in enumerate(made))
+            draft.stored = stored = replace(stored, passages=passages)
+        halves = rows.astype("<f2")
+        wanted = [n for n, passage in enumerate(stored.passages) if not self._has(passage.vid, stored.doc)]
+        self.sources.append(
+            VectorSource(
+                np.array([stored.passages[n].vid for n in wanted], dtype=np.int64),
+                np.full(len(wanted), stored.doc, dtype=np.int64),
+                halves[wanted],
+                np.ones(len(wanted), dtype=bool),
+            )
+        )
+        for at, n in enumerate(wanted):
+            self.places[stored.passages[n].vid] = (len(self.sources) - 1, at)
+            self.embedded.append(stored.passages[n].vid)
+        if len(self.embedded) >= _EMBEDDED:
+            self._write_down()
+        if len(stored.passages) > 1 and draft.pooled is None:
+            draft.pooled = pooled.astype("<f2").tobytes()
+
+    def _write_down(self) -> None:
+        """Put the vectors made so far into files, where the next run finds them if this one is killed."""
+        name = f"{max(self.embedded):010d}{_MADE}"
+        write_segment(
+            self.folder, name, self._blocks(sorted(self.embedded)), dimension=self.settings.dimension, space=None
+        )
+        self.embedded.clear()
+
+    def _highest_vid(self) -> int:
+        given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
+        return max([*self.places, *self.live, *(n for n in given if isinstance(n, int)), 0])
+
+    def _lose(self, stored: StoredDocument) -> None:
+        """A document without a vector cannot be found: it is kept, as a record that can be added again."""
+        self.given_up.add(stored.doc)
+        record = {"id": stored.id, "text": stored.text, "metadata": _json(stored.metadata_json)}
+        self._kept.mkdir(exist_ok=True)
+        with (self._kept / "lost.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.lost.append(
+            Fault(f"document '{stored.id}'", "its vector is lost; its text and metadata are in lost.jsonl, to be added")
+        )
+
+    def _report_missing(self) -> None:
+        state = self.salvage.state
+        for doc, id_ in sorted(self.salvage.missing(self.there | self.given_up).items()):
+            self.lost.append(Fault(f"document '{id_}'" if id_ else f"document number {doc}", "it is lost"))
+        if state is not None and self.acknowledged > state.number:
+            self.lost.append(
+                Fault(f"{META}-wal", f"what commits {state.number + 1} to {self.acknowledged} have changed is lost")
+            )
+        if state is not None and len(self.there) != state.documents and not self.lost:
+            self.lost.append(
+                Fault("documents", f"{state.documents - len(self.there)} are lost; which ones is not known")
+            )
+
+    # Vectors
+
+    def _write_vectors(self) -> None:
+        """Whole segments stay; what is live elsewhere goes into new ones between them, the last rows are pending."""
+        space = self._code_space()
+        whole = [source for source in self.sources if source.record is not None]
+        if space is None:
+            whole = [source for source in whole if source.record is not None and not source.record.rerank]
+        held = {int(vid) for source in whole for vid in source.vids}
+        rest = sorted(vid for vid in self.live if vid not in held)
+        vids_left = np.array(rest, dtype=np.int64)
+        inside = {
+            id(source) for source in whole if np.any((vids_left >= source.vids[0]) & (vids_left <= source.vids[-1]))
+        }
+        if inside:  # a segment's numbers may not lie among another's
+            whole = [source for source in whole if id(source) not in inside]
+            held = {int(vid) for source in whole for vid in source.vids}
+            rest = sorted(vid for vid in self.live if vid not in held)
+        firsts = sorted(int(source.vids[0]) for source in whole)
+        groups: dict[int, list[int]] = {}
+        for vid in rest:
+            groups.setdefault(int(np.searchsorted(firsts, vid)), []).append(vid)
+        number = read_commit(self.connection).number + 1
+        records = [source.record for source in whole if source.record is not None]
+        pending: list[int] = []
+        for group, vids in sorted(groups.items()):
+            if group == len(firsts) and len(vids) < store.SEAL_ROWS:
+                pending = vids
+                continue
+            codes = {"auto": len(vids) >= merging.CODES_FROM, "always": True, "never": False}[self.codes or "auto"]
+            if codes and space is None:
+                space = self._new_space(vids)
+            records.append(
+                write_segment(
+                    self.folder,
+                    f"{number:010d}r{group}",
+                    self._blocks(vids),
+                    dimension=self.settings.dimension,
+                    space=space if codes else None,
+                )
+            )
+        with transaction(self.connection):
+            for record in records:
+                add_segment(self.connection, record)
+            self._write_pending(pending)
+            self._write_log(whole)
+            if space is not None and any(record.rerank for record in records):
+                write_setting(self.connection, CODE_SPACE_SHA256, file_sha256(self.folder / CODE_SPACE))
+        self.named = {file.name for record in records for file in record.files}
+        if space is not None:
+            self.named.add(CODE_SPACE)
+
+    def _blocks(self, vids: Sequence[int]) -> Iterator[Block]:
+        for start in range(0, len(vids), 8_192):
+            some = vids[start : start + 8_192]
+            table = np.stack([self._vector(vid) for vid in some])
+            yield Block(np.array(some), np.array([self._owner(vid) for vid in some]), table)
+
+    def _write_pending(self, vids: Sequence[int]) -> None:
+        blobs = [self._vector(vid).tobytes() for vid in vids]
+        self.connection.executemany(
+            "INSERT INTO pending (vid, doc, vector, crc32) VALUES (?, ?, ?, ?)",
+            [
+                (vid, self.live[vid], blob, vector_crc(vid, self.live[vid], blob))
+                for vid, blob in zip(vids, blobs, strict=True)
+            ],
+        )
+
+    def _write_log(self, whole: Sequence[VectorSource]) -> None:
+        """The log begins anew: which vectors of the segments are dead. Numbers go on behind all that were given."""
+        execute = self.connection.execute
+        given = {row[0]: row[1] for row in self.database.rows("sqlite_sequence") if len(row) == 2}
+        seqs = [row[0] for row in self.database.rows("changes") if row and isinstance(row[0], int)]
+        last = max([n for n in (given.get("changes"),) if isinstance(n, int)] + seqs + [0])
+        last = last if last < 2**48 else max([*seqs, 0])
+        execute("DELETE FROM changes")
+        dead = [
+            (int(vid), int(doc))
+            for source in whole
+            for vid, doc in zip(source.vids.tolist(), source.docs.tolist(), strict=True)
+            if int(vid) not in self.live
+        ]
+        rows = [(last + n, "remove", doc, vid) for n, (vid, doc) in enumerate(dead, start=1)]
+        self.connection.executemany("INSERT INTO changes (seq, op, doc, vid) VALUES (?, ?, ?, ?)", rows)
+        write_setting(self.connection, LOG_TRIMMED, last + len(dead))
+        docs = [int(source.docs.max(initial=0)) for source in self.sources if source.record is not None]
+        for table, highest in (
+            ("documents", max([*self.there, *docs, _plausible(given.get("documents")), 0])),
+            ("passages", max([*self.live, *self.places, _plausible(given.get("passages")), 0])),
+            ("changes", last + len(dead)),
+        ):
+            execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+            execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest))
+
+    def _code_space(self) -> CodeSpace | None:
+        """The code space as it was, `None` where no segment has codes, or it is lost."""
+        file, dimension = self.folder / CODE_SPACE, self.settings.dimension
+        if self.space_sha256 is None:
+            return None
+        if file.is_file() and file_sha256(file) == self.space_sha256:
+            return load_code_space(file, dimension=dimension)
+        for source in self.sources:
+            if source.record is not None and source.record.rerank:
+                codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{CODES_SUFFIX}"))
+                drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
+                centre = faiss.vector_to_array(codes.center).astype(np.float32)
+                self._keep(file)
+                space = CodeSpace(drawn.signs, drawn.left, drawn.right, centre)
+                if save_code_space(space, file) == self.space_sha256:
+                    return space
+        return None
+
+    def _new_space(self, vids: Sequence[int]) -> CodeSpace:
+        sample = vids[:: max(1, len(vids) // 2_048)]
+        space = new_code_space(np.stack([self._vector(vid) for vid in sample]))
+        self._keep(self.folder / CODE_SPACE)
+        save_code_space(space, self.folder / CODE_SPACE)
+        return space
+
+    # The end
+
+    def _end(self) -> None:
+        with transaction(self.connection):
+            write_commit(self.connection, read_commit(self.connection).following(Change()))
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @property
+    def _kept(self) -> Path:
+        return self.path / f"{KEPT}.tmp"
+
+    def _keep(self, file: Path) -> None:
+        """A second name for a file that will not be named by the index any more."""
+        target = self._kept / file.name
+        if not file.is_file() or target.exists():
+            return
+        self._kept.mkdir(exist_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:  # a file system without links
+            shutil.copy2(file, target.with_name(f"{target.name}.tmp"))
+            target.with_name(f"{target.name}.tmp").rename(target)
+
+    def _give_the_word(self) -> None:
+        for file in self.folder.iterdir():
+            if file.name not in self.named and not file.name.partition(".")[0].endswith(_MADE):
+                self._keep(file)
+        if self._kept.is_dir():
+            sync(self._kept)
+        lost = self.path / UNREPORTED
+        lost.write_text(json.dumps([asdict(fault) for fault in self.lost]), encoding="utf-8")
+        for suffix in ("-wal", "-shm"):
+            (self.path / f"{_DRAFT}{suffix}").unlink(missing_ok=True)
+        (self.path / _SCRATCH).unlink(missing_ok=True)
+        records = [self._kept / "lost.jsonl"] if (self._kept / "lost.jsonl").is_file() else []
+        for file in (lost, *records, self.path / _DRAFT, self.folder):
+            sync(file)
+        (self.path / _DRAFT).rename(self.path / REPAIRED)
+        sync(self.path)
+
+
+def _leading_number(name: str) -> int:
+    digits = name[:10]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _plausible(number: object) -> int:
+    return number if isinstance(number, int) and 0 <= number < 2**32 - 1 else 0
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
