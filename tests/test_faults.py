@@ -48,10 +48,10 @@ def strace() -> None:
 
 
 def test_what_was_acknowledged_survives_kills_at_random_moments(tmp_path: Path) -> None:
-    result = kill.kill_at_random(tmp_path, WORK, kills=3, seconds=0.5)
+    result = kill.kill_at_random(tmp_path, WORK, kills=3, step_seconds=0.05)
     assert result.bad == []
     assert result.kills == 3
-    assert result.resumed == 1
+    assert result.resumed >= 1
 
 
 @pytest.mark.usefixtures("strace")

@@ -37,6 +37,7 @@ from workload import check_sound, run, small_segments, steps_done
 
 KILL = "signal=SIGKILL"
 KILLED = (-9, 137)
+OPENING = 0.1  # seconds, about, in which an index is opened and the first step begins
 
 
 @dataclass(slots=True)
@@ -77,14 +78,18 @@ def resume(index: Path, work: Work, done: int, result: Kills, what: str) -> None
     result.resumed += 1
 
 
-def kill_at_random(folder: Path, work: Work, *, kills: int, seconds: float, seed: int = 0) -> Kills:
-    """One long run, killed so many times, at 0 to `seconds` after it was ready, and at the end resumed to its end.
+def kill_at_random(folder: Path, work: Work, *, kills: int, step_seconds: float, seed: int = 0) -> Kills:
+    """One long run, killed so many times on its way, and at the end resumed to its end.
 
-    Where it is done before the last kill, another one begins.
+    The process dies behind some of the steps that are left, as many for each kill, and then somewhere in the next one,
+    or, behind none, in its opening; `step_seconds`: how long a step takes. Where the run comes to its end first,
+    another one begins.
     """
     random, result, index, done = np.random.default_rng(seed), Kills(), folder / "random", 0
     while result.kills < kills:
-        outcome = run_killed_after(work, index, done, float(random.uniform(0, seconds)))
+        steps = int(random.integers(0, 2 + 2 * (len(work.steps) - done) // (kills - result.kills + 1)))
+        pause = random.uniform(0, 2 * step_seconds if steps else OPENING)
+        outcome = run_killed_after(work, index, done, min(steps, len(work.steps) - done), float(pause))
         what = f"random kill {result.kills} behind step {outcome.acknowledged}"
         if outcome.code not in KILLED and outcome.code != 0:
             result.bad.append(f"{what}: ended with {outcome.code}: {outcome.error}")
@@ -95,6 +100,7 @@ def kill_at_random(folder: Path, work: Work, *, kills: int, seconds: float, seed
         if done < 0:
             return result
         if outcome.code == 0:
+            resume(index, work, done, result, what)
             shutil.rmtree(index)
             done = 0
     resume(index, work, done, result, "random kills")
@@ -145,10 +151,9 @@ def main() -> None:
             run_plain(work, folder / "clean", 0)
             clean = time.monotonic() - started
             print(f"unhurt: {arguments.documents:,} documents, {len(work.steps)} steps in {clean:.1f} s")
-            # So long that most runs get past opening, also on a busy machine; a run that comes to its end begins anew.
-            result = kill_at_random(folder, work, kills=arguments.kills, seconds=max(1.0, 2 * clean / arguments.kills))
+            result = kill_at_random(folder, work, kills=arguments.kills, step_seconds=clean / len(work.steps))
             show(result, time.monotonic() - started)
-            print(f"  of which before the first step of their run was done: {result.opening}")
+            print(f"  of which before a step of their run was done: {result.opening}")
             bad += result.bad
         if (reason := strace_missing()) is not None:
             print(f"kills at system calls are left out: {reason}")
