@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.durable import sync, write_file, write_npy
-from indexer.errors import CorruptIndexError
+from indexer.errors import CorruptIndexError, StorageError
 from indexer.records import FloatArray
 
 Codes = npt.NDArray[np.uint8]
@@ -107,11 +107,13 @@ def save_code_space(space: CodeSpace, path: Path) -> str:
 
 
 def load_code_space(path: Path, *, dimension: int) -> CodeSpace:
-    """Read a code space. Raises `CorruptIndexError`."""
+    """Read a code space. Raises `CorruptIndexError`, `StorageError`."""
     try:
         table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (FileNotFoundError, ValueError, EOFError) as error:
         raise CorruptIndexError(f"{path} cannot be read ({type(error).__name__}); run 'indexer verify'") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
     a, b = factors(dimension)
     ends = np.cumsum([ROUNDS * dimension, ROUNDS * a * a, ROUNDS * b * b, dimension])
     if table.shape != (ends[-1],) or table.dtype != np.float32:
