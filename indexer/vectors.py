@@ -16,7 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import Codes, CodeSpace
+from indexer.codes import CodeSpace, PackedCodes
 from indexer.errors import InputError
 from indexer.records import FloatArray
 
@@ -58,7 +58,7 @@ class Segment:
 
     - `index`: FAISS flat index of fp16 vectors; where it is mapped from a file it must not be added to.
     - `vids`, `docs`: int64 (rows,), `vids` ascending; `live`: bool (rows,).
-    - `codes`: FAISS RaBitQ index in the same order, `None` for a small segment; `rerank`: how many times n
+    - `codes`: RaBitQ codes in the same order, `None` for a small segment; `rerank`: how many times n
       candidates the codes must give, so that the best n are among them.
     - `crcs`: the checksum of each vector, int64 (rows,), `None` for vectors that are in no file.
     """
@@ -68,7 +68,7 @@ class Segment:
     vids: IdArray
     docs: IdArray
     live: Mask
-    codes: faiss.IndexRaBitQ | None = None
+    codes: PackedCodes | None = None
     rerank: int = 1
     crcs: IdArray | None = None
 
@@ -95,11 +95,6 @@ class Segment:
         """The stored vectors, fp16 (rows, dimension), without copying them."""
         table: npt.NDArray[np.float16] = _code_table(self.index).view("<f2")
         return table
-
-    @cached_property
-    def code_table(self) -> Codes | None:
-        """The codes, uint8 (rows, bytes), without copying them; `None` for a segment that has none."""
-        return None if self.codes is None else _code_table(self.codes)
 
     def without(self, vids: IdArray) -> Segment:
         """The segment with these vectors dead; vids that are not in it are passed over."""
@@ -153,7 +148,8 @@ class Segment:
         """Positions and estimates of the n best allowed vectors, by the codes. `rotated` fp32 (dimension,)."""
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
-        parameters = code_parameters(len(rotated), allowed)
+        selector = {} if allowed is None else {"sel": _selector(allowed)}
+        parameters = faiss.SearchParametersIVF(nprobe=1, **selector)  # type: ignore[call-arg]
         return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
 
 
@@ -165,7 +161,7 @@ class _Memory:
         self.__array_interface__ = array.__array_interface__
 
 
-def _code_table(index: Any) -> Codes:
+def _code_table(index: Any) -> npt.NDArray[np.uint8]:
     """What a `faiss.IndexFlatCodes` keeps of each vector, uint8 (n, bytes)."""
     count, size = index.ntotal, index.code_size
     if count == 0:
@@ -340,16 +336,6 @@ def _best(segments: Sequence[Segment], found: Sequence[Found], query: FloatArray
 def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
     # FAISS keeps the array that it is given, so that it lives as long as the selector.
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-
-
-def code_parameters(dimension: int, allowed: Mask | None = None) -> faiss.RaBitQSearchParameters:
-    """How codes are searched: with so many bits for each component of the rotated query.
-
-    Fewer are faster; their errors average out over many components, and the rerank factor makes up for the rest.
-    """
-    bits = 1 if dimension >= 1_024 else 2 if dimension >= 512 else 4
-    options = {} if allowed is None else {"sel": _selector(allowed)}
-    return faiss.RaBitQSearchParameters(qb=bits, **options)  # type: ignore[call-arg]
 
 
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:
