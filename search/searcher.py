@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pyroaring import BitMap
@@ -15,24 +14,22 @@ from pyroaring import BitMap
 from indexer.errors import ModelError, QueryError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, parse
-from indexer.reader import IndexInfo, IndexReader, Snapshot
+from indexer.reader import IndexInfo, IndexReader
 from indexer.records import FloatArray
 from indexer.settings import check_model
+from search import steps
 from search.counting import count_facets
-from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.explain import Answer, Explanation
 from search.facets import Facets
 from search.hits import Hit
 from search.query import Query
-from search.ranking import Ranked, in_order
-from search.retrieval import by_both, by_meaning, by_words
+from search.ranking import Ranked
 from search.similar import Examples, combine
+from search.steps import Asked
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
-
-T = TypeVar("T")
 
 
 class Searcher:
@@ -168,18 +165,18 @@ class Searcher:
         self._check_filter(query.filter)
         vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
-            chosen = self._allowed(snapshot, query)
+            chosen = steps.allowed(snapshot, query)
             if mode != "cosine" or query.diverse:
                 return [
-                    self._hits(snapshot, text, vector, query, chosen, Explanation())
+                    steps.hits_among(snapshot, Asked(query=query, text=text, vector=vector), chosen, Explanation())
                     for text, vector in zip(texts, vectors, strict=True)
                 ]
 
             def rank(vector: FloatArray) -> list[Ranked]:
-                return self._rank(snapshot, "", vector, query, chosen, Explanation(), parallel=False)
+                return steps.rank(snapshot, Asked(query=query, vector=vector, parallel=False), chosen, Explanation())
 
             ranked = list(self._reader.workers.map(rank, vectors))
-            return [enrich(snapshot, _page(_ordered(snapshot, found, query), query)) for found in ranked]
+            return [enrich(snapshot, steps.page(steps.ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
         self,
@@ -236,7 +233,8 @@ class Searcher:
                 np.stack(negative) if negative else np.zeros((0, len(positive[0])), dtype=np.float32),
                 not_weight=examples.not_weight,
             )
-            return self._find(snapshot, "", vector, query, Explanation(), exclude=frozenset(docs.values()))
+            asked = Asked(query=query, vector=vector, exclude=frozenset(docs.values()))
+            return steps.find(snapshot, asked, Explanation())
 
     def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
         """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
@@ -247,7 +245,7 @@ class Searcher:
             with explanation.timed("model"):
                 vector = self.model.encode([text])[0]
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, text, vector, query, explanation, path=path)
+            hits = steps.find(snapshot, Asked(query=query, text=text, vector=vector, path=path), explanation)
         return Answer(tuple(hits), explanation)
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
@@ -258,7 +256,7 @@ class Searcher:
         self._check_vector(vector)
         explanation = Explanation()
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, "", vector, query, explanation, path=path)
+            hits = steps.find(snapshot, Asked(query=query, vector=vector, path=path), explanation)
         return Answer(tuple(hits), explanation)
 
     def facets(
@@ -290,10 +288,10 @@ class Searcher:
         self._check_filter(asked.filter)
         vector = self._query_vector(query) if query is not None else None
         with self._reader.snapshot() as snapshot:
-            docs = self._allowed(snapshot, asked)
+            docs = steps.allowed(snapshot, asked)
             if vector is not None:
-                ranked = self._rank(snapshot, "", vector, asked, docs, Explanation())
-                docs = BitMap(document.doc for document in _page(_ordered(snapshot, ranked, asked), asked))
+                ranked = steps.rank(snapshot, Asked(query=asked, vector=vector), docs, Explanation())
+                docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
 
     def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
@@ -315,91 +313,6 @@ class Searcher:
             settings = self._reader.settings
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
 
-    def _find(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-    ) -> list[Hit]:
-        """Filter → search → rank → enrich, on one commit of the index."""
-        with explanation.timed("filter"):
-            chosen = self._allowed(snapshot, query)
-            explanation.documents = snapshot.count()
-            explanation.allowed = explanation.documents if chosen is None else len(chosen)
-        return self._hits(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
-
-    def _hits(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        chosen: BitMap | None,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-    ) -> list[Hit]:
-        def rank(n: int) -> list[Ranked]:
-            asked = replace(query, k=n, offset=0)
-            found = self._rank(snapshot, text, vector, asked, chosen, explanation, exclude=exclude, path=path)
-            return _ordered(snapshot, found, asked)[:n]
-
-        def describe(ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
-            with explanation.timed("diversity"):
-                return _described(snapshot, ranked)
-
-        wanted = query.offset + query.k
-        if query.diverse:
-            groups = diversify(
-                rank,
-                describe,
-                wanted=wanted,
-                distinct=query.distinct,
-                mmr=query.mmr,
-                cosines=query.mode == "cosine",
-            )
-        else:
-            groups = [Group(best) for best in rank(wanted)]
-        shown = _page(groups, query)
-        explanation.ranked = [group.best for group in shown]
-        with explanation.timed("documents"):
-            hits = enrich(snapshot, explanation.ranked)
-            ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
-            return [
-                replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
-                for hit, group in zip(hits, shown, strict=True)
-            ]
-
-    def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
-        return None if query.filter is None else snapshot.allowed(query.filter)
-
-    def _rank(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        chosen: BitMap | None,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-        parallel: bool = True,
-    ) -> list[Ranked]:
-        """The best documents up to offset + k, and those that tie with the last of them."""
-        if query.mode == "keyword" or vector is None:
-            return by_words(snapshot, text, query, chosen, explanation)
-        if query.mode == "hybrid":
-            return by_both(snapshot, text, vector, query, chosen, explanation, path=path, parallel=parallel)
-        wanted = query.offset + query.k
-        return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
-
     def _query_vector(self, query: str | FloatArray) -> FloatArray:
         if isinstance(query, str):
             _check_text(query)
@@ -412,24 +325,6 @@ class Searcher:
         wanted = (self._reader.settings.dimension,)
         if vector.shape != wanted:
             raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
-
-
-def _ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
-    """Those with enough score, in the order of showing."""
-    if query.min_score is not None:
-        ranked = [document for document in ranked if document.score >= query.min_score]
-    return in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-
-
-def _page(found: Sequence[T], query: Query) -> Sequence[T]:
-    return found[query.offset : query.offset + query.k]
-
-
-def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
-    """The embeddings and texts of documents, in their order."""
-    docs = [document.doc for document in ranked]
-    texts = snapshot.texts_of(docs)
-    return snapshot.document_vectors(docs), [texts[doc] for doc in docs]
 
 
 def _check_text(text: str) -> None:

@@ -1,0 +1,116 @@
+"""The steps of one query on one commit of the index: filter, rank, choose what is shown, and read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pyroaring import BitMap
+
+from indexer.reader import Snapshot
+from indexer.records import FloatArray
+from search.diversity import Group, diversify
+from search.enrich import enrich
+from search.explain import Explanation
+from search.hits import Hit
+from search.query import Query
+from search.ranking import Ranked, in_order
+from search.retrieval import by_both, by_meaning, by_words
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A query's options, with its text and what the model made of it.
+
+    `vector` fp32 (dimension,), `None` where only words count. `exclude`: documents that are no hits. `path` forces one
+    of `indexer.vectors.PLANS`; with `parallel`, segments are searched by several threads.
+    """
+
+    query: Query
+    text: str = ""
+    vector: FloatArray | None = None
+    exclude: frozenset[int] = frozenset()
+    path: str = "auto"
+    parallel: bool = True
+
+
+def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit]:
+    """Filter → search → rank → enrich."""
+    with explanation.timed("filter"):
+        chosen = allowed(snapshot, asked.query)
+        explanation.documents = snapshot.count()
+        explanation.allowed = explanation.documents if chosen is None else len(chosen)
+    return hits_among(snapshot, asked, chosen, explanation)
+
+
+def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
+    """The documents that the filter allows, `None` for all."""
+    return None if query.filter is None else snapshot.allowed(query.filter)
+
+
+def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Hit]:
+    """The hits among chosen documents (`None`: all)."""
+    query = asked.query
+
+    def best(n: int) -> list[Ranked]:
+        deeper = replace(asked, query=replace(query, k=n, offset=0))
+        return ordered(snapshot, rank(snapshot, deeper, chosen, explanation), query)[:n]
+
+    def describe(ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
+        with explanation.timed("diversity"):
+            return _described(snapshot, ranked)
+
+    wanted = query.offset + query.k
+    if query.diverse:
+        groups = diversify(
+            best,
+            describe,
+            wanted=wanted,
+            distinct=query.distinct,
+            mmr=query.mmr,
+            cosines=query.mode == "cosine",
+        )
+    else:
+        groups = [Group(document) for document in best(wanted)]
+    shown = page(groups, query)
+    explanation.ranked = [group.best for group in shown]
+    with explanation.timed("documents"):
+        hits = enrich(snapshot, explanation.ranked)
+        ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
+        return [
+            replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
+            for hit, group in zip(hits, shown, strict=True)
+        ]
+
+
+def rank(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Ranked]:
+    """The best documents up to offset + k, and those that tie with the last of them."""
+    query, vector, path, parallel = asked.query, asked.vector, asked.path, asked.parallel
+    if query.mode == "keyword" or vector is None:
+        return by_words(snapshot, asked.text, query, chosen, explanation)
+    if query.mode == "hybrid":
+        return by_both(snapshot, asked.text, vector, query, chosen, explanation, path=path, parallel=parallel)
+    wanted, exclude = query.offset + query.k, asked.exclude
+    return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
+
+
+def ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
+    """Those with enough score, in the order of showing."""
+    if query.min_score is not None:
+        ranked = [document for document in ranked if document.score >= query.min_score]
+    return in_order(ranked, snapshot.ids([document.doc for document in ranked]))
+
+
+def page(found: Sequence[T], query: Query) -> Sequence[T]:
+    """What is shown of a ranking."""
+    return found[query.offset : query.offset + query.k]
+
+
+def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
+    """The embeddings and texts of documents, in their order."""
+    docs = [document.doc for document in ranked]
+    texts = snapshot.texts_of(docs)
+    return snapshot.document_vectors(docs), [texts[doc] for doc in docs]
