@@ -92,6 +92,11 @@ class TextModel:
         """What the tag head finds; `None` without one."""
         return None if self.config.entity_types is None else tuple(self.config.entity_types)
 
+    @property
+    def pooled_layers(self) -> tuple[int, ...]:
+        """The backbone's hidden states that an embedding is made of, in the order in which it holds them."""
+        return tuple(self.config.pooled_layers)
+
     def tensors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 (batch, seq), of texts that fit into one window each: a batch to train on.
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from search.facets import Facet, Facets, FacetValue
     from search.hits import Entity, Hit
+    from search.paging import Page
     from search.searcher import Searcher
     from search.similar import Examples
 
-__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
+__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Page", "Searcher"]
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from search import facets
 
         return getattr(facets, name)
+    if name == "Page":
+        from search.paging import Page
+
+        return Page
     if name == "Examples":
         from search.similar import Examples
 

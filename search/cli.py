@@ -17,6 +17,7 @@ from indexer.command import CONTEXT, model_options, run
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
+    from search.explain import Explanation
     from search.facets import Facets
     from search.hits import Hit
 
@@ -91,7 +92,19 @@ def filter_options(command: F) -> F:
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
-@click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
+@click.option(
+    "--cursor",
+    is_flag=False,
+    flag_value="",
+    metavar="[CURSOR]",
+    help="Show page after page, while the index may change: without CURSOR the first, with the CURSOR that a page ends "
+    "with the next.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Say on standard error what was searched, how long it took, and what each score is made of.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["cosine", "hybrid", "keyword"]),
@@ -126,6 +139,7 @@ def query(
     distinct: float | None,
     mmr: float | None,
     json: bool,
+    cursor: str | None,
     explain: bool,
     mode: str,
     fusion: str,
@@ -154,11 +168,17 @@ def query(
             fusion=fusion,
             keyword_weight=keyword_weight,
         )
-        answer = searcher.answer(text, asked)
-    show_hits(answer.hits, as_json=json, offset=offset)
+        if cursor is not None:
+            page = searcher.answer_page(text, asked, cursor or None, explain=explain)
+            show_hits(page.hits, as_json=json, offset=offset)
+            show_cursor(page.cursor, as_json=json)
+            explanation = page.explanation
+        else:
+            answer = searcher.answer(text, asked, explain=explain)
+            show_hits(answer.hits, as_json=json, offset=offset)
+            explanation = answer.explanation
     if explain:
-        for line in answer.explanation.lines():
-            click.echo(line, err=True)
+        show_explanation(explanation, as_json=json)
 
 
 @cli.command()
@@ -310,7 +330,14 @@ def evaluate(
     help="The values that stand out most from the whole index instead of the most frequent ones.",
 )
 @click.option("--of", type=click.IntRange(min=1), default=100, show_default=True, help="With --query: how many hits.")
-@click.option("--min-score", type=click.FloatRange(-1, 1), help="With --query: only hits with at least this cosine.")
+@click.option("--min-score", type=float, help="With --query: only hits with at least this score.")
+@click.option(
+    "--mode",
+    type=click.Choice(["cosine", "hybrid", "keyword"]),
+    default="cosine",
+    show_default=True,
+    help="With --query: how hits are ranked.",
+)
 @click.option("--json", is_flag=True, help="Print one JSON object.")
 @model_options
 def facets(
@@ -324,6 +351,7 @@ def facets(
     significant: bool,
     of: int,
     min_score: float | None,
+    mode: str,
     json: bool,
     model: str | None,
     device: str,
@@ -342,6 +370,7 @@ def facets(
             filter=flag_filter(entity, label, where),
             of=of,
             min_score=min_score,
+            mode=mode,
             top=top,
             significant=significant,
         )
@@ -390,6 +419,27 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
         return
     colour = wants_colour(terminal=sys.stdout.isatty())
     click.echo(render_hits(hits, colour=colour, offset=offset), color=colour)
+
+
+def show_cursor(cursor: str | None, *, as_json: bool) -> None:
+    """Print where the next page begins: in JSON as the last line, else on standard error."""
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps({"cursor": cursor}).decode())
+    else:
+        click.echo("no more hits" if cursor is None else f"next page: --cursor {cursor}", err=True)
+
+
+def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
+    """Print on standard error what was done: one JSON object, or for reading."""
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(explanation.to_json()).decode(), err=True)
+        return
+    for line in explanation.lines():
+        click.echo(line, err=True)
 
 
 def show_facets(facets: Facets, *, as_json: bool) -> None:

@@ -1,8 +1,8 @@
 """Where a reader of pages stands: an opaque text that holds all that the next page needs. Pure functions, no I/O.
 
-A cursor is base64url, without padding, of one byte for its version, the CRC-32 of what follows, and deflated JSON. The
-checksum finds damage; it is no signature, and nothing in a cursor is trusted: a forged one is refused, or gives other
-documents that its maker may search anyway.
+A cursor is base64url, without padding, of one byte for its form, the CRC-32 of that and of what follows, and deflated
+JSON. The checksum finds damage; it is no signature, and nothing in a cursor is trusted: a forged one is refused, or
+gives other documents that its maker may search anyway.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Cursor:
       are no newer belong to the pages.
     - `seen`: how many hits were shown.
     - `limit`: what comes next has no higher score; `None` where scores move when the index changes.
-    - `shown`: numbers of documents that were shown, ascending, of those that the limit does not tell already.
+    - `shown`: numbers of documents that were shown, but for those that the limit tells already.
     """
 
     index: str | None
@@ -49,7 +49,7 @@ class Cursor:
     last_vid: int
     seen: int = 0
     limit: float | None = None
-    shown: tuple[int, ...] = ()
+    shown: frozenset[int] = frozenset()
 
 
 def query_digest(asked: str | FloatArray, query: Query) -> str:
@@ -71,21 +71,24 @@ def encode(cursor: Cursor) -> str:
             f"these pages would hold more than {MAX_SHOWN:,} hits, the most that a cursor remembers: narrow the query "
             "with a filter or min_score, or ask for all at once with a large k"
         )
-    gaps = [after - before for before, after in pairwise((0, *cursor.shown))]
+    gaps = [after - before for before, after in pairwise((0, *sorted(cursor.shown)))]
     record = [cursor.index, cursor.query, cursor.commit, cursor.last_vid, cursor.seen, cursor.limit, gaps]
     deflated = zlib.compress(orjson.dumps(record), 9)
-    data = bytes([VERSION]) + zlib.crc32(deflated).to_bytes(4, "little") + deflated
+    form = bytes([VERSION])
+    data = form + zlib.crc32(form + deflated).to_bytes(4, "little") + deflated
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def decode(text: str) -> Cursor:
     """The cursor of a text. Raises `CursorError` for what `encode` did not make."""
-    damaged = CursorError("the cursor is damaged: pass it on exactly as the page before gave it, or begin anew without one")
+    damaged = CursorError(
+        "the cursor is damaged: pass it on exactly as the page before gave it, or begin anew without one"
+    )
     try:
         data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise damaged from None
-    if len(data) < 6 or zlib.crc32(data[5:]) != int.from_bytes(data[1:5], "little"):
+    if len(data) < 6 or zlib.crc32(data[:1] + data[5:]) != int.from_bytes(data[1:5], "little"):
         raise damaged
     if data[0] != VERSION:
         raise CursorError(
@@ -109,7 +112,7 @@ def decode(text: str) -> Cursor:
         and sum(gaps) <= _MAX_NUMBER
     ):
         raise damaged
-    return Cursor(index, query, commit, last_vid, seen, limit, tuple(accumulate(gaps)))
+    return Cursor(index, query, commit, last_vid, seen, limit, frozenset(accumulate(gaps)))
 
 
 def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None:
@@ -121,8 +124,8 @@ def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None
         )
     if cursor.query != query:
         raise CursorError(
-            "the cursor is of another query: pages need the same text or vector, filter and options (only k may differ); "
-            "begin anew without a cursor"
+            "the cursor is of another query: pages need the same text or vector, filter and options (only k may differ)"
+            "; begin anew without a cursor"
         )
     if cursor.commit > commit:
         raise CursorError(
@@ -132,4 +135,4 @@ def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None
 
 
 def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value <= _MAX_NUMBER

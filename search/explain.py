@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from indexer.vectors import SearchPlan
+from search.hit_parts import HitParts
 from search.hits import Hit
 from search.ranking import Ranked
 
@@ -17,7 +18,7 @@ from search.ranking import Ranked
 class Explanation:
     """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step.
 
-    `ranked`: the hits in their order, with what their scores are made of.
+    `ranked`: the hits in their order, with what fused scores are made of; `hits`: all parts, where they were asked for.
     """
 
     documents: int = 0
@@ -25,6 +26,7 @@ class Explanation:
     plans: list[SearchPlan] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     ranked: Sequence[Ranked] = ()
+    hits: Sequence[HitParts] = ()
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -36,8 +38,8 @@ class Explanation:
             self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object; the parts of scores only where they are made of several."""
-        parts = [
+        """As a JSON object; the parts of scores where they were asked for, or where a score is made of several."""
+        parts: list[dict[str, Any]] = [hit.to_json() for hit in self.hits] or [
             {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
         ]
         return {
@@ -67,17 +69,14 @@ class Explanation:
                 f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors"
                 for plan in self.plans
             ),
-            *(
-                f"hit {number}: {hit.score:.4f} of "
-                + ", ".join(
-                    f"{name} {value:.4f}"
-                    for name, value in (("cosine", hit.cosine), ("bm25", hit.bm25))
-                    if value is not None
-                )
-                for number, hit in enumerate(self.ranked, start=1)
-                if _is_made_up(hit)
-            ),
+            *(line for number, hit in enumerate(self._parts(), start=1) for line in hit.lines(number)),
             f"time: {steps}",
+        ]
+
+    def _parts(self) -> Sequence[HitParts]:
+        """The parts that are known."""
+        return self.hits or [
+            HitParts("", hit.score, cosine=hit.cosine, bm25=hit.bm25) for hit in self.ranked if _is_made_up(hit)
         ]
 
 

@@ -62,7 +62,9 @@ class HitParts:
 
     def lines(self, number: int) -> Iterator[str]:
         """For reading."""
-        parts = [f"{name} {value:.4f}" for name, value in (("cosine", self.cosine), ("bm25", self.bm25)) if value is not None]
+        parts = [
+            f"{name} {value:.4f}" for name, value in (("cosine", self.cosine), ("bm25", self.bm25)) if value is not None
+        ]
         yield f"hit {number}: {self.score:.4f} of {', '.join(parts)}"
         if self.layers:
             yield "  cosine: " + " + ".join(f"{layer.part:.4f} (layer {layer.layer})" for layer in self.layers)
@@ -72,7 +74,8 @@ class HitParts:
                 ("words", self.fusion.words, self.fusion.words_rank),
             )
             yield "  fusion: " + " + ".join(
-                f"{part:.4f} ({name}{', not ranked' if rank is None else f', rank {rank}'})" for name, part, rank in shares
+                f"{part:.4f} ({name}{', not ranked' if rank is None else f', rank {rank}'})"
+                for name, part, rank in shares
             )
         if self.matched:
             yield f"  matched: {'; '.join(self.matched)}"

@@ -14,7 +14,7 @@ from pyroaring import BitMap
 from indexer.errors import ModelError, QueryError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, parse
-from indexer.reader import IndexInfo, IndexReader
+from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
 from search import steps
@@ -22,7 +22,9 @@ from search.counting import count_facets
 from search.enrich import enrich
 from search.explain import Answer, Explanation
 from search.facets import Facets
+from search.hit_parts import parts_of
 from search.hits import Hit
+from search.paging import Page, find_page
 from search.query import Query
 from search.ranking import Ranked
 from search.similar import Examples, combine
@@ -236,8 +238,11 @@ class Searcher:
             asked = Asked(query=query, vector=vector, exclude=frozenset(docs.values()))
             return steps.find(snapshot, asked, Explanation())
 
-    def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
-        """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
+    def answer(self, text: str, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
+        """The hits of a query, with what was done to find them; with `explain`, also what their scores are made of.
+
+        `path` forces one of `indexer.vectors.PLANS`.
+        """
         _check_text(text)
         self._check_filter(query.filter)
         explanation, vector = Explanation(), None
@@ -245,10 +250,13 @@ class Searcher:
             with explanation.timed("model"):
                 vector = self.model.encode([text])[0]
         with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, Asked(query=query, text=text, vector=vector, path=path), explanation)
+            asked = Asked(query=query, text=text, vector=vector, path=path)
+            hits = steps.find(snapshot, asked, explanation)
+            if explain:
+                self._explain(snapshot, asked, hits, explanation)
         return Answer(tuple(hits), explanation)
 
-    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
+    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
         if query.mode != "cosine":
@@ -256,8 +264,47 @@ class Searcher:
         self._check_vector(vector)
         explanation = Explanation()
         with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, Asked(query=query, vector=vector, path=path), explanation)
+            asked = Asked(query=query, vector=vector, path=path)
+            hits = steps.find(snapshot, asked, explanation)
+            if explain:
+                self._explain(snapshot, asked, hits, explanation)
         return Answer(tuple(hits), explanation)
+
+    def page(
+        self,
+        text: str | FloatArray,
+        *,
+        k: int = 10,
+        cursor: str | None = None,
+        filter: Filter | str | None = None,
+        mode: str = "cosine",
+        min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
+    ) -> Page:
+        """The first k hits of a text or a vector, or with the `cursor` of a page the k hits after it.
+
+        No hit is repeated and none is skipped while the index changes: see `search.paging`. Every page needs the same
+        text and options; only k may differ. Raises `CursorError` for a cursor of another query or index, or a damaged
+        one, and else as `search` does.
+        """
+        query = Query(k=k, filter=_as_filter(filter), min_score=min_score, mode=mode, distinct=distinct, mmr=mmr)
+        return self.answer_page(text, query, cursor)
+
+    def answer_page(
+        self, text: str | FloatArray, query: Query, cursor: str | None = None, *, explain: bool = False
+    ) -> Page:
+        """As `page`, for a query with all its options; with `explain`, the parts of each score."""
+        self._check_filter(query.filter)
+        explanation = Explanation()
+        with explanation.timed("model"):
+            vector = self._query_vector(text, query.mode)
+        asked = Asked(query=query, text=text if isinstance(text, str) else "", vector=vector)
+        with self._reader.snapshot() as snapshot:
+            page = find_page(snapshot, asked, cursor, explanation)
+            if explain:
+                self._explain(snapshot, asked, page.hits, explanation)
+        return page
 
     def facets(
         self,
@@ -267,30 +314,35 @@ class Searcher:
         filter: Filter | str | None = None,
         of: int = 100,
         min_score: float | None = None,
+        mode: str = "cosine",
         top: int = 10,
         significant: bool = False,
     ) -> Facets:
         """How many documents have each class, entity and metadata value: exact counts, of one commit.
 
         Without a query of all documents that the filter allows; with one, a text or a vector, of its `of` best hits, as
-        `search` with k = `of` and the same `min_score` finds them. `names`: `label`, `entity`, `entity:TYPE`, a field
-        of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by default the class, the
-        entities of each type and the fields of few values. `top` values of each, the most frequent first, or with
-        `significant` those that stand out most from the whole index. Raises `QueryError`, `FilterError`, `ModelError`.
+        `search` with k = `of` and the same `mode` and `min_score` finds them. `names`: `label`, `entity`,
+        `entity:TYPE`, a field of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by
+        default the class, the entities of each type and the fields of few values. `top` values of each, the most
+        frequent first, or with `significant` those that stand out most from the whole index. Raises `QueryError`,
+        `FilterError`, `ModelError`.
         """
         if top < 1:
             raise QueryError(f"top must be at least 1, got {top}")
         if query is None and min_score is not None:
             raise QueryError("min_score needs a query")
-        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score)
+        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        if query is None and mode != "cosine":
+            raise QueryError(f"mode '{mode}' needs a query")
         if significant and query is None and asked.filter is None:
             raise QueryError("significant values need a query or a filter, to compare with the whole index")
         self._check_filter(asked.filter)
-        vector = self._query_vector(query) if query is not None else None
+        vector = None if query is None else self._query_vector(query, mode)
+        text = query if isinstance(query, str) else ""
         with self._reader.snapshot() as snapshot:
             docs = steps.allowed(snapshot, asked)
-            if vector is not None:
-                ranked = steps.rank(snapshot, Asked(query=asked, vector=vector), docs, Explanation())
+            if query is not None:
+                ranked = steps.rank(snapshot, Asked(query=asked, text=text, vector=vector), docs, Explanation())
                 docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
 
@@ -313,11 +365,21 @@ class Searcher:
             settings = self._reader.settings
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
 
-    def _query_vector(self, query: str | FloatArray) -> FloatArray:
+    def _explain(self, snapshot: Snapshot, asked: Asked, hits: Sequence[Hit], explanation: Explanation) -> None:
+        """Add the parts of scores; those of layers where the query went through the model."""
+        layers = self.model.pooled_layers if asked.text and asked.vector is not None else ()
+        with explanation.timed("explanation"):
+            explanation.hits = parts_of(
+                snapshot, explanation.ranked, hits, vector=asked.vector, layers=layers, filter=asked.query.filter
+            )
+
+    def _query_vector(self, query: str | FloatArray, mode: str) -> FloatArray | None:
+        """The vector of a query, `None` where only its words count."""
         if isinstance(query, str):
             _check_text(query)
-            vector: FloatArray = self.model.encode([query])[0]
-            return vector
+            return None if mode == "keyword" else self.model.encode([query])[0]
+        if mode != "cosine":
+            raise QueryError(f"mode '{mode}' needs a text, got a vector")
         self._check_vector(query)
         return query
 

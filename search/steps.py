@@ -54,6 +54,15 @@ def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
 def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Hit]:
     """The hits among chosen documents (`None`: all)."""
     query = asked.query
+    groups = groups_among(snapshot, asked, chosen, explanation, wanted=query.offset + query.k)
+    return show(snapshot, page(groups, query), explanation)
+
+
+def groups_among(
+    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation, *, wanted: int
+) -> list[Group]:
+    """The first documents to show among chosen ones (`None`: all); fewer than `wanted` where there are no more."""
+    query = asked.query
 
     def best(n: int) -> list[Ranked]:
         deeper = replace(asked, query=replace(query, k=n, offset=0))
@@ -63,19 +72,20 @@ def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanat
         with explanation.timed("diversity"):
             return _described(snapshot, ranked)
 
-    wanted = query.offset + query.k
-    if query.diverse:
-        groups = diversify(
-            best,
-            describe,
-            wanted=wanted,
-            distinct=query.distinct,
-            mmr=query.mmr,
-            cosines=query.mode == "cosine",
-        )
-    else:
-        groups = [Group(document) for document in best(wanted)]
-    shown = page(groups, query)
+    if not query.diverse:
+        return [Group(document) for document in best(wanted)]
+    return diversify(
+        best,
+        describe,
+        wanted=wanted,
+        distinct=query.distinct,
+        mmr=query.mmr,
+        cosines=query.mode == "cosine",
+    )
+
+
+def show(snapshot: Snapshot, shown: Sequence[Group], explanation: Explanation) -> list[Hit]:
+    """The hits of documents that are shown, in their order."""
     explanation.ranked = [group.best for group in shown]
     with explanation.timed("documents"):
         hits = enrich(snapshot, explanation.ranked)

@@ -61,8 +61,8 @@ class _Node:
 
     def __bool__(self) -> NoReturn:
         raise TypeError(
-            "a filter is neither true nor false: join filters with & | ~ instead of and, or, not, with parentheses around "
-            "each comparison, and write a range with between"
+            "a filter is neither true nor false: join filters with & | ~ instead of and, or, not, with parentheses "
+            "around each comparison, and write a range with between"
         )
 
 
