@@ -6,14 +6,14 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyroaring import BitMap
 
 from indexer.errors import ModelError, QueryError
 from indexer.fields import has_lone_surrogate
-from indexer.filters import Filter, check_names, parse
+from indexer.filters import Filter, check_names, from_json, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
 from indexer.settings import check_model
@@ -32,6 +32,9 @@ from search.steps import Asked
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
+
+AnyFilter = Filter | str | dict[str, Any]
+"""A filter as a tree (`indexer.filters`), as text, or as a JSON object."""
 
 
 class Searcher:
@@ -115,7 +118,7 @@ class Searcher:
         text: str,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
@@ -124,9 +127,9 @@ class Searcher:
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
-        `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
-        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other;
-        see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
+        `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
+        "keyword" by words, and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits
+        unlike each other; see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
         `FilterError`, `ModelError`.
         """
         query = Query(
@@ -145,7 +148,7 @@ class Searcher:
         texts: Sequence[str],
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         mode: str = "cosine",
         offset: int = 0,
         min_score: float | None = None,
@@ -185,7 +188,7 @@ class Searcher:
         vector: FloatArray,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -203,7 +206,7 @@ class Searcher:
         examples: str | Examples,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -276,7 +279,7 @@ class Searcher:
         *,
         k: int = 10,
         cursor: str | None = None,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         mode: str = "cosine",
         min_score: float | None = None,
         distinct: float | None = None,
@@ -311,7 +314,7 @@ class Searcher:
         query: str | FloatArray | None = None,
         *,
         names: Sequence[str] = (),
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         of: int = 100,
         min_score: float | None = None,
         mode: str = "cosine",
@@ -346,7 +349,7 @@ class Searcher:
                 docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
 
-    def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
+    def present(self, ids: Iterable[str], *, filter: AnyFilter | None = None) -> set[str]:
         """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""
         tree = _as_filter(filter)
         self._check_filter(tree)
@@ -396,5 +399,7 @@ def _check_text(text: str) -> None:
         raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
 
 
-def _as_filter(filter: Filter | str | None) -> Filter | None:
-    return parse(filter) if isinstance(filter, str) else filter
+def _as_filter(filter: AnyFilter | None) -> Filter | None:
+    if isinstance(filter, str):
+        return parse(filter)
+    return from_json(filter) if isinstance(filter, dict) else filter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -326,6 +327,9 @@ def test_modes_on_the_command_line(run: Run, model: str) -> None:
     assert [hit["id"] for hit in run("search", "query", "i", "number3", "--mode", "keyword", "--json").jsons] == ["d3"]
     result = run("search", "query", "i", "number3", "--mode", "hybrid", "-k", "2", "--json", "--explain")
     assert len(result.jsons) == 2
+    explained = json.loads(result.err)["hits"]
+    assert [hit["id"] for hit in explained] == [hit["id"] for hit in result.jsons]
+    result = run("search", "query", "i", "number3", "--mode", "hybrid", "-k", "2", "--explain")
     assert "hit 1: " in result.err
     assert "cosine" in result.err
     assert "bm25" in result.err

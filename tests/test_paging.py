@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Run
+from command_line import Run, write_jsonl
 from fakes import (
     DemoAnalyser,
     as_text_model,
@@ -24,7 +24,6 @@ from fakes import (
     document_scores,
     entries,
 )
-from test_cli import write_jsonl
 
 from indexer.errors import CursorError, QueryError
 from indexer.filters import And, Filter, HasId, HasLabel, parse
