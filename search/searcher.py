@@ -129,8 +129,8 @@ class Searcher:
 
         `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
         "keyword" by words, and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits
-        unlike each other; see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
-        `FilterError`, `ModelError`.
+        unlike each other; see `Query`. A text longer than the model's window is pooled over all of it. Raises
+        `QueryError`, `FilterError`, `ModelError`.
         """
         query = Query(
             k=k,
