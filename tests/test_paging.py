@@ -32,7 +32,7 @@ from indexer.store import Entry, IndexWriter
 from search import Searcher
 from search.cursor import MAX_SHOWN, Cursor, decode, encode, query_digest
 from search.hits import Hit
-from search.paging import Page
+from search.paging import WOBBLE, Page
 from search.query import Query
 
 MODEL = DemoAnalyser()
@@ -125,13 +125,19 @@ def still_there(world: World, first: dict[str, int], *, filtered: bool) -> list[
     ]
 
 
-def wanted_page(searcher: Searcher, there: list[str], shown: set[str], k: int, options: dict[str, Any]) -> list[str]:
-    """The best of what is still there that was not shown; by brute force, or by a search for those ids alone."""
+def wanted_page(
+    searcher: Searcher, there: list[str], shown: set[str], k: int, options: dict[str, Any], *, last: float
+) -> list[str]:
+    """The best of what is still there that was not shown; by brute force, or by a search for those ids alone.
+
+    By cosine alone, no document comes before the place that the pages have reached, `last`, the score of the last hit.
+    """
     if set(options) <= {"min_score"}:
         texts = {hit.id: hit.text for hit in searcher.search(TEXT, k=1_000, filter=HasId(tuple(there)))}
         scores = document_scores(texts, MODEL.vector(TEXT), MODEL)
         ranked = sorted(texts, key=lambda id_: (-round(scores[id_], 9), id_))
-        return [id_ for id_ in ranked if id_ not in shown and scores[id_] >= options.get("min_score", -2)][:k]
+        low, high = options.get("min_score", -2.0), last + WOBBLE
+        return [id_ for id_ in ranked if id_ not in shown and low <= scores[id_] <= high][:k]
     query = Query(k=1_000, filter=HasId(tuple(there)), **options)
     ranked_hits = searcher.answer(TEXT, query).hits
     return [hit.id for hit in ranked_hits if shown.isdisjoint({hit.id, *hit.hidden})][:k]
@@ -151,17 +157,18 @@ def test_pages_of_a_changing_index(tmp_path: Path, options: dict[str, Any], seed
         shown: list[str] = []
         hidden: set[str] = set()
         cursor: str | None = None
+        last = 2.0
         while True:
             k = int(random.integers(1, 5))
             there = still_there(world, first, filtered=filtered)
-            expected = wanted_page(searcher, there, {*shown, *hidden}, k, options)
+            expected = wanted_page(searcher, there, {*shown, *hidden}, k, options, last=last)
             page = searcher.answer_page(TEXT, replace(query, k=k), cursor)
             assert [hit.id for hit in page.hits] == expected
             shown += expected
             hidden |= {id_ for hit in page.hits for id_ in hit.hidden}
             if page.cursor is None:
                 break
-            cursor = page.cursor
+            cursor, last = page.cursor, page.hits[-1].score
             for _ in range(int(random.integers(4))):
                 world.change(writer)
                 always &= set(still_there(world, first, filtered=filtered))
