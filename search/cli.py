@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, run
+from indexer.command import CONTEXT, model_options, one_line, run
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
@@ -87,10 +87,34 @@ def filter_options(command: F) -> F:
     return command
 
 
+def entity_options(command: F) -> F:
+    """What the query's own entities do."""
+    options = (
+        click.option(
+            "--auto-filter",
+            is_flag=True,
+            help="Only documents that share an entity of TEXT, as the model finds them, where there are any.",
+        ),
+        click.option(
+            "--boost",
+            type=click.FloatRange(min=0),
+            is_flag=False,
+            flag_value=0.1,
+            metavar="[WEIGHT]",
+            help="Raise documents that share entities of TEXT: WEIGHT is added to the cosine of one that shares all. "
+            "Without WEIGHT: 0.1.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
+@entity_options
 @click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
 @click.option(
     "--mode",
@@ -126,6 +150,8 @@ def query(
     distinct: float | None,
     mmr: float | None,
     json: bool,
+    auto_filter: bool,
+    boost: float | None,
     explain: bool,
     mode: str,
     fusion: str,
@@ -141,6 +167,8 @@ def query(
     from search.query import Query
     from search.searcher import Searcher
 
+    if auto_filter and boost is not None:
+        raise click.UsageError("'--auto-filter' and '--boost' exclude each other.", ctx=click.get_current_context())
     with Searcher(index, model=model, device=device) as searcher:
         filter = flag_filter(entity, label, where)
         asked = Query(
@@ -153,12 +181,17 @@ def query(
             mmr=mmr,
             fusion=fusion,
             keyword_weight=keyword_weight,
+            entities="filter" if auto_filter else None if boost is None else "boost",
+            boost=0.0 if boost is None else boost,
         )
         answer = searcher.answer(text, asked)
     show_hits(answer.hits, as_json=json, offset=offset)
     if explain:
         for line in answer.explanation.lines():
-            click.echo(line, err=True)
+            click.echo(one_line(line), err=True)
+    else:
+        for note in answer.explanation.notes:
+            click.echo(one_line(note), err=True)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from indexer.vectors import SearchPlan
+from search.entities import EntityUse
 from search.hits import Hit
 from search.ranking import Ranked
 
@@ -17,7 +18,7 @@ from search.ranking import Ranked
 class Explanation:
     """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step.
 
-    `ranked`: the hits in their order, with what their scores are made of.
+    `ranked`: the hits in their order, with what their scores are made of. `entities`: what those of the query did.
     """
 
     documents: int = 0
@@ -25,6 +26,12 @@ class Explanation:
     plans: list[SearchPlan] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     ranked: Sequence[Ranked] = ()
+    entities: EntityUse | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not done as it was asked for."""
+        return [note for note in (self.entities.note if self.entities else None,) if note is not None]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -38,11 +45,15 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the parts of scores only where they are made of several."""
         parts = [
-            {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
+            {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25}
+            | ({} if hit.boost is None else {"boost": hit.boost})
+            for hit in self.ranked
+            if _is_made_up(hit)
         ]
         return {
             "documents": self.documents,
             "allowed": self.allowed,
+            **({"entities": self.entities.to_json()} if self.entities is not None else {}),
             "rounds": [
                 {
                     "plan": plan.path,
@@ -62,6 +73,7 @@ class Explanation:
         steps = ", ".join(f"{step} {1000 * seconds:.1f} ms" for step, seconds in self.seconds.items())
         return [
             f"allowed: {self.allowed:,} of {self.documents:,} documents",
+            *([self.entities.line()] if self.entities is not None else []),
             *(
                 f"plan: {plan.path}; of {plan.allowed:,} allowed vectors (of {plan.rows:,}) scanned "
                 f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors"
@@ -71,7 +83,7 @@ class Explanation:
                 f"hit {number}: {hit.score:.4f} of "
                 + ", ".join(
                     f"{name} {value:.4f}"
-                    for name, value in (("cosine", hit.cosine), ("bm25", hit.bm25))
+                    for name, value in (("cosine", hit.cosine), ("bm25", hit.bm25), ("boost", hit.boost))
                     if value is not None
                 )
                 for number, hit in enumerate(self.ranked, start=1)

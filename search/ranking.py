@@ -20,13 +20,14 @@ RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outper
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage; `cosine` and `bm25` are what went into a score that is made of both."""
+    """A document with its best passage; `cosine`, `bm25` and `boost` are what went into a score made of several."""
 
     doc: int
     vid: int
     score: float
     cosine: float | None = None
     bm25: float | None = None
+    boost: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:

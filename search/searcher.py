@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from indexer.settings import check_model
 from search import steps
 from search.counting import count_facets
 from search.enrich import enrich
+from search.entities import entities_of
 from search.explain import Answer, Explanation
 from search.facets import Facets
 from search.hits import Hit
@@ -119,13 +121,16 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        entities: str | None = None,
+        boost: float = 0.1,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
-        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other;
-        see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
-        `FilterError`, `ModelError`.
+        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other.
+        `entities`: "filter" keeps to documents that share an entity of the text, where there are any, "boost" raises
+        them by up to `boost`. See `Query`. A text longer than the model's window is pooled over all of it. Raises
+        `QueryError`, `FilterError`, `ModelError`.
         """
         query = Query(
             k=k,
@@ -135,6 +140,8 @@ class Searcher:
             mode=mode,
             distinct=distinct,
             mmr=mmr,
+            entities=entities,
+            boost=boost,
         )
         return list(self.answer(text, query).hits)
 
@@ -240,12 +247,10 @@ class Searcher:
         """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
         _check_text(text)
         self._check_filter(query.filter)
-        explanation, vector = Explanation(), None
-        if query.mode != "keyword":
-            with explanation.timed("model"):
-                vector = self.model.encode([text])[0]
+        explanation = Explanation()
+        asked = self._asked(text, query, explanation, path=path)
         with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, Asked(query=query, text=text, vector=vector, path=path), explanation)
+            hits = steps.find(snapshot, asked, explanation)
         return Answer(tuple(hits), explanation)
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
@@ -253,6 +258,8 @@ class Searcher:
         self._check_filter(query.filter)
         if query.mode != "cosine":
             raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
+        if query.entities is not None:
+            raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
         self._check_vector(vector)
         explanation = Explanation()
         with self._reader.snapshot() as snapshot:
@@ -312,6 +319,35 @@ class Searcher:
         if filter is not None:
             settings = self._reader.settings
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
+
+    def _asked(self, text: str, query: Query, explanation: Explanation, *, path: str) -> Asked:
+        """The query with what the model makes of its text: one pass for its vector and its entities."""
+        asked = Asked(query=query, text=text, path=path)
+        if query.mode == "keyword" and query.entities is None:
+            return asked
+        if query.entities is not None:
+            self._check_tags()
+        with explanation.timed("model"):
+            if query.entities is None:
+                return replace(asked, vector=self.model.encode([text])[0])
+            (analysis,) = self.model.analyse([text])
+        vector = None if query.mode == "keyword" else analysis.pooled
+        return replace(asked, vector=vector, entities=entities_of(text, analysis.spans))
+
+    def _check_tags(self) -> None:
+        """Raise unless the query's entities can be compared with those of the documents."""
+        settings, place = self._reader.settings, self._reader.path
+        if settings.entity_types is None:
+            raise QueryError(
+                f"{place} was built without entities, so its documents share none with a query; 'indexer retag' with a "
+                "model that finds some adds them"
+            )
+        if self.model.entity_types is None:
+            raise ModelError(
+                f"{self.model.name} has no tag head, so it finds no entities in a query: pass --model with the model "
+                f"that tagged {place}, {settings.model}"
+            )
+        check_model(settings, self.model, place=str(place), heads=True)
 
     def _query_vector(self, query: str | FloatArray) -> FloatArray:
         if isinstance(query, str):
