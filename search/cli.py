@@ -110,11 +110,36 @@ def entity_options(command: F) -> F:
     return command
 
 
+def passage_options(command: F) -> F:
+    """What of their texts hits show."""
+    options = (
+        click.option(
+            "--passages",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="Show the N best passages of each hit, with their scores and offsets.",
+        ),
+        click.option(
+            "--neighbours",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="With --passages: the N passages before and after each.",
+        ),
+        click.option("--highlight", is_flag=True, help="Mark the best sentence of the best passage."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
 @entity_options
+@passage_options
 @click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
 @click.option(
     "--mode",
@@ -152,6 +177,9 @@ def query(
     json: bool,
     auto_filter: bool,
     boost: float | None,
+    passages: int,
+    neighbours: int,
+    highlight: bool,
     explain: bool,
     mode: str,
     fusion: str,
@@ -183,6 +211,9 @@ def query(
             keyword_weight=keyword_weight,
             entities="filter" if auto_filter else None if boost is None else "boost",
             boost=0.0 if boost is None else boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
         )
         answer = searcher.answer(text, asked)
     show_hits(answer.hits, as_json=json, offset=offset)

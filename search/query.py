@@ -28,6 +28,8 @@ class Query:
     - `distinct`: documents whose embeddings have at least this cosine, or with the same text, are one hit.
     - `mmr`: λ of maximal marginal relevance, from 1, hits in the order of their scores, to 0, unlike each other.
     - `entities`: one of `ENTITY_USES`, `None` for neither; `boost`: how much sharing all of them adds to a cosine.
+    - `passages`: how many of its best passages each hit shows, `neighbours`: how many on either side of each of them;
+      `highlight`: the best sentence of the best passage.
     - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
     Raises `QueryError` for values that make no sense.
@@ -44,6 +46,9 @@ class Query:
     mmr: float | None = None
     entities: str | None = None
     boost: float = 0.1
+    passages: int = 0
+    neighbours: int = 0
+    highlight: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -66,6 +71,12 @@ class Query:
             raise QueryError(f"unknown use of entities '{self.entities}'; there are {', '.join(ENTITY_USES)}")
         if not 0.0 <= self.boost < math.inf:
             raise QueryError(f"boost must be a number from 0 on, got {self.boost}")
+        if self.passages < 0:
+            raise QueryError(f"passages must be at least 0, got {self.passages}")
+        if self.neighbours < 0:
+            raise QueryError(f"neighbours must be at least 0, got {self.neighbours}")
+        if self.neighbours and not self.passages:
+            raise QueryError("neighbours are those of passages: ask for at least 1 passage")
 
     @property
     def diverse(self) -> bool:

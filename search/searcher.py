@@ -22,6 +22,7 @@ from search import steps
 from search.counting import count_facets
 from search.enrich import enrich
 from search.entities import entities_of
+from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
 from search.facets import Facets
 from search.hits import Hit
@@ -123,14 +124,17 @@ class Searcher:
         mmr: float | None = None,
         entities: str | None = None,
         boost: float = 0.1,
+        passages: int = 0,
+        neighbours: int = 0,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
         and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other.
         `entities`: "filter" keeps to documents that share an entity of the text, where there are any, "boost" raises
-        them by up to `boost`. See `Query`. A text longer than the model's window is pooled over all of it. Raises
-        `QueryError`, `FilterError`, `ModelError`.
+        them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each hit shows. See `Query`. A
+        text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`, `ModelError`.
         """
         query = Query(
             k=k,
@@ -142,6 +146,9 @@ class Searcher:
             mmr=mmr,
             entities=entities,
             boost=boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
         )
         return list(self.answer(text, query).hits)
 
@@ -251,7 +258,7 @@ class Searcher:
         asked = self._asked(text, query, explanation, path=path)
         with self._reader.snapshot() as snapshot:
             hits = steps.find(snapshot, asked, explanation)
-        return Answer(tuple(hits), explanation)
+        return self._answer(hits, asked, explanation)
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
@@ -261,10 +268,10 @@ class Searcher:
         if query.entities is not None:
             raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
         self._check_vector(vector)
-        explanation = Explanation()
+        explanation, asked = Explanation(), Asked(query=query, vector=vector, path=path)
         with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, Asked(query=query, vector=vector, path=path), explanation)
-        return Answer(tuple(hits), explanation)
+            hits = steps.find(snapshot, asked, explanation)
+        return self._answer(hits, asked, explanation)
 
     def facets(
         self,
@@ -333,6 +340,14 @@ class Searcher:
             (analysis,) = self.model.analyse([text])
         vector = None if query.mode == "keyword" else analysis.pooled
         return replace(asked, vector=vector, entities=entities_of(text, analysis.spans))
+
+    def _answer(self, hits: list[Hit], asked: Asked, explanation: Explanation) -> Answer:
+        """The hits with what is asked for besides and needs the model, but not the index any more."""
+        if asked.query.highlight and asked.vector is not None and hits:
+            model = self.model
+            with explanation.timed("highlight"):
+                hits = highlighted_by_meaning(hits, asked.vector, model)
+        return Answer(tuple(hits), explanation)
 
     def _check_tags(self) -> None:
         """Raise unless the query's entities can be compared with those of the documents."""

@@ -13,6 +13,7 @@ from indexer.records import FloatArray
 from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.entities import Boost, EntityUse, QueryEntity, shared_entities
+from search.excerpts import highlighted_by_words, with_passages
 from search.explain import Explanation
 from search.hits import Hit
 from search.query import Query
@@ -100,10 +101,17 @@ def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanat
     with explanation.timed("documents"):
         hits = enrich(snapshot, explanation.ranked)
         ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
-        return [
+        hits = [
             replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
             for hit, group in zip(hits, shown, strict=True)
         ]
+    if query.passages:
+        with explanation.timed("passages"):
+            hits = with_passages(snapshot, hits, explanation.ranked, asked.vector, asked.text, query)
+    if query.highlight and asked.vector is None:  # by meaning it needs the model, and no index any more
+        with explanation.timed("highlight"):
+            hits = highlighted_by_words(snapshot, hits, explanation.ranked, asked.text)
+    return hits
 
 
 def rank(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Ranked]:
