@@ -370,6 +370,22 @@ class Snapshot:
                 best[doc] = count, vid
         return {doc: vid for doc, (_, vid) in best.items()}
 
+    def matched_words(self, expression: str, docs: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """For each of these documents that match: the offsets of the words that do, in their order."""
+        return keywords.matched_words(self.connection, expression, docs)
+
+    def passages_of(self, docs: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """(vid, start, end) of all passages of each of these documents, in the order of the text."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        for doc, vid, start, end in self._passages(docs):
+            found.setdefault(doc, []).append((vid, start, end))
+        return found
+
+    def scores_of(self, query: FloatArray, vids: Sequence[int]) -> dict[int, float]:
+        """The cosines of these vectors, by vid. `query` fp32 (dimension,), of any length but zero."""
+        unit = vectors.normalise(query[None])[0]
+        return dict(vectors.scores_of(self.view.all, np.array(sorted(vids), dtype=np.int64), unit))
+
     def best_passages(self, query: FloatArray, docs: Sequence[int]) -> dict[int, tuple[int, float]]:
         """For each of these documents the vid and cosine of its best passage. `query` fp32 (dimension,)."""
         unit = vectors.normalise(query[None])[0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, run
+from indexer.command import CONTEXT, model_options, one_line, run
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
@@ -88,10 +88,59 @@ def filter_options(command: F) -> F:
     return command
 
 
+def entity_options(command: F) -> F:
+    """What the query's own entities do."""
+    options = (
+        click.option(
+            "--auto-filter",
+            is_flag=True,
+            help="Only documents that share an entity of TEXT, as the model finds them, where there are any.",
+        ),
+        click.option(
+            "--boost",
+            type=click.FloatRange(min=0),
+            is_flag=False,
+            flag_value=0.1,
+            metavar="[WEIGHT]",
+            help="Raise documents that share entities of TEXT: WEIGHT is added to the cosine of one that shares all. "
+            "Without WEIGHT: 0.1.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def passage_options(command: F) -> F:
+    """What of their texts hits show."""
+    options = (
+        click.option(
+            "--passages",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="Show the N best passages of each hit, with their scores and offsets.",
+        ),
+        click.option(
+            "--neighbours",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="With --passages: the N passages before and after each.",
+        ),
+        click.option("--highlight", is_flag=True, help="Mark the best sentence of the best passage."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
+@entity_options
+@passage_options
 @click.option(
     "--cursor",
     is_flag=False,
@@ -139,6 +188,11 @@ def query(
     distinct: float | None,
     mmr: float | None,
     json: bool,
+    auto_filter: bool,
+    boost: float | None,
+    passages: int,
+    neighbours: int,
+    highlight: bool,
     cursor: str | None,
     explain: bool,
     mode: str,
@@ -155,6 +209,8 @@ def query(
     from search.query import Query
     from search.searcher import Searcher
 
+    if auto_filter and boost is not None:
+        raise click.UsageError("'--auto-filter' and '--boost' exclude each other.", ctx=click.get_current_context())
     with Searcher(index, model=model, device=device) as searcher:
         filter = flag_filter(entity, label, where)
         asked = Query(
@@ -167,6 +223,11 @@ def query(
             mmr=mmr,
             fusion=fusion,
             keyword_weight=keyword_weight,
+            entities="filter" if auto_filter else None if boost is None else "boost",
+            boost=0.0 if boost is None else boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
         )
         if cursor is not None:
             page = searcher.answer_page(text, asked, cursor or None, explain=explain)
@@ -179,6 +240,9 @@ def query(
             explanation = answer.explanation
     if explain:
         show_explanation(explanation, as_json=json)
+    else:
+        for note in explanation.notes:
+            click.echo(one_line(note), err=True)
 
 
 @cli.command()

@@ -28,7 +28,7 @@ MAX_SHOWN = 10_000  # documents that a cursor names; each takes about two charac
 
 _MAX_BYTES = 2**20  # of the JSON, when it is read
 _MAX_NUMBER = 2**63 - 1
-_PAGED = ("k", "offset")  # options that may differ from page to page: they do not change the ranking
+_FREE = ("k", "offset", "passages", "neighbours", "highlight")  # options that do not change the ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Cursor:
 
 
 def query_digest(asked: str | FloatArray, query: Query) -> str:
-    """What tells queries apart that rank differently: over the text or vector, and every option but k."""
+    """What tells queries apart that rank differently: over the text or vector, and all options of ranking."""
     options: dict[str, Any] = {
-        option.name: getattr(query, option.name) for option in fields(query) if option.name not in _PAGED
+        option.name: getattr(query, option.name) for option in fields(query) if option.name not in _FREE
     }
     if query.filter is not None:
         options["filter"] = to_json(query.filter)
@@ -124,8 +124,8 @@ def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None
         )
     if cursor.query != query:
         raise CursorError(
-            "the cursor is of another query: pages need the same text or vector, filter and options (only k may differ)"
-            "; begin anew without a cursor"
+            "the cursor is of another query: pages need the same text or vector, filter and options (only k, and what "
+            "hits show, may differ); begin anew without a cursor"
         )
     if cursor.commit > commit:
         raise CursorError(

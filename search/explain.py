@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from indexer.vectors import SearchPlan
+from search.entities import EntityUse
 from search.hit_parts import HitParts
 from search.hits import Hit
 from search.ranking import Ranked
@@ -19,6 +20,7 @@ class Explanation:
     """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step.
 
     `ranked`: the hits in their order, with what fused scores are made of; `hits`: all parts, where they were asked for.
+    `entities`: what those of the query did.
     """
 
     documents: int = 0
@@ -27,6 +29,12 @@ class Explanation:
     seconds: dict[str, float] = field(default_factory=dict)
     ranked: Sequence[Ranked] = ()
     hits: Sequence[HitParts] = ()
+    entities: EntityUse | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not done as it was asked for."""
+        return [note for note in (self.entities.note if self.entities else None,) if note is not None]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -40,11 +48,15 @@ class Explanation:
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; the parts of scores where they were asked for, or where a score is made of several."""
         parts: list[dict[str, Any]] = [hit.to_json() for hit in self.hits] or [
-            {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25} for hit in self.ranked if _is_made_up(hit)
+            {"score": hit.score, "cosine": hit.cosine, "bm25": hit.bm25}
+            | ({} if hit.boost is None else {"boost": hit.boost})
+            for hit in self.ranked
+            if _is_made_up(hit)
         ]
         return {
             "documents": self.documents,
             "allowed": self.allowed,
+            **({"entities": self.entities.to_json()} if self.entities is not None else {}),
             "rounds": [
                 {
                     "plan": plan.path,
@@ -64,6 +76,7 @@ class Explanation:
         steps = ", ".join(f"{step} {1000 * seconds:.1f} ms" for step, seconds in self.seconds.items())
         return [
             f"allowed: {self.allowed:,} of {self.documents:,} documents",
+            *([self.entities.line()] if self.entities is not None else []),
             *(
                 f"plan: {plan.path}; of {plan.allowed:,} allowed vectors (of {plan.rows:,}) scanned "
                 f"{plan.scanned_codes:,} codes and {plan.scanned_vectors:,} vectors"
@@ -76,7 +89,9 @@ class Explanation:
     def _parts(self) -> Sequence[HitParts]:
         """The parts that are known."""
         return self.hits or [
-            HitParts("", hit.score, cosine=hit.cosine, bm25=hit.bm25) for hit in self.ranked if _is_made_up(hit)
+            HitParts("", hit.score, cosine=hit.cosine, bm25=hit.bm25, boost=hit.boost)
+            for hit in self.ranked
+            if _is_made_up(hit)
         ]
 
 

@@ -30,6 +30,7 @@ class HitParts:
 
     - `cosine`: of the query with the best passage; `layers` sum to it.
     - `bm25`: of the document with the query's words.
+    - `boost`: what shared entities add to the score, or in a hybrid search to the cosine.
     - `fusion`: what both rankings give to the score of a hybrid search.
     - `matched`: the conditions of the filter that are true for the document, in the filter language.
     """
@@ -39,6 +40,7 @@ class HitParts:
     cosine: float | None = None
     layers: tuple[LayerPart, ...] = ()
     bm25: float | None = None
+    boost: float | None = None
     fusion: Fusion | None = None
     matched: tuple[str, ...] = ()
 
@@ -51,6 +53,8 @@ class HitParts:
             found["layers"] = [{"layer": layer.layer, "part": layer.part} for layer in self.layers]
         if self.bm25 is not None:
             found["bm25"] = self.bm25
+        if self.boost is not None:
+            found["boost"] = self.boost
         if self.fusion is not None:
             found["fusion"] = {
                 "meaning": {"rank": self.fusion.meaning_rank, "part": self.fusion.meaning},
@@ -63,7 +67,9 @@ class HitParts:
     def lines(self, number: int) -> Iterator[str]:
         """For reading."""
         parts = [
-            f"{name} {value:.4f}" for name, value in (("cosine", self.cosine), ("bm25", self.bm25)) if value is not None
+            f"{name} {value:.4f}"
+            for name, value in (("cosine", self.cosine), ("bm25", self.bm25), ("boost", self.boost))
+            if value is not None
         ]
         yield f"hit {number}: {self.score:.4f} of {', '.join(parts)}"
         if self.layers:
@@ -115,6 +121,7 @@ def parts_of(
                 cosine=cosine,
                 layers=shares,
                 bm25=document.bm25,
+                boost=document.boost,
                 fusion=document.fusion,
                 matched=() if filter is None else tuple(map(format_filter, matched(filter, hit))),
             )

@@ -49,6 +49,8 @@ def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation:
         check(state, index=snapshot.index_id, query=digest, commit=snapshot.view.commit)
     with explanation.timed("filter"):
         chosen = _still_there(snapshot, asked, state)
+        if query.entities is not None:
+            asked, chosen = steps.with_entities(snapshot, asked, chosen, explanation)
         explanation.documents = snapshot.count()
         explanation.allowed = explanation.documents if chosen is None else len(chosen)
     # Codes may miss a document that belongs on this page, and the next page would not look for it.
@@ -62,7 +64,7 @@ def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation:
         wanted *= 2
     shown = left[: query.k]
     following = encode(_after(state, groups, shown, plain=_is_plain(asked))) if len(left) > query.k else None
-    return Page(tuple(steps.show(snapshot, shown, explanation)), following, explanation)
+    return Page(tuple(steps.show(snapshot, asked, shown, explanation)), following, explanation)
 
 
 def _still_there(snapshot: Snapshot, asked: Asked, state: Cursor) -> BitMap | None:
@@ -76,7 +78,8 @@ def _still_there(snapshot: Snapshot, asked: Asked, state: Cursor) -> BitMap | No
 
 def _is_plain(asked: Asked) -> bool:
     """Whether a document's score and place depend on nothing but its own text."""
-    return asked.query.mode == "cosine" and not asked.query.diverse
+    query = asked.query
+    return query.mode == "cosine" and not query.diverse and query.entities != "boost"
 
 
 def _is_ahead(group: Group, state: Cursor) -> bool:

@@ -33,7 +33,7 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage; `cosine`, `bm25` and `fusion`: what went into a score that is made of both."""
+    """A document with its best passage; `cosine`, `bm25`, `fusion` and `boost`: what its score is made of."""
 
     doc: int
     vid: int
@@ -41,6 +41,7 @@ class Ranked:
     cosine: float | None = None
     bm25: float | None = None
     fusion: Fusion | None = None
+    boost: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:

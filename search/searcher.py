@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from indexer.settings import check_model
 from search import steps
 from search.counting import count_facets
 from search.enrich import enrich
+from search.entities import entities_of
+from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
 from search.facets import Facets
 from search.hit_parts import parts_of
@@ -124,13 +127,20 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        entities: str | None = None,
+        boost: float = 0.1,
+        passages: int = 0,
+        neighbours: int = 0,
+        highlight: bool = False,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
         "keyword" by words, and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits
-        unlike each other; see `Query`. A text longer than the model's window is pooled over all of it. Raises
-        `QueryError`, `FilterError`, `ModelError`.
+        unlike each other. `entities`: "filter" keeps to documents that share an entity of the text, where there are
+        any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each hit shows.
+        See `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`,
+        `ModelError`.
         """
         query = Query(
             k=k,
@@ -140,6 +150,11 @@ class Searcher:
             mode=mode,
             distinct=distinct,
             mmr=mmr,
+            entities=entities,
+            boost=boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
         )
         return list(self.answer(text, query).hits)
 
@@ -248,30 +263,23 @@ class Searcher:
         """
         _check_text(text)
         self._check_filter(query.filter)
-        explanation, vector = Explanation(), None
-        if query.mode != "keyword":
-            with explanation.timed("model"):
-                vector = self.model.encode([text])[0]
+        explanation = Explanation()
+        asked = self._asked(text, query, explanation, path=path)
         with self._reader.snapshot() as snapshot:
-            asked = Asked(query=query, text=text, vector=vector, path=path)
             hits = steps.find(snapshot, asked, explanation)
             if explain:
                 self._explain(snapshot, asked, hits, explanation)
-        return Answer(tuple(hits), explanation)
+        return self._answer(hits, asked, explanation)
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
-        if query.mode != "cosine":
-            raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
-        self._check_vector(vector)
-        explanation = Explanation()
+        explanation, asked = Explanation(), self._asked_vector(vector, query, path=path)
         with self._reader.snapshot() as snapshot:
-            asked = Asked(query=query, vector=vector, path=path)
             hits = steps.find(snapshot, asked, explanation)
             if explain:
                 self._explain(snapshot, asked, hits, explanation)
-        return Answer(tuple(hits), explanation)
+        return self._answer(hits, asked, explanation)
 
     def page(
         self,
@@ -300,14 +308,16 @@ class Searcher:
         """As `page`, for a query with all its options; with `explain`, the parts of each score."""
         self._check_filter(query.filter)
         explanation = Explanation()
-        with explanation.timed("model"):
-            vector = self._query_vector(text, query.mode)
-        asked = Asked(query=query, text=text if isinstance(text, str) else "", vector=vector)
+        if isinstance(text, str):
+            _check_text(text)
+            asked = self._asked(text, query, explanation, path="scan")
+        else:
+            asked = self._asked_vector(text, query)
         with self._reader.snapshot() as snapshot:
             page = find_page(snapshot, asked, cursor, explanation)
             if explain:
                 self._explain(snapshot, asked, page.hits, explanation)
-        return page
+        return replace(page, hits=self._answer(page.hits, asked, explanation).hits)
 
     def facets(
         self,
@@ -375,6 +385,52 @@ class Searcher:
             explanation.hits = parts_of(
                 snapshot, explanation.ranked, hits, vector=asked.vector, layers=layers, filter=asked.query.filter
             )
+
+    def _asked(self, text: str, query: Query, explanation: Explanation, *, path: str) -> Asked:
+        """The query with what the model makes of its text: one pass for its vector and its entities."""
+        asked = Asked(query=query, text=text, path=path)
+        if query.mode == "keyword" and query.entities is None:
+            return asked
+        if query.entities is not None:
+            self._check_tags()
+        with explanation.timed("model"):
+            if query.entities is None:
+                return replace(asked, vector=self.model.encode([text])[0])
+            (analysis,) = self.model.analyse([text])
+        vector = None if query.mode == "keyword" else analysis.pooled
+        return replace(asked, vector=vector, entities=entities_of(text, analysis.spans))
+
+    def _asked_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Asked:
+        """A query by a vector, which has neither words nor entities."""
+        if query.mode != "cosine":
+            raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
+        if query.entities is not None:
+            raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
+        self._check_vector(vector)
+        return Asked(query=query, vector=vector, path=path)
+
+    def _answer(self, hits: Sequence[Hit], asked: Asked, explanation: Explanation) -> Answer:
+        """The hits with what is asked for besides and needs the model, but not the index any more."""
+        if asked.query.highlight and asked.vector is not None and hits:
+            model = self.model
+            with explanation.timed("highlight"):
+                hits = highlighted_by_meaning(list(hits), asked.vector, model)
+        return Answer(tuple(hits), explanation)
+
+    def _check_tags(self) -> None:
+        """Raise unless the query's entities can be compared with those of the documents."""
+        settings, place = self._reader.settings, self._reader.path
+        if settings.entity_types is None:
+            raise QueryError(
+                f"{place} was built without entities, so its documents share none with a query; 'indexer retag' with a "
+                "model that finds some adds them"
+            )
+        if self.model.entity_types is None:
+            raise ModelError(
+                f"{self.model.name} has no tag head, so it finds no entities in a query: pass --model with the model "
+                f"that tagged {place}, {settings.model}"
+            )
+        check_model(settings, self.model, place=str(place), heads=True)
 
     def _query_vector(self, query: str | FloatArray, mode: str) -> FloatArray | None:
         """The vector of a query, `None` where only its words count."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroaring import BitMap
 
@@ -12,6 +12,8 @@ from indexer.reader import Snapshot
 from indexer.records import FloatArray
 from search.diversity import Group, diversify
 from search.enrich import enrich
+from search.entities import Boost, EntityUse, QueryEntity, shared_entities
+from search.excerpts import highlighted_by_words, with_passages
 from search.explain import Explanation
 from search.hits import Hit
 from search.query import Query
@@ -25,22 +27,27 @@ T = TypeVar("T")
 class Asked:
     """A query's options, with its text and what the model made of it.
 
-    `vector` fp32 (dimension,), `None` where only words count. `exclude`: documents that are no hits. `path` forces one
-    of `indexer.vectors.PLANS`; with `parallel`, segments are searched by several threads.
+    `vector` fp32 (dimension,), `None` where only words count. `entities`: those that the query names. `exclude`:
+    documents that are no hits. `path` forces one of `indexer.vectors.PLANS`; with `parallel`, segments are searched by
+    several threads. `boost` follows from the entities, once a commit is held still.
     """
 
     query: Query
     text: str = ""
     vector: FloatArray | None = None
+    entities: tuple[QueryEntity, ...] = ()
     exclude: frozenset[int] = frozenset()
     path: str = "auto"
     parallel: bool = True
+    boost: Boost | None = None
 
 
 def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit]:
     """Filter → search → rank → enrich."""
     with explanation.timed("filter"):
         chosen = allowed(snapshot, asked.query)
+        if asked.query.entities is not None:
+            asked, chosen = with_entities(snapshot, asked, chosen, explanation)
         explanation.documents = snapshot.count()
         explanation.allowed = explanation.documents if chosen is None else len(chosen)
     return hits_among(snapshot, asked, chosen, explanation)
@@ -51,11 +58,25 @@ def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
     return None if query.filter is None else snapshot.allowed(query.filter)
 
 
+def with_entities(
+    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
+) -> tuple[Asked, BitMap | None]:
+    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
+    query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
+    docs = shared.docs
+    explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
+    if not docs:
+        return asked, chosen
+    if query.entities == "filter":
+        return asked, docs
+    return replace(asked, boost=Boost(query.boost, shared)), chosen
+
+
 def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Hit]:
     """The hits among chosen documents (`None`: all)."""
     query = asked.query
     groups = groups_among(snapshot, asked, chosen, explanation, wanted=query.offset + query.k)
-    return show(snapshot, page(groups, query), explanation)
+    return show(snapshot, asked, page(groups, query), explanation)
 
 
 def groups_among(
@@ -84,27 +105,36 @@ def groups_among(
     )
 
 
-def show(snapshot: Snapshot, shown: Sequence[Group], explanation: Explanation) -> list[Hit]:
-    """The hits of documents that are shown, in their order."""
+def show(snapshot: Snapshot, asked: Asked, shown: Sequence[Group], explanation: Explanation) -> list[Hit]:
+    """The hits of documents that are shown, in their order, with what of their texts is asked for."""
+    query = asked.query
     explanation.ranked = [group.best for group in shown]
     with explanation.timed("documents"):
         hits = enrich(snapshot, explanation.ranked)
         ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
-        return [
+        hits = [
             replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
             for hit, group in zip(hits, shown, strict=True)
         ]
+    if query.passages:
+        with explanation.timed("passages"):
+            hits = with_passages(snapshot, hits, explanation.ranked, asked.vector, asked.text, query)
+    if query.highlight and asked.vector is None:  # by meaning it needs the model, and no index any more
+        with explanation.timed("highlight"):
+            hits = highlighted_by_words(snapshot, hits, explanation.ranked, asked.text)
+    return hits
 
 
 def rank(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Ranked]:
     """The best documents up to offset + k, and those that tie with the last of them."""
-    query, vector, path, parallel = asked.query, asked.vector, asked.path, asked.parallel
+    query, vector, text = asked.query, asked.vector, asked.text
     if query.mode == "keyword" or vector is None:
-        return by_words(snapshot, asked.text, query, chosen, explanation)
+        return by_words(snapshot, text, query, chosen, explanation, boost=asked.boost)
+    options: Any = {"path": asked.path, "parallel": asked.parallel, "boost": asked.boost}
     if query.mode == "hybrid":
-        return by_both(snapshot, asked.text, vector, query, chosen, explanation, path=path, parallel=parallel)
-    wanted, exclude = query.offset + query.k, asked.exclude
-    return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
+        return by_both(snapshot, text, vector, query, chosen, explanation, **options)
+    wanted = query.offset + query.k
+    return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=asked.exclude, **options)
 
 
 def ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
