@@ -20,7 +20,10 @@ RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outper
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage; `cosine`, `bm25` and `boost` are what went into a score made of several."""
+    """A document with its best passage; `cosine`, `bm25` and `boost` are what went into a score made of several.
+
+    `rerank`: what a cross-encoder says of the passage, in [0, 1], where one was asked.
+    """
 
     doc: int
     vid: int
@@ -28,6 +31,7 @@ class Ranked:
     cosine: float | None = None
     bm25: float | None = None
     boost: float | None = None
+    rerank: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:
