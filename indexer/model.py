@@ -159,11 +159,10 @@ class TextModel:
                 tokens = states[row, :, : belongs.shape[1]]
                 sums[window.text] += torch.einsum("pt,ltw->plw", weights, tokens).cpu().numpy()
                 counts[window.text] += belongs.sum(axis=1)
-        means = [
-            own / np.maximum(count, np.float32(1.0))[:, None, None] for own, count in zip(sums, counts, strict=True)
-        ]
-        assert_finite(torch.from_numpy(np.concatenate(means)) if means else torch.zeros(1), name=self.name)
-        return [self._embedding(own) for own in means]
+        for own, count in zip(sums, counts, strict=True):
+            own /= np.maximum(count, 1.0)[:, None, None]
+            assert_finite(torch.from_numpy(own), name=self.name)
+        return [self._embedding(own) for own in sums]
 
     def _tokens_of_parts(self, window: Window, text: str, parts: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
         """1 where a token of the window begins in the part, else 0: (parts, tokens)."""

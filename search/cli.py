@@ -135,12 +135,35 @@ def passage_options(command: F) -> F:
     return command
 
 
+def rerank_options(command: F) -> F:
+    """A second, slower look at the best hits."""
+    options = (
+        click.option(
+            "--rerank",
+            metavar="NAME_OR_PATH",
+            help="Put the best hits into the order in which this cross-encoder sees them.",
+        ),
+        click.option(
+            "--rerank-top",
+            type=click.IntRange(min=1),
+            default=50,
+            show_default=True,
+            metavar="N",
+            help="How many of the best hits it reads; at least --offset + -k.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
 @entity_options
 @passage_options
+@rerank_options
 @click.option(
     "--cursor",
     is_flag=False,
@@ -193,6 +216,8 @@ def query(
     passages: int,
     neighbours: int,
     highlight: bool,
+    rerank: str | None,
+    rerank_top: int,
     cursor: str | None,
     explain: bool,
     mode: str,
@@ -228,6 +253,8 @@ def query(
             passages=passages,
             neighbours=neighbours,
             highlight=highlight,
+            rerank=rerank,
+            rerank_top=rerank_top,
         )
         if cursor is not None:
             page = searcher.answer_page(text, asked, cursor or None, explain=explain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from indexer.vectors import SearchPlan
@@ -15,12 +15,41 @@ from search.hits import Hit
 from search.ranking import Ranked
 
 
+@dataclass(frozen=True, slots=True)
+class Reranking:
+    """A cross-encoder read so many passages, and cut some of them to `max_tokens` of query and passage together."""
+
+    model: str
+    passages: int
+    truncated: int
+    max_tokens: int
+
+    @property
+    def note(self) -> str | None:
+        """What was cut, `None` where nothing was."""
+        if not self.truncated:
+            return None
+        return f"rerank: {self.truncated:,} of {self.passages:,} passages were cut to {self.max_tokens} tokens of both"
+
+    def line(self) -> str:
+        """For reading."""
+        return f"rerank: {self.model} read {self.passages:,} passages" + (
+            f", {self.truncated:,} of them cut to {self.max_tokens} tokens of query and passage"
+            if self.truncated
+            else ""
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """{"model", "passages", "truncated", "max_tokens"}."""
+        return asdict(self)
+
+
 @dataclass(slots=True)
 class Explanation:
     """For one query: `allowed` of `documents` under the filter, each round of the vector search, seconds by step.
 
     `ranked`: the hits in their order, with what fused scores are made of; `hits`: all parts, where they were asked for.
-    `entities`: what those of the query did.
+    `entities`: what those of the query did, `reranking`: what a cross-encoder did.
     """
 
     documents: int = 0
@@ -30,11 +59,13 @@ class Explanation:
     ranked: Sequence[Ranked] = ()
     hits: Sequence[HitParts] = ()
     entities: EntityUse | None = None
+    reranking: Reranking | None = None
 
     @property
     def notes(self) -> list[str]:
         """What was not done as it was asked for."""
-        return [note for note in (self.entities.note if self.entities else None,) if note is not None]
+        done = (self.entities, self.reranking)
+        return [part.note for part in done if part is not None and part.note is not None]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -67,6 +98,7 @@ class Explanation:
                 }
                 for plan in self.plans
             ],
+            **({"reranking": self.reranking.to_json()} if self.reranking is not None else {}),
             "milliseconds": {step: round(1000 * seconds, 3) for step, seconds in self.seconds.items()},
             **({"hits": parts} if parts else {}),
         }
@@ -83,6 +115,7 @@ class Explanation:
                 for plan in self.plans
             ),
             *(line for number, hit in enumerate(self._parts(), start=1) for line in hit.lines(number)),
+            *([self.reranking.line()] if self.reranking is not None else []),
             f"time: {steps}",
         ]
 

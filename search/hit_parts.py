@@ -31,6 +31,7 @@ class HitParts:
     - `cosine`: of the query with the best passage; `layers` sum to it.
     - `bm25`: of the document with the query's words.
     - `boost`: what shared entities add to the score, or in a hybrid search to the cosine.
+    - `rerank`: what a cross-encoder says of the best passage; it makes the order, not the score.
     - `fusion`: what both rankings give to the score of a hybrid search.
     - `matched`: the conditions of the filter that are true for the document, in the filter language.
     """
@@ -41,6 +42,7 @@ class HitParts:
     layers: tuple[LayerPart, ...] = ()
     bm25: float | None = None
     boost: float | None = None
+    rerank: float | None = None
     fusion: Fusion | None = None
     matched: tuple[str, ...] = ()
 
@@ -55,6 +57,8 @@ class HitParts:
             found["bm25"] = self.bm25
         if self.boost is not None:
             found["boost"] = self.boost
+        if self.rerank is not None:
+            found["rerank"] = self.rerank
         if self.fusion is not None:
             found["fusion"] = {
                 "meaning": {"rank": self.fusion.meaning_rank, "part": self.fusion.meaning},
@@ -83,6 +87,8 @@ class HitParts:
                 f"{part:.4f} ({name}{', not ranked' if rank is None else f', rank {rank}'})"
                 for name, part, rank in shares
             )
+        if self.rerank is not None:
+            yield f"  rerank: {self.rerank:.4f}"
         if self.matched:
             yield f"  matched: {'; '.join(self.matched)}"
 
@@ -122,6 +128,7 @@ def parts_of(
                 layers=shares,
                 bm25=document.bm25,
                 boost=document.boost,
+                rerank=document.rerank,
                 fusion=document.fusion,
                 matched=() if filter is None else tuple(map(format_filter, matched(filter, hit))),
             )

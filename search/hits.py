@@ -80,7 +80,8 @@ class Hit:
     """One document that was found. `score` is the cosine of its best passage with the query, in [−1, 1].
 
     `hidden`: the ids of near-duplicates that this hit stands for, where a query asks for distinct hits. `passages`:
-    the best ones, best first, and `highlight`: a sentence of `passage`; both `None` unless a query asks for them.
+    the best ones, best first, `highlight`: a sentence of `passage`, and `rerank_score`: a cross-encoder's for the
+    passage, in [0, 1], by which hits are then in order; all `None` unless a query asks for them.
     """
 
     id: str
@@ -93,6 +94,7 @@ class Hit:
     hidden: tuple[str, ...] = ()
     passages: tuple[FoundPassage, ...] | None = None
     highlight: Highlight | None = None
+    rerank_score: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The hit as a JSON object, as `search query --json` prints it; what has to be asked for only where it was."""
@@ -104,6 +106,7 @@ class Hit:
             "label": label_json(self.label),
             "entities": [entity_json(entity) for entity in self.entities],
             "passage": {"start": self.passage.start, "end": self.passage.end},
+            **({} if self.rerank_score is None else {"rerank_score": self.rerank_score}),
             **({"hidden": list(self.hidden)} if self.hidden else {}),
             **({} if self.passages is None else {"passages": [passage.to_json() for passage in self.passages]}),
             **(

@@ -21,6 +21,7 @@ from search.cursor import Cursor, check, decode, encode, query_digest
 from search.diversity import Group
 from search.explain import Explanation
 from search.hits import Hit
+from search.query import Query
 from search.steps import Asked
 
 # A model may give a text another vector on another device or with other threads: cosines move less than this.
@@ -39,8 +40,7 @@ class Page:
 def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation: Explanation) -> Page:
     """The first page of a query, or the one after a cursor. Raises `CursorError`, `QueryError`."""
     query = asked.query
-    if query.offset:
-        raise QueryError(f"pages go on where the one before ended: offset must be 0 with a cursor, got {query.offset}")
+    check_pages(query)
     digest = query_digest(asked.text if asked.vector is None else asked.text or asked.vector, query)
     if cursor is None:
         state = Cursor(snapshot.index_id, digest, snapshot.view.commit, snapshot.last_vid())
@@ -65,6 +65,17 @@ def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation:
     shown = left[: query.k]
     following = encode(_after(state, groups, shown, plain=_is_plain(asked))) if len(left) > query.k else None
     return Page(tuple(steps.show(snapshot, asked, shown, explanation)), following, explanation)
+
+
+def check_pages(query: Query) -> None:
+    """Raise `QueryError` for options that pages cannot have."""
+    if query.offset:
+        raise QueryError(f"pages go on where the one before ended: offset must be 0 with a cursor, got {query.offset}")
+    if query.rerank is not None:
+        raise QueryError(
+            "a cross-encoder reads the best hits only, and which these are changes with the index, so that pages could "
+            "skip some: ask for all hits at once, with a large k and without a cursor"
+        )
 
 
 def _still_there(snapshot: Snapshot, asked: Asked, state: Cursor) -> BitMap | None:

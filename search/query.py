@@ -30,6 +30,7 @@ class Query:
     - `entities`: one of `ENTITY_USES`, `None` for neither; `boost`: how much sharing all of them adds to a cosine.
     - `passages`: how many of its best passages each hit shows, `neighbours`: how many on either side of each of them;
       `highlight`: the best sentence of the best passage.
+    - `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` documents into a new order.
     - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
     Raises `QueryError` for values that make no sense.
@@ -49,6 +50,8 @@ class Query:
     passages: int = 0
     neighbours: int = 0
     highlight: bool = False
+    rerank: str | None = None
+    rerank_top: int = 50
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -77,6 +80,13 @@ class Query:
             raise QueryError(f"neighbours must be at least 0, got {self.neighbours}")
         if self.neighbours and not self.passages:
             raise QueryError("neighbours are those of passages: ask for at least 1 passage")
+        if self.rerank is not None and self.rerank_top < self.offset + self.k:
+            raise QueryError(
+                f"rerank_top is {self.rerank_top}, but offset {self.offset} and k {self.k} reach down to hit "
+                f"{self.offset + self.k}: rerank at least so many, or ask for fewer hits"
+            )
+        if self.rerank is not None and self.mmr is not None:
+            raise QueryError("rerank and mmr each put hits into an order of their own: ask for one of them")
 
     @property
     def diverse(self) -> bool:

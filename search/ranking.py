@@ -33,7 +33,10 @@ class Fusion:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage; `cosine`, `bm25`, `fusion` and `boost`: what its score is made of."""
+    """A document with its best passage; `cosine`, `bm25`, `fusion` and `boost`: what its score is made of.
+
+    `rerank`: what a cross-encoder says of the passage, in [0, 1], where one was asked.
+    """
 
     doc: int
     vid: int
@@ -42,6 +45,7 @@ class Ranked:
     bm25: float | None = None
     fusion: Fusion | None = None
     boost: float | None = None
+    rerank: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:

@@ -37,6 +37,8 @@ def render_hits(hits: Sequence[Hit], *, colour: bool, offset: int = 0) -> str:
 def render_hit(hit: Hit, number: int, *, colour: bool, width: int) -> str:
     """One hit: a line with its score, id and class, its text, and its metadata."""
     head = f"{number:>3}. {hit.score:.4f}  {one_line(hit.id)}"
+    if hit.rerank_score is not None:
+        head = f"{number:>3}. {hit.rerank_score:.4f}  {one_line(hit.id)}  (before reranking {hit.score:.4f})"
     if hit.label is not None:
         head += f"  [{one_line(hit.label.name)} {hit.label.score:.2f}]"
     if hit.hidden:

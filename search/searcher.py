@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,22 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pyroaring import BitMap
 
-from indexer.errors import ModelError, QueryError
+from indexer.errors import QueryError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, from_json, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
-from indexer.settings import check_model
 from search import steps
 from search.counting import count_facets
 from search.enrich import enrich
-from search.entities import entities_of
 from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
 from search.facets import Facets
 from search.hit_parts import parts_of
 from search.hits import Hit
-from search.paging import Page, find_page
+from search.models import Models
+from search.paging import Page, check_pages, find_page
 from search.query import Query
 from search.ranking import Ranked
 from search.similar import Examples, combine
@@ -53,10 +51,7 @@ class Searcher:
         Raises `NotAnIndexError`, `FormatError`.
         """
         self._reader = IndexReader(path)
-        self._given = model
-        self._device = device
-        self._model: TextModel | None = None
-        self._model_mutex = threading.Lock()
+        self._models = Models(self._reader, model=model, device=device)
 
     def __enter__(self) -> Searcher:
         return self
@@ -84,37 +79,12 @@ class Searcher:
     @property
     def has_model(self) -> bool:
         """Whether texts can be compared by meaning: the index names its model, or one was given."""
-        return self._given is not None or self._reader.settings.model is not None
+        return self._models.known
 
     @property
     def model(self) -> TextModel:
         """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
-        from indexer.model import TextModel, choose_device
-
-        with self._model_mutex:
-            if self._model is None:
-                settings = self._reader.settings
-                model = self._given if isinstance(self._given, TextModel) else None
-                if model is None:
-                    choose_device(self._device)  # a wrong device is not the fault of the model's place
-                    name = settings.model if self._given is None else str(self._given)
-                    if name is None:
-                        raise ModelError(
-                            f"{self._reader.path} holds vectors that were made elsewhere: pass the --model that made "
-                            "them, or search by vector"
-                        )
-                    try:
-                        model = TextModel.load(name, device=self._device)
-                    except ModelError as error:
-                        if self._given is not None:
-                            raise
-                        raise ModelError(
-                            f"{self._reader.path} was built with model {name}, which cannot be loaded: {error}; "
-                            "pass its new place with --model"
-                        ) from error
-                check_model(settings, model, place=str(self._reader.path), heads=False)
-                self._model = model
-            return self._model
+        return self._models.text
 
     def search(
         self,
@@ -132,14 +102,17 @@ class Searcher:
         passages: int = 0,
         neighbours: int = 0,
         highlight: bool = False,
+        rerank: str | Path | None = None,
+        rerank_top: int = 50,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
         "keyword" by words, and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits
         unlike each other. `entities`: "filter" keeps to documents that share an entity of the text, where there are
-        any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each hit shows.
-        See `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`,
+        any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each hit
+        shows. `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` into a new order. See
+        `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`,
         `ModelError`.
         """
         query = Query(
@@ -155,6 +128,8 @@ class Searcher:
             passages=passages,
             neighbours=neighbours,
             highlight=highlight,
+            rerank=None if rerank is None else str(rerank),
+            rerank_top=rerank_top,
         )
         return list(self.answer(text, query).hits)
 
@@ -264,7 +239,7 @@ class Searcher:
         _check_text(text)
         self._check_filter(query.filter)
         explanation = Explanation()
-        asked = self._asked(text, query, explanation, path=path)
+        asked = replace(self._models.asked(text, query, explanation), path=path)
         with self._reader.snapshot() as snapshot:
             hits = steps.find(snapshot, asked, explanation)
             if explain:
@@ -305,12 +280,13 @@ class Searcher:
     def answer_page(
         self, text: str | FloatArray, query: Query, cursor: str | None = None, *, explain: bool = False
     ) -> Page:
-        """As `page`, for a query with all its options; with `explain`, the parts of each score."""
+        """As `page`, for a query with all its options but `rerank`; with `explain`, the parts of each score."""
+        check_pages(query)
         self._check_filter(query.filter)
         explanation = Explanation()
         if isinstance(text, str):
             _check_text(text)
-            asked = self._asked(text, query, explanation, path="scan")
+            asked = self._models.asked(text, query, explanation)
         else:
             asked = self._asked_vector(text, query)
         with self._reader.snapshot() as snapshot:
@@ -386,26 +362,14 @@ class Searcher:
                 snapshot, explanation.ranked, hits, vector=asked.vector, layers=layers, filter=asked.query.filter
             )
 
-    def _asked(self, text: str, query: Query, explanation: Explanation, *, path: str) -> Asked:
-        """The query with what the model makes of its text: one pass for its vector and its entities."""
-        asked = Asked(query=query, text=text, path=path)
-        if query.mode == "keyword" and query.entities is None:
-            return asked
-        if query.entities is not None:
-            self._check_tags()
-        with explanation.timed("model"):
-            if query.entities is None:
-                return replace(asked, vector=self.model.encode([text])[0])
-            (analysis,) = self.model.analyse([text])
-        vector = None if query.mode == "keyword" else analysis.pooled
-        return replace(asked, vector=vector, entities=entities_of(text, analysis.spans))
-
     def _asked_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Asked:
         """A query by a vector, which has neither words nor entities."""
         if query.mode != "cosine":
             raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
         if query.entities is not None:
             raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
+        if query.rerank is not None:
+            raise QueryError("a cross-encoder reads the text of a query, got a vector")
         self._check_vector(vector)
         return Asked(query=query, vector=vector, path=path)
 
@@ -416,21 +380,6 @@ class Searcher:
             with explanation.timed("highlight"):
                 hits = highlighted_by_meaning(list(hits), asked.vector, model)
         return Answer(tuple(hits), explanation)
-
-    def _check_tags(self) -> None:
-        """Raise unless the query's entities can be compared with those of the documents."""
-        settings, place = self._reader.settings, self._reader.path
-        if settings.entity_types is None:
-            raise QueryError(
-                f"{place} was built without entities, so its documents share none with a query; 'indexer retag' with a "
-                "model that finds some adds them"
-            )
-        if self.model.entity_types is None:
-            raise ModelError(
-                f"{self.model.name} has no tag head, so it finds no entities in a query: pass --model with the model "
-                f"that tagged {place}, {settings.model}"
-            )
-        check_model(settings, self.model, place=str(place), heads=True)
 
     def _query_vector(self, query: str | FloatArray, mode: str) -> FloatArray | None:
         """The vector of a query, `None` where only its words count."""

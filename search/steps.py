@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyroaring import BitMap
 
@@ -14,11 +14,14 @@ from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.entities import Boost, EntityUse, QueryEntity, shared_entities
 from search.excerpts import highlighted_by_words, with_passages
-from search.explain import Explanation
+from search.explain import Explanation, Reranking
 from search.hits import Hit
 from search.query import Query
 from search.ranking import Ranked, in_order
 from search.retrieval import by_both, by_meaning, by_words
+
+if TYPE_CHECKING:
+    from search.rerank import CrossEncoder
 
 T = TypeVar("T")
 
@@ -29,7 +32,8 @@ class Asked:
 
     `vector` fp32 (dimension,), `None` where only words count. `entities`: those that the query names. `exclude`:
     documents that are no hits. `path` forces one of `indexer.vectors.PLANS`; with `parallel`, segments are searched by
-    several threads. `boost` follows from the entities, once a commit is held still.
+    several threads. `boost` follows from the entities, once a commit is held still. `reranker`: the one that the query
+    asks for.
     """
 
     query: Query
@@ -40,6 +44,7 @@ class Asked:
     path: str = "auto"
     parallel: bool = True
     boost: Boost | None = None
+    reranker: CrossEncoder | None = None
 
 
 def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit]:
@@ -85,13 +90,19 @@ def groups_among(
     """The first documents to show among chosen ones (`None`: all); fewer than `wanted` where there are no more."""
     query = asked.query
 
-    def best(n: int) -> list[Ranked]:
+    def found(n: int) -> list[Ranked]:
         deeper = replace(asked, query=replace(query, k=n, offset=0))
         return ordered(snapshot, rank(snapshot, deeper, chosen, explanation), query)[:n]
 
     def describe(ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
         with explanation.timed("diversity"):
             return _described(snapshot, ranked)
+
+    if asked.reranker is not None:
+        again = _reranked(snapshot, found(query.rerank_top), asked.text, asked.reranker, explanation)
+
+    def best(n: int) -> list[Ranked]:
+        return found(n) if asked.reranker is None else again[:n]
 
     if not query.diverse:
         return [Group(document) for document in best(wanted)]
@@ -147,6 +158,21 @@ def ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Rank
 def page(found: Sequence[T], query: Query) -> Sequence[T]:
     """What is shown of a ranking."""
     return found[query.offset : query.offset + query.k]
+
+
+def _reranked(
+    snapshot: Snapshot, ranked: Sequence[Ranked], text: str, reranker: CrossEncoder, explanation: Explanation
+) -> list[Ranked]:
+    """All of the documents in the order of what a cross-encoder says of their passages; ties in the order of ids."""
+    docs = [document.doc for document in ranked]
+    with explanation.timed("documents"):
+        ids, texts, passages = snapshot.ids(docs), snapshot.texts_of(docs), snapshot.passages_of(docs)
+    spans = {vid: (start, end) for own in passages.values() for vid, start, end in own}
+    with explanation.timed("rerank"):
+        scored = reranker.score(text, [texts[item.doc][slice(*spans[item.vid])] for item in ranked])
+    explanation.reranking = Reranking(reranker.name, len(ranked), scored.truncated, reranker.max_tokens)
+    again = [replace(item, rerank=score) for item, score in zip(ranked, scored.scores.tolist(), strict=True)]
+    return sorted(again, key=lambda item: (-(item.rerank or 0.0), ids[item.doc]))
 
 
 def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
