@@ -267,14 +267,31 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        entities: str | None = None,
+        boost: float = 0.1,
+        passages: int = 0,
+        neighbours: int = 0,
+        highlight: bool = False,
     ) -> Page:
         """The first k hits of a text or a vector, or with the `cursor` of a page the k hits after it.
 
         No hit is repeated and none is skipped while the index changes: see `search.paging`. Every page needs the same
-        text and options; only k may differ. Raises `CursorError` for a cursor of another query or index, or a damaged
-        one, and else as `search` does.
+        text and options; only k, and what hits show, may differ. Raises `CursorError` for a cursor of another query or
+        index, or a damaged one, and else as `search` does.
         """
-        query = Query(k=k, filter=_as_filter(filter), min_score=min_score, mode=mode, distinct=distinct, mmr=mmr)
+        query = Query(
+            k=k,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            distinct=distinct,
+            mmr=mmr,
+            entities=entities,
+            boost=boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
+        )
         return self.answer_page(text, query, cursor)
 
     def answer_page(
