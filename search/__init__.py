@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.facets import Facet, Facets, FacetValue
-    from search.hits import Entity, Hit
+    from search.hits import Entity, FoundPassage, Highlight, Hit
     from search.searcher import Searcher
     from search.similar import Examples
 
-__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
+__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "FoundPassage", "Highlight", "Hit", "Searcher"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
         from search.searcher import Searcher
 
         return Searcher
-    if name in ("Hit", "Entity"):
+    if name in ("Hit", "Entity", "FoundPassage", "Highlight"):
         from search import hits
 
         return getattr(hits, name)
