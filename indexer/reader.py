@@ -21,13 +21,13 @@ from indexer.attributes import Attribute
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Column, Columns
 from indexer.durable import vector_crc
-from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
-from indexer.metadata import connect_reader, select_in
+from indexer.metadata import connect_reader, is_disk_error, select_in
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
@@ -95,7 +95,7 @@ class IndexReader:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Raises `NotAnIndexError`, `FormatError`."""
+        """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
         if not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
@@ -199,6 +199,8 @@ class IndexReader:
             yield connection
         except sqlite3.DatabaseError as error:
             connection.close()
+            if is_disk_error(error):
+                raise StorageError(f"{self.path / META} cannot be read: {error}") from error
             raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
         except BaseException:
             connection.close()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from indexer import merging, store, vectors
 from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
-from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.codes import CodeSpace, centre_of, load_code_space, new_code_space, save_code_space
 from indexer.durable import sync, vector_crc
 from indexer.errors import CorruptIndexError, ModelError
 from indexer.lock import acknowledged_commit
@@ -501,7 +501,7 @@ class Rebuild:
             if source.record is not None and source.record.rerank:
                 codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{CODES_SUFFIX}"))
                 drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
-                centre = faiss.vector_to_array(codes.center).astype(np.float32)
+                centre = centre_of(codes)
                 self._keep(file)
                 space = CodeSpace(drawn.signs, drawn.left, drawn.right, centre)
                 if save_code_space(space, file) == self.space_sha256:

@@ -6,12 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.facets import Facet, Facets, FacetValue
-    from search.hits import Entity, Hit
+    from search.hits import Entity, FoundPassage, Highlight, Hit
     from search.paging import Page
     from search.searcher import Searcher
     from search.similar import Examples
 
-__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Page", "Searcher"]
+__all__ = [
+    "Entity",
+    "Examples",
+    "Facet",
+    "FacetValue",
+    "Facets",
+    "FoundPassage",
+    "Highlight",
+    "Hit",
+    "Page",
+    "Searcher",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,7 +31,7 @@ def __getattr__(name: str) -> Any:
         from search.searcher import Searcher
 
         return Searcher
-    if name in ("Hit", "Entity"):
+    if name in ("Hit", "Entity", "FoundPassage", "Highlight"):
         from search import hits
 
         return getattr(hits, name)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pyroaring import BitMap
 
+from indexer.command import counted
 from indexer.fields import normalise_entity
 from indexer.filters import HasEntity
 from indexer.reader import Snapshot
@@ -84,9 +85,9 @@ class EntityUse:
             for entity, count in zip(self.entities, self.documents, strict=True)
         )
         what = (
-            f"searched only the {self.sharing:,} documents that share any"
+            f"searched only what shares any: {counted(self.sharing, 'document')}"
             if self.asked == "filter"
-            else f"raised the {self.sharing:,} documents that share any, by up to {self.weight:g}"
+            else f"raised what shares any by up to {self.weight:g}: {counted(self.sharing, 'document')}"
         )
         return f"entities: {found}; {what}"
 

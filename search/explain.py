@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from indexer.command import counted
 from indexer.vectors import SearchPlan
 from search.entities import EntityUse
 from search.hit_parts import HitParts
@@ -33,7 +34,7 @@ class Reranking:
 
     def line(self) -> str:
         """For reading."""
-        return f"rerank: {self.model} read {self.passages:,} passages" + (
+        return f"rerank: {self.model} read {counted(self.passages, 'passage')}" + (
             f", {self.truncated:,} of them cut to {self.max_tokens} tokens of query and passage"
             if self.truncated
             else ""

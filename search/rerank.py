@@ -44,10 +44,17 @@ class CrossEncoder:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, *, name: str, token_types: bool = True, device: str = "auto"
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        token_types: bool = True,
+        max_tokens: int = MAX_TOKENS,
+        device: str = "auto",
     ) -> None:
         """`tokenizer` is changed: it cuts the second text of a pair. `token_types`: whether the model is told which is
-        which.
+        which. `max_tokens` of a pair are read, fewer where the model has fewer positions.
 
         Raises `ModelError` for parts that do not fit.
         """
@@ -55,7 +62,7 @@ class CrossEncoder:
         self.device = choose_device(device)
         self.config = model.config
         self._model: nn.Module = model.to(self.device).eval()
-        self.max_tokens = min(MAX_TOKENS, positions_of(self.config))
+        self.max_tokens = min(max_tokens, positions_of(self.config))
         self._pad_id = int(getattr(self.config, "pad_token_id", None) or 0)
         _check_fit(self.config, tokenizer, name=name)
         tokenizer.no_padding()
@@ -92,8 +99,8 @@ class CrossEncoder:
                 f"{text} tells {config.num_labels} classes apart; a cross-encoder for reranking has 1 or 2"
             )
         model = _load_model(source, config, name=text)
-        types = "token_type_ids" in fast.model_input_names
-        return cls(model, fast.backend_tokenizer, name=text, token_types=types, device=device)
+        types, limit = "token_type_ids" in fast.model_input_names, min(MAX_TOKENS, int(fast.model_max_length))
+        return cls(model, fast.backend_tokenizer, name=text, token_types=types, max_tokens=limit, device=device)
 
     def score(self, query: str, passages: Sequence[str]) -> Scored:
         """How well each passage answers the query. A passage that is too long is cut at its end, the query never.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def test_the_explanation_says_which_entities_were_found(searcher: Searcher) -> N
         ],
     }
     assert explanation.lines()[1] == (
-        f"entities: PER:Ada ({counts[0]}), ORG:Rome ({counts[1]}); searched only the {sharing} documents that share any"
+        f"entities: PER:Ada ({counts[0]}), ORG:Rome ({counts[1]}); searched only what shares any: {sharing} documents"
     )
     assert (explanation.allowed, explanation.documents) == (sharing, DOCUMENTS)
     assert explanation.notes == []
@@ -187,7 +188,7 @@ def test_the_parts_of_a_boosted_score_are_shown(searcher: Searcher) -> None:
     first = answer.explanation.to_json()["hits"][0]
     assert list(first) == ["score", "cosine", "bm25", "boost"]
     assert answer.explanation.to_json()["entities"]["weight"] == 0.5
-    assert answer.explanation.lines()[1].endswith("documents that share any, by up to 0.5")
+    assert "; raised what shares any by up to 0.5: " in answer.explanation.lines()[1]
 
 
 def test_words_are_raised_by_the_share_of_their_best_score(searcher: Searcher) -> None:
@@ -349,6 +350,18 @@ def test_a_query_s_spelling_finds_all_spellings(spelled: Searcher) -> None:
 
 def test_flags_negate() -> None:
     assert parse_entity_flag("!ORG:acme*") == parse("not entity ORG:acme*")
+
+
+# Entities that occur together
+
+
+def test_the_entities_of_a_query_s_hits_are_a_facet(searcher: Searcher) -> None:
+    hits = searcher.search("tea with Ada in Rome", k=20)
+    counts = Counter(entity for hit in hits for entity in {(e.type, normalise_entity(e.text)) for e in hit.entities})
+    facets = searcher.facets("tea with Ada in Rome", names=["entity"], of=20, top=50)
+    values = facets["entity"].values
+    assert {(value.type, normalise_entity(str(value.value))): value.count for value in values} == counts
+    assert len(counts) > 2
 
 
 # The command line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from command_line import Run, assert_fails, write_jsonl
 from fakes import DemoAnalyser, as_text_model, build_index
-from models import save_raw, wordpiece
+from models import byte_bpe, save_raw, wordpiece
 from tokenizers import Tokenizer, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -21,6 +22,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
 )
 
 from indexer import model as indexer_model
@@ -121,6 +124,41 @@ def test_token_types_are_given_only_where_the_tokenizer_does(tmp_path: Path) -> 
     assert scores[0] == pytest.approx(direct(with_types, "ada", ["met"]), abs=1e-5)
     assert scores[1] == pytest.approx(direct(without, "ada", ["met"]), abs=1e-5)
     assert abs(scores[0] - scores[1]) > 1e-4
+
+
+def test_a_model_of_another_family_whose_positions_begin_later(tmp_path: Path) -> None:
+    tokenizer = byte_bpe([" ada", " met"])
+    torch.manual_seed(3)
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=34,  # two of them before the first token
+        type_vocab_size=1,
+        num_labels=1,
+        pad_token_id=1,
+        initializer_range=0.5,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "roberta")
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "roberta")
+    passages = ["met ada", "a", "met" * 20]
+    scored = CrossEncoder.load(tmp_path / "roberta", device="cpu").score("ada", passages)
+    assert scored.scores == pytest.approx(direct(tmp_path / "roberta", "ada", passages, max_length=32), abs=1e-5)
+    assert scored.truncated == 1
+
+
+def test_no_more_is_read_than_the_tokenizer_says(folders: dict[int, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders[1], tmp_path / "limit")
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"model_max_length": 20}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    encoder = CrossEncoder.load(folder, device="cpu")
+    assert encoder.max_tokens == 20
+    assert encoder.score("ada", ["met " * 30]).scores == pytest.approx(
+        direct(folders[1], "ada", ["met " * 30], max_length=20), abs=1e-5
+    )
 
 
 def test_the_passage_is_cut_and_the_query_never(folders: dict[int, Path]) -> None:
