@@ -63,20 +63,6 @@ def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
     return None if query.filter is None else snapshot.allowed(query.filter)
 
 
-def _with_entities(
-    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
-) -> tuple[Asked, BitMap | None]:
-    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
-    query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
-    docs = shared.docs
-    explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
-    if not docs:
-        return asked, chosen
-    if query.entities == "filter":
-        return asked, docs
-    return replace(asked, boost=Boost(query.boost, shared)), chosen
-
-
 def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Hit]:
     """The hits among chosen documents (`None`: all)."""
     query = asked.query
@@ -147,6 +133,20 @@ def ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Rank
 def page(found: Sequence[T], query: Query) -> Sequence[T]:
     """What is shown of a ranking."""
     return found[query.offset : query.offset + query.k]
+
+
+def _with_entities(
+    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
+) -> tuple[Asked, BitMap | None]:
+    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
+    query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
+    docs = shared.docs
+    explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
+    if not docs:
+        return asked, chosen
+    if query.entities == "filter":
+        return asked, docs
+    return replace(asked, boost=Boost(query.boost, shared)), chosen
 
 
 def _reranked(
