@@ -63,20 +63,6 @@ def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
     return None if query.filter is None else snapshot.allowed(query.filter)
 
 
-def with_entities(
-    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
-) -> tuple[Asked, BitMap | None]:
-    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
-    query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
-    docs = shared.docs
-    explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
-    if not docs:
-        return asked, chosen
-    if query.entities == "filter":
-        return asked, docs
-    return replace(asked, boost=Boost(query.boost, shared)), chosen
-
-
 def hits_among(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Hit]:
     """The hits among chosen documents (`None`: all)."""
     query = asked.query
@@ -134,6 +120,20 @@ def show(snapshot: Snapshot, asked: Asked, shown: Sequence[Group], explanation: 
         with explanation.timed("highlight"):
             hits = highlighted_by_words(snapshot, hits, explanation.ranked, asked.text)
     return hits
+
+
+def with_entities(
+    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
+) -> tuple[Asked, BitMap | None]:
+    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
+    query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
+    docs = shared.docs
+    explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
+    if not docs:
+        return asked, chosen
+    if query.entities == "filter":
+        return asked, docs
+    return replace(asked, boost=Boost(query.boost, shared)), chosen
 
 
 def rank(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation) -> list[Ranked]:
