@@ -378,14 +378,17 @@ def tagged(run: Run, model: str) -> str:
 
 
 def test_the_command_filters_by_the_entities_of_its_text(run: Run, tagged: str) -> None:
-    result = run("search", "query", tagged, "ada lovelace met acme in london", "--auto-filter", "--explain", "--json")
+    command = ("search", "query", tagged, "ada lovelace met acme in london", "--auto-filter", "--explain")
+    result = run(*command, "--json")
     assert result.code == 0
-    line = result.err.splitlines()[1]
+    line = run(*command).err.splitlines()[1]
     assert line.startswith("entities: ")
     with Searcher(tagged) as searcher:
         answer = searcher.answer("ada lovelace met acme in london", Query(entities="filter"))
     assert result.jsons == [json.loads(json.dumps(hit.to_json())) for hit in answer.hits]
     assert line == answer.explanation.lines()[1]
+    assert answer.explanation.entities is not None
+    assert json.loads(result.err)["entities"] == answer.explanation.entities.to_json()
 
 
 def test_the_command_boosts_by_the_weight_given(run: Run, tagged: str) -> None:

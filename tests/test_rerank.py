@@ -382,8 +382,13 @@ def test_the_command_reranks(run: Run, model: str, folders: dict[int, Path]) -> 
     with Searcher("index") as searcher:
         hits = searcher.search("ada met", k=3, rerank=folders[1], rerank_top=20)
     assert result.jsons == [json.loads(json.dumps(hit.to_json())) for hit in hits]
-    assert f"rerank: {folders[1]} read 20 passages" in result.err
-    assert re.search(r"^time: .*rerank \d+\.\d ms", result.err, re.MULTILINE)
+    explained = json.loads(result.err)
+    assert explained["reranking"]["passages"] == 20
+    assert [hit["rerank"] for hit in explained["hits"]] == [hit.rerank_score for hit in hits]
+    assert explained["milliseconds"]["rerank"] > 0
+    reading = run("search", "query", "index", "ada met", *options, "--explain")
+    assert f"rerank: {folders[1]} read 20 passages" in reading.err
+    assert re.search(r"^time: .*rerank \d+\.\d ms", reading.err, re.MULTILINE)
     shown = run("search", "query", "index", "ada met", *options)
     first = hits[0]
     assert shown.out.splitlines()[0].startswith(
