@@ -530,7 +530,7 @@ def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
         click.echo(orjson.dumps(explanation.to_json()).decode(), err=True)
         return
     for line in explanation.lines():
-        click.echo(line, err=True)
+        click.echo(one_line(line), err=True)
 
 
 def show_facets(facets: Facets, *, as_json: bool) -> None:
