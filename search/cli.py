@@ -88,6 +88,24 @@ def filter_options(command: F) -> F:
     return command
 
 
+def fusion_options(command: F) -> F:
+    """--fusion and --keyword-weight."""
+    command = click.option(
+        "--keyword-weight",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        help="The share of words in a weighted fusion.",
+    )(command)
+    return click.option(
+        "--fusion",
+        type=click.Choice(["rrf", "weighted"]),
+        default="rrf",
+        show_default=True,
+        help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
+    )(command)
+
+
 def entity_options(command: F) -> F:
     """What the query's own entities do."""
     options = (
@@ -184,20 +202,7 @@ def rerank_options(command: F) -> F:
     show_default=True,
     help='How hits are ranked: by meaning; by meaning and words; by words, "phrases" and prefixes*, without a model.',
 )
-@click.option(
-    "--fusion",
-    type=click.Choice(["rrf", "weighted"]),
-    default="rrf",
-    show_default=True,
-    help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
-)
-@click.option(
-    "--keyword-weight",
-    type=click.FloatRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="The share of words in a weighted fusion.",
-)
+@fusion_options
 @model_options
 def query(
     index: Path,
@@ -338,6 +343,7 @@ def similar(
     type=click.Choice(["cosine", "hybrid", "keyword"]),
     help="A mode to evaluate; may be repeated. Default: all that the index has.",
 )
+@fusion_options
 @click.option(
     "--measure",
     multiple=True,
@@ -357,6 +363,8 @@ def evaluate(
     queries: str,
     qrels: str,
     mode: tuple[str, ...],
+    fusion: str,
+    keyword_weight: float,
     measure: tuple[str, ...],
     depth: int,
     entity: tuple[str, ...],
@@ -387,6 +395,8 @@ def evaluate(
             asked,
             judged,
             modes=mode or None,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             measures=measure or None,
             depth=depth,
             filter=flag_filter(entity, label, where),

@@ -42,7 +42,7 @@ class Query:
     min_score: float | None = None
     mode: str = "cosine"
     fusion: str = "rrf"
-    keyword_weight: float = 0.3
+    keyword_weight: float = 0.5
     distinct: float | None = None
     mmr: float | None = None
     entities: str | None = None

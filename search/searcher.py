@@ -93,6 +93,8 @@ class Searcher:
         k: int = 10,
         filter: AnyFilter | None = None,
         mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -108,10 +110,11 @@ class Searcher:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
         `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
-        "keyword" by words, and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits
-        unlike each other. `entities`: "filter" keeps to documents that share an entity of the text, where there are
-        any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each hit
-        shows. `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` into a new order. See
+        "keyword" by words, and needs no model, "hybrid" by both, with `fusion` "rrf" by their ranks or "weighted" by
+        their scores, of which words have the share `keyword_weight`. `distinct`: near-duplicates are one hit, `mmr`:
+        hits unlike each other. `entities`: "filter" keeps to documents that share an entity of the text, where there
+        are any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each
+        hit shows. `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` into a new order. See
         `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`,
         `ModelError`.
         """
@@ -121,6 +124,8 @@ class Searcher:
             filter=_as_filter(filter),
             min_score=min_score,
             mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             distinct=distinct,
             mmr=mmr,
             entities=entities,
@@ -140,6 +145,8 @@ class Searcher:
         k: int = 10,
         filter: AnyFilter | None = None,
         mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -152,6 +159,8 @@ class Searcher:
             filter=_as_filter(filter),
             min_score=min_score,
             mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             distinct=distinct,
             mmr=mmr,
         )
@@ -264,6 +273,8 @@ class Searcher:
         cursor: str | None = None,
         filter: AnyFilter | None = None,
         mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
@@ -284,6 +295,8 @@ class Searcher:
             filter=_as_filter(filter),
             min_score=min_score,
             mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             distinct=distinct,
             mmr=mmr,
             entities=entities,

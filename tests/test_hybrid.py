@@ -265,7 +265,7 @@ def test_hybrid_is_the_fusion_of_both_rankings(searcher: Searcher, fusion: str) 
     wanted = (
         reciprocal_ranks(by_meaning, by_words, passages)
         if fusion == "rrf"
-        else weighted_scores(by_words, passages, keyword_weight=0.3)
+        else weighted_scores(by_words, passages, keyword_weight=0.5)
     )
     answer = searcher.answer("zinc sky", Query(k=15, mode="hybrid", fusion=fusion))
     assert [hit.score for hit in answer.hits] == pytest.approx([item.score for item in wanted[:15]], abs=1e-6)
