@@ -97,10 +97,10 @@ class TextModel:
 
         Raises `ModelError` for a text that is longer.
         """
-        windows = self._windows(texts)
+        windows = self.windows(texts)
         if len(windows) != len(texts):
             raise ModelError(f"a text is longer than one window of {self.config.max_length} tokens: split it first")
-        return self._pad(windows)
+        return self.pad(windows)
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
@@ -119,7 +119,7 @@ class TextModel:
     def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
-        windows = self._windows(texts)
+        windows = self.windows(texts)
         results: list[WindowResult | None] = [None] * len(windows)
         lengths = [len(window.ids) for window in windows]
         padding = self.model.backbone.config.model_type not in UNMASKED
@@ -132,8 +132,8 @@ class TextModel:
                 grouped[window.text].append((window, found))
         return [self._combine(parts) for parts in grouped]
 
-    def _windows(self, texts: Sequence[str]) -> list[Window]:
-        """Tokenise, and split what is longer than one window."""
+    def windows(self, texts: Sequence[str]) -> list[Window]:
+        """Tokenise, and split what is longer than one window: each text's windows behind each other, in order."""
         with no_panic(self.name):
             return self._cut(texts)
 
@@ -170,7 +170,7 @@ class TextModel:
 
     def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> Iterator[WindowResult]:
         """One batch through the model."""
-        ids, mask = self._pad(windows)
+        ids, mask = self.pad(windows)
         with torch.inference_mode():
             outputs = self.model(ids, mask, classes=tags, tags=tags)
         assert_finite(outputs.layer_means, name=self.name)
@@ -179,13 +179,14 @@ class TextModel:
         spans: list[list[Span]] = [[] for _ in windows]
         if outputs.tag_logits is not None:
             pieces = [texts[window.text][window.start : window.end] for window in windows]
-            spans = self._decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
+            spans = self.decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
         for index in range(len(windows)):
             yield WindowResult(
                 means=means[index], class_logits=None if logits is None else logits[index], spans=spans[index]
             )
 
-    def _pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    def pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, int64 (windows, longest), on the model's device."""
         longest = max(len(window.ids) for window in windows)
         ids = np.full((len(windows), longest), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(windows), longest), dtype=np.int64)
@@ -194,14 +195,14 @@ class TextModel:
             mask[row, : len(window.ids)] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
-    def _decode(
+    def decode(
         self, logits: npt.NDArray[np.float32], windows: Sequence[Window], pieces: Sequence[str]
     ) -> list[list[Span]]:
         """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
         types = self.entity_types or ()
         words = [iob.split_words(piece) for piece in pieces]
         firsts = [
-            iob.first_tokens(cut, self._token_offsets(window, piece))
+            iob.first_tokens(cut, self.token_offsets(window, piece))
             for window, piece, cut in zip(windows, pieces, words, strict=True)
         ]
         lengths = np.array([len(cut) for cut in words], dtype=np.int64)
@@ -229,7 +230,8 @@ class TextModel:
             )
         return spans
 
-    def _token_offsets(self, window: Window, piece: str) -> iob.Offsets:
+    def token_offsets(self, window: Window, piece: str) -> iob.Offsets:
+        """Offsets of a window's tokens into its piece of text, without leading white space; none below 0."""
         offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
         shift = len(self.config.prefix)
         if self._offsets_hold_spaces:  # the first word's token may begin with the prefix's last space

@@ -135,9 +135,11 @@ def _top_parameters(model: MultiTaskModel, top: int) -> Iterator[nn.Parameter]:
     layers = _layers(model)
     family = model.backbone.config.model_type  # type: ignore[union-attr]
     if not layers:
-        raise ConfigError(f"train = 'top:{top}': the layers of a backbone of type {family} cannot be told apart; use 'all'")
+        raise ConfigError(f"train = 'top:{top}': a backbone of type {family} has no layers to be told apart; use 'all'")
     if top > len(layers):
-        raise ConfigError(f"train = 'top:{top}': the backbone has {len(layers)} layers, so N is from 1 to {len(layers)}")
+        raise ConfigError(
+            f"train = 'top:{top}': the backbone has {len(layers)} layers, so N is from 1 to {len(layers)}"
+        )
     for layer in layers[-top:]:
         yield from layer.parameters()
     for name, module in model.backbone.named_modules():
@@ -155,8 +157,8 @@ def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
     linear = sorted({name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)})
     if targets is None:
         raise ConfigError(
-            f"train = 'lora': which layers of a backbone of type {family}? Name them in lora.targets; its linear layers "
-            f"are {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
+            f"train = 'lora': which layers of a backbone of type {family}? Name them in lora.targets; its linear "
+            f"layers are {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
         )
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):

@@ -86,7 +86,7 @@ def _text(value: Any) -> str:
 
 
 def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
+    if value is not True and value is not False:
         raise ValueError
     return value
 

@@ -55,8 +55,9 @@ def infonce_loss(
 ) -> Tensor:
     """Cross-entropy of finding each one's partner among all of the batch, both ways (van den Oord et al. 2018).
 
-    *Shapes:* `first`, `second` (n, d); `negatives` (m, d) are further wrong answers to `first`; `same` bool (n, n) marks
-    pairs [i, j] whose texts are equal, so that second j is no wrong answer to first i. The diagonal is always right.
+    *Shapes:* `first`, `second` (n, d); `negatives` (m, d) are further wrong answers to `first`; `same` bool
+    (n, n) marks pairs [i, j] whose texts are equal, so that second j is no wrong answer to first i. The
+    diagonal is always right.
     """
     a, b = functional.normalize(first, dim=1), functional.normalize(second, dim=1)
     ahead = a @ b.T / temperature

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ def schedule(
     strategy does not count in epochs. Raises `ValueError` for an unknown strategy.
     """
 
-    @lru_cache(maxsize=None)
+    @cache
     def batches(number: int, epoch: int) -> list[tuple[int, ...]]:
         return epoch_batches(sets[number].lengths, size, seed=(seed, number, epoch))
 

@@ -38,6 +38,12 @@ _EPOCHS = {"all": 3, "top": 3, "lora": 3, "heads": 20}
 _RATES = {"all": 5e-5, "top": 5e-5, "lora": 5e-4, "heads": 1e-3}
 
 
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError  # noqa: TRY004 - what `Kind.convert` raises
+    return value
+
+
 def _trained(value: Any) -> str:
     if value in ("all", "heads", "lora") or (isinstance(value, str) and re.fullmatch(r"top:[1-9]\d*", value)):
         return str(value)
@@ -137,10 +143,9 @@ class LoraSettings:
 
 
 def _lora(value: Any) -> LoraSettings:
-    if not isinstance(value, dict):
-        raise ValueError
+    table = _table(value)
     try:
-        return build(LoraSettings, value, file="lora")
+        return build(LoraSettings, table, file="lora")
     except ConfigError as error:
         raise ValueError(str(error)) from error
 
@@ -240,12 +245,6 @@ def _tables(value: Any) -> tuple[dict[str, Any], ...]:
     if not isinstance(value, list) or not value or not all(isinstance(part, dict) for part in value):
         raise ValueError
     return tuple(value)
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
