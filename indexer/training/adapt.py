@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,4 +173,7 @@ def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
         lora_dropout=phase.lora.dropout,
         target_modules=list(targets),
     )
-    model.backbone = get_peft_model(model.backbone, config)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is on its way out, and tells us nothing.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.backbone = get_peft_model(model.backbone, config)

@@ -121,9 +121,7 @@ def read_examples(settings: DataSettings, path: Path, *, problems: SpanProblems 
     problems = SpanProblems() if problems is None else problems
     kind = settings.format or SUFFIXES.get(Path(path.name.removesuffix(".xz")).suffix)
     if kind is None:
-        raise InputError(
-            f"the suffix says no format: set format to one of {', '.join(SUFFIXES.values())}", source=str(path)
-        )
+        raise InputError("the suffix says no format: set format to csv, tsv, jsonl or conll", source=str(path))
     readers: dict[str, Callable[[], Iterator[Example]]] = {
         "class": lambda: _class_examples(settings, path, kind),
         "tags": lambda: _tag_examples(settings, path, kind, problems),
