@@ -468,6 +468,7 @@ def tag(
 
 
 cli.add_command(commands.train)
+cli.add_command(commands.evaluate)
 
 
 class Source:

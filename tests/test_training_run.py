@@ -1,4 +1,4 @@
-"""What a training run guarantees: resumed bit for bit, heads of their own, embeddings untouched under frozen backbones."""
+"""What a training run guarantees: resumed bit for bit, heads of their own, frozen backbones untouched."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_every_example_comes_exactly_as_often_as_its_set_has_epochs(
 ) -> None:
     steps = schedule(sets, SIZE, seed=seed, strategy=strategy)
     for number, one in enumerate(sets):
-        expected = {row: one.epochs for row in range(len(one.lengths))} if one.epochs else {}
+        expected = dict.fromkeys(range(len(one.lengths)), one.epochs) if one.epochs else {}
         assert seen(steps, number) == expected
 
 

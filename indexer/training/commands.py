@@ -108,3 +108,95 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+@click.command()
+@click.argument("model", required=False, metavar="[MODEL]")
+@click.option("--compare", nargs=2, metavar="A B", help="Two models in place of one, side by side.")
+@click.option("--task", type=click.Choice(["class", "tags", "similarity", "retrieval"]), required=True)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A file as for training; for retrieval a folder with corpus.jsonl, queries.jsonl and qrels.",
+)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="How the file is read: any key of [[data]] in a training configuration, as label=intent; may be repeated.",
+)
+@click.option("--split", default="test", show_default=True, help="Retrieval: which qrels, as qrels/test.tsv.")
+@click.option(
+    "--pictures", type=click.Path(file_okay=False, path_type=Path), help="Write confusion.svg and reliability.svg here."
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where the model runs.")
+@click.option("--json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    model: str | None,
+    compare: tuple[str, str] | None,
+    task: str,
+    data: Path,
+    keys: tuple[str, ...],
+    split: str,
+    pictures: Path | None,
+    device: str,
+    json: bool,
+) -> None:
+    """Measure MODEL, a folder or a name, on labelled data; "default" is the default model.
+
+    class: accuracy, macro-F1, calibration error, abstention. tags: strict F1 of spans. similarity: Spearman, or nDCG
+    for pairs without scores. retrieval: nDCG@10 and recall@100, exact search, with the extra `eval`. Scores come with
+    95 % intervals.
+
+    \b
+    Examples: indexer evaluate runs/banking77/model --task class --data test.csv --key label=category
+              indexer evaluate --compare default my-model --task retrieval --data scifact
+    """
+    if (model is None) == (compare is None):
+        raise click.UsageError("give either MODEL or --compare A B")
+    if keys and task == "retrieval":
+        raise click.UsageError("--key is for class, tags and similarity")
+    from indexer.model import TextModel
+    from indexer.training.evaluation import evaluate as measure
+    from indexer.training.evaluation import evaluate_retrieval, write_pictures
+    from indexer.training.results import Comparison, Result
+
+    names = [str(model)] if compare is None else list(compare)
+    found = []
+    if task == "retrieval":
+        judged = judged_queries(data, split)
+        for name in names:
+            found.append(evaluate_retrieval(TextModel.load(name, device=device), judged))
+    else:
+        from indexer.training.sets import read_examples
+        from indexer.training.settings import data_settings
+
+        settings = data_settings(task, data, keys)
+        examples = read_examples(settings, data)
+        for name in names:
+            found.append(measure(TextModel.load(name, device=device), settings, examples))
+    if compare is None:
+        result = Result.of(names[0], found[0])
+        click.echo(result.json() if json else "\n".join(result.lines()))
+    else:
+        comparison = Comparison.of(names, found)
+        click.echo(comparison.json() if json else "\n".join(comparison.lines()))
+    if pictures is not None:
+        for name, evaluation in zip(("",) if compare is None else ("first", "second"), found, strict=True):
+            for path in write_pictures(evaluation, pictures / name):
+                click.echo(f"{path}", err=True)
+
+
+def judged_queries(folder: Path, split: str) -> Any:
+    """A retrieval set in BEIR's form. Raises `InputError`."""
+    from indexer.errors import InputError
+    from indexer.training.data import read_beir
+
+    try:
+        return read_beir(folder, split=split)
+    except OSError as error:
+        raise InputError(error.strerror or str(error), source=str(error.filename)) from error
+    except (KeyError, ValueError) as error:
+        raise InputError(f"not in BEIR's form: {type(error).__name__} {error}", source=str(folder)) from error

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,23 @@ def read_config(path: str | Path, *, root: str | Path | None = None, output: str
         table["output"] = str(output)
     config = build_config(table, file=str(path))
     return replace(config, root=path.parent if root is None else Path(root))
+
+
+def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
+    """How a file is read: `keys` are NAME=VALUE as in [[data]], in TOML or as plain text. Raises `ConfigError`."""
+    table: dict[str, Any] = {"task": task, "path": str(path)}
+    for given in keys:
+        name, equals, value = given.partition("=")
+        if not equals:
+            raise ConfigError(f"--key {given}: it must be NAME=VALUE")
+        try:
+            table[name] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            table[name] = value
+    settings = build(DataSettings, table, file="--key")
+    if task == "similarity":
+        _check_pairs(settings, place="--key")
+    return settings
 
 
 def build_config(table: Mapping[str, Any], *, file: str = "configuration") -> TrainConfig:
