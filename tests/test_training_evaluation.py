@@ -103,9 +103,10 @@ def test_retrieval_agrees_with_the_formula(both: TextModel) -> None:
     words = ("hello", "there", "ada", "london", "paris", "acme", "met", "zurich")
     documents = {f"d{n}": " ".join(generator.choice(words, size=4)) for n in range(40)}
     queries = {f"q{n}": " ".join(generator.choice(words, size=2)) for n in range(6)}
+    grades = (1.0, 2.0, 1.0, 1.0, 2.0)
     relevant = {
-        q: {f"d{n}": float(g) for n, g in zip(generator.permutation(40)[:5], (1, 2, 1, 1, 2), strict=True)}
-        for q in queries
+        query: {f"d{n}": grade for n, grade in zip(generator.permutation(40)[:5], grades, strict=True)}
+        for query in queries
     }
     found = evaluate_retrieval(both, Retrieval(documents, queries, relevant))
     table, asked = unit(both.encode(list(documents.values()))), unit(both.encode(list(queries.values())))
