@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from training import CLASSES, PAIRS, SCORES, SPANS, configure, raw, save, with_both_heads, write_data
 
 from indexer.checkpoint import load_checkpoint
+from indexer.errors import LockedError
 from indexer.model import TextModel
 from indexer.training.keys import ConfigError
-from indexer.training.loop import rate_factor, train
+from indexer.training.loop import train
 from indexer.training.settings import TrainConfig, read_config
+from indexer.training.step import rate_factor
 
 TEXTS = ["hello there london", "ada met paris in the zurich", "acme"]
 
@@ -276,6 +278,17 @@ def test_another_configuration_or_other_data_do_not_go_into_a_runs_folder(folder
         file.write("hello,place\n")
     with pytest.raises(ConfigError, match="holds a run with other data"):
         train(config, base=raw())
+
+
+def test_two_runs_cannot_share_a_folder(folder: Path) -> None:
+    config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 1})
+
+    def start_another(event: Mapping[str, Any]) -> None:
+        if event["event"] == "step":
+            with pytest.raises(LockedError, match="is being written to by process"):
+                train(config, base=raw())
+
+    train(config, base=raw(), watch=start_another)
 
 
 def test_a_folder_of_something_else_is_left_alone(folder: Path) -> None:

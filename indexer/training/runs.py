@@ -24,10 +24,12 @@ from torch import Tensor, nn
 
 from indexer.durable import write_file
 from indexer.errors import TagdexError
+from indexer.lock import WriterLock
 from indexer.training.adapt import Group
 from indexer.training.keys import ConfigError
 
-STATE, BEST, LOG, RUN = "state.safetensors", "best.safetensors", "log.jsonl", "run.json"
+STATE, BEST, LOG, RUN, LOCK = "state.safetensors", "best.safetensors", "log.jsonl", "run.json", "LOCK"
+_BEGUN = (LOCK, f"{RUN}.tmp")  # what there may be before run.json is
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,31 @@ class Position:
 
 
 class RunFolder:
-    """Reads and writes one folder. Raises `ConfigError` where it holds another run."""
+    """Reads and writes one folder, held by one process until it is closed.
+
+    Raises `ConfigError` where the folder holds another run, and `LockedError` where another process holds it.
+    """
 
     def __init__(self, folder: Path, *, config: str, data: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / RUN).is_file() and any(path.name not in _BEGUN for path in folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty, and holds no run: choose another output")
+        self._lock = WriterLock(folder / LOCK)
+        try:
+            self._claim(folder, config=config, data=data)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _claim(self, folder: Path, *, config: str, data: str) -> None:
+        """Say whose folder it is, or check that it is this run's."""
         facts = {"config": config, "data": data}
         path = folder / RUN
         if path.is_file():
@@ -64,8 +86,6 @@ class RunFolder:
                         f"{folder} holds a run with {what} ({str(known.get(name))[:12]}, now {facts[name][:12]}): "
                         "choose another output, or delete the folder"
                     )
-        elif any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty, and holds no run: choose another output")
         else:
             self.write_json(RUN, facts)
 
