@@ -298,6 +298,20 @@ def test_a_folder_of_something_else_is_left_alone(folder: Path) -> None:
         train(configure(folder, "notes", [CLASSES], {"train": "heads"}), base=raw())
 
 
+@pytest.mark.parametrize("kind", ["heads", "all"])
+def test_half_precision_trains_contextual_heads(folder: Path, kind: str) -> None:
+    config = configure(
+        folder,
+        "run",
+        [SPANS],
+        {"train": kind, "epochs": 1, "precision": "bf16", "dropout": 0.2},
+        model={"tag_head": "contextual", "tag_head_width": 16, "tag_layers": [-1, -2]},
+        early_stopping={"keep": "last"},
+    )
+    train(config, base=raw())
+    assert all(tensor.dtype == torch.float32 and torch.isfinite(tensor).all() for tensor in weights(config).values())
+
+
 def test_the_class_temperature_is_fitted_on_dev(folder: Path) -> None:
     config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 5, "learning_rate": 1e-2})
     train(config, base=raw())
