@@ -74,8 +74,8 @@ def test_a_stopped_run_ends_with_the_same_bits_and_the_same_log(folder: Path, st
             train(stopped, base=raw(), watch=Stop(steps))
     train(stopped, base=raw())
     assert_same(weights(whole), weights(stopped))
-    logs = [(Path(config.output) / "log.jsonl").read_bytes() for config in (whole, stopped)]
-    assert logs[0] == logs[1]
+    for name in ("log.jsonl", "scores.json", "model/config.json"):
+        assert (Path(whole.output) / name).read_bytes() == (Path(stopped.output) / name).read_bytes()
 
 
 _KILLED = """

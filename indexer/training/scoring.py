@@ -164,6 +164,7 @@ def _each_batch(
 ) -> None:
     lengths = [len(window.ids) for window in encoded.windows]
     padding = model.model.backbone.config.model_type not in UNMASKED
+    model.model.eval()  # also where a phase has just ended: dropout has no place in an answer
     for batch in plan_batches(lengths, max_tokens=model.batch_tokens, padding=padding):
         with torch.inference_mode():
             outputs = forward(model, encoded, batch, states)
