@@ -18,6 +18,7 @@ import click
 from indexer import __version__
 from indexer.command import CONTEXT, counted, model_options, one_line, run
 from indexer.errors import CorruptIndexError, InputError
+from indexer.training import commands
 
 if TYPE_CHECKING:
     from indexer.backup import Copied
@@ -464,6 +465,10 @@ def tag(
                         }
                     )
                 )
+
+
+cli.add_command(commands.train)
+cli.add_command(commands.evaluate)
 
 
 class Source:

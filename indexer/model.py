@@ -102,10 +102,10 @@ class TextModel:
 
         Raises `ModelError` for a text that is longer.
         """
-        windows = self._windows(texts)
+        windows = self.windows(texts)
         if len(windows) != len(texts):
             raise ModelError(f"a text is longer than one window of {self.config.max_length} tokens: split it first")
-        return self._pad(windows)
+        return self.pad(windows)
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
@@ -124,7 +124,7 @@ class TextModel:
     def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
-        windows = self._windows(texts)
+        windows = self.windows(texts)
         results: list[WindowResult | None] = [None] * len(windows)
         lengths = [len(window.ids) for window in windows]
         padding = self.model.backbone.config.model_type not in UNMASKED
@@ -144,7 +144,7 @@ class TextModel:
         is, but over the tokens that begin in the part, without special tokens; zeros for a part without a token.
         """
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
-        windows = self._windows(texts)
+        windows = self.windows(texts)
         shape = len(self.config.pooled_layers), self.model.width
         sums = [np.zeros((len(own), *shape), dtype=np.float32) for own in parts]
         counts = [np.zeros(len(own), dtype=np.float32) for own in parts]
@@ -152,7 +152,7 @@ class TextModel:
         lengths = [len(window.ids) for window in windows]
         for batch in plan_batches(lengths, max_tokens=self.batch_tokens, padding=padding):
             with torch.inference_mode():
-                states = self.model.token_states(*self._pad([windows[at] for at in batch])).float()
+                states = self.model.token_states(*self.pad([windows[at] for at in batch])).float()
             for row, window in enumerate(windows[at] for at in batch):
                 belongs = self._tokens_of_parts(window, texts[window.text], parts[window.text])
                 weights = torch.from_numpy(belongs).to(states)
@@ -166,14 +166,14 @@ class TextModel:
 
     def _tokens_of_parts(self, window: Window, text: str, parts: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
         """1 where a token of the window begins in the part, else 0: (parts, tokens)."""
-        offsets = self._token_offsets(window, text[window.start : window.end])
+        offsets = self.token_offsets(window, text[window.start : window.end])
         first, last = offsets[:, 0] + window.start, offsets[:, 1] + window.start
         bounds = np.array(parts, dtype=np.int64).reshape(-1, 2)
         inside = (first >= bounds[:, :1]) & (first < bounds[:, 1:]) & (last > first)
         return inside.astype(np.float32)
 
-    def _windows(self, texts: Sequence[str]) -> list[Window]:
-        """Tokenise, and split what is longer than one window."""
+    def windows(self, texts: Sequence[str]) -> list[Window]:
+        """Tokenise, and split what is longer than one window: each text's windows behind each other, in order."""
         with no_panic(self.name):
             return self._cut(texts)
 
@@ -210,7 +210,7 @@ class TextModel:
 
     def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> Iterator[WindowResult]:
         """One batch through the model."""
-        ids, mask = self._pad(windows)
+        ids, mask = self.pad(windows)
         with torch.inference_mode():
             outputs = self.model(ids, mask, classes=tags, tags=tags)
         assert_finite(outputs.layer_means, name=self.name)
@@ -219,13 +219,14 @@ class TextModel:
         spans: list[list[Span]] = [[] for _ in windows]
         if outputs.tag_logits is not None:
             pieces = [texts[window.text][window.start : window.end] for window in windows]
-            spans = self._decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
+            spans = self.decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
         for index in range(len(windows)):
             yield WindowResult(
                 means=means[index], class_logits=None if logits is None else logits[index], spans=spans[index]
             )
 
-    def _pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    def pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask, int64 (windows, longest), on the model's device."""
         longest = max(len(window.ids) for window in windows)
         ids = np.full((len(windows), longest), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(windows), longest), dtype=np.int64)
@@ -234,14 +235,14 @@ class TextModel:
             mask[row, : len(window.ids)] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
-    def _decode(
+    def decode(
         self, logits: npt.NDArray[np.float32], windows: Sequence[Window], pieces: Sequence[str]
     ) -> list[list[Span]]:
         """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
         types = self.entity_types or ()
         words = [iob.split_words(piece) for piece in pieces]
         firsts = [
-            iob.first_tokens(cut, self._token_offsets(window, piece))
+            iob.first_tokens(cut, self.token_offsets(window, piece))
             for window, piece, cut in zip(windows, pieces, words, strict=True)
         ]
         lengths = np.array([len(cut) for cut in words], dtype=np.int64)
@@ -269,7 +270,8 @@ class TextModel:
             )
         return spans
 
-    def _token_offsets(self, window: Window, piece: str) -> iob.Offsets:
+    def token_offsets(self, window: Window, piece: str) -> iob.Offsets:
+        """Offsets of a window's tokens into its piece of text, without leading white space; none below 0."""
         offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
         shift = len(self.config.prefix)
         if self._offsets_hold_spaces:  # the first word's token may begin with the prefix's last space

@@ -95,6 +95,8 @@ def test_records_errors_and_filters_know_no_model(file: Path) -> None:
         "indexer.filters",
         "indexer.readers",
         "indexer.records",
+        "indexer.training.commands",
+        "indexer.training.settings",
         "search",
         "search.cli",
         "search.facet_lines",

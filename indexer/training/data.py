@@ -69,16 +69,19 @@ def read_columns(
     tag: int,
     types: Mapping[str, str] | None = None,
     drop_handles: bool = False,
+    separator: str | None = "\t",
+    encoding: str = "utf-8",
 ) -> list[TaggedText]:
     """Read a CoNLL-like file: one token a line in columns separated by tabs, sentences by blank lines.
 
-    `token` and `tag` are column numbers from 0. A `# text = …` comment gives a sentence's raw text; without
-    one, the tokens are joined by `join_tokens`. `types` renames the entity types, and those it does not name
-    are dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than the
-    rest. Raises `DataError` for a line without the columns, and for tokens that are not in the raw text.
+    With `separator=None`, any white space separates columns. `token` and `tag` are column numbers from 0. A
+    `# text = …` comment gives a sentence's raw text; without one, the tokens are joined by `join_tokens`. `types`
+    renames the entity types, and those it does not name are dropped. `drop_handles` leaves out tokens such as "@name",
+    for data that tags them otherwise than the rest. Raises `DataError` for a line without the columns, and for tokens
+    that are not in the raw text.
     """
     texts = []
-    for sentence in _sentences(Path(path), columns=max(token, tag) + 1):
+    for sentence in _sentences(Path(path), columns=max(token, tag) + 1, separator=separator, encoding=encoding):
         tokens, tags = sentence.column(token), sentence.column(tag)
         if drop_handles:
             kept = [index for index, word in enumerate(tokens) if not re.fullmatch(r"@\w+", word)]
@@ -280,7 +283,7 @@ def read_beir(folder: str | Path, *, split: str) -> Retrieval:
 
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSON Lines file, decompressed if its name ends in .xz."""
-    with _open(Path(path)) as file:
+    with open_text(Path(path)) as file:
         for line in file:
             if line.strip():
                 yield json.loads(line)
@@ -304,10 +307,10 @@ class _Sentence:
         return [row[index] for row in self.rows]
 
 
-def _sentences(path: Path, *, columns: int) -> Iterator[_Sentence]:
+def _sentences(path: Path, *, columns: int, separator: str | None, encoding: str) -> Iterator[_Sentence]:
     rows: list[list[str]] = []
     text: str | None = None
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(_lines(path, encoding), start=1):
         if not line.strip():
             if rows:
                 yield _Sentence(rows, text)
@@ -317,7 +320,7 @@ def _sentences(path: Path, *, columns: int) -> Iterator[_Sentence]:
             if name == "text" and equals:
                 text = value
         else:
-            fields = line.split("\t")
+            fields = line.split(separator)
             if len(fields) < columns:
                 raise DataError(f"{path}, line {number}: expected {columns} columns, got {len(fields)}")
             rows.append(fields)
@@ -325,12 +328,14 @@ def _sentences(path: Path, *, columns: int) -> Iterator[_Sentence]:
         yield _Sentence(rows, text)
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _lines(path: Path, encoding: str) -> Iterable[str]:
     # Not splitlines(): it also cuts at characters that tweets hold, such as U+2028 and U+0085.
-    return path.read_text(encoding="utf-8").replace("\r\n", "\n").split("\n")
+    with open_text(path, encoding=encoding) as file:
+        return file.read().replace("\r\n", "\n").split("\n")
 
 
-def _open(path: Path) -> io.TextIOBase:
+def open_text(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> io.TextIOBase:
+    """A file to read text from, decompressed if its name ends in .xz."""
     if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return lzma.open(path, "rt", encoding=encoding, newline=newline)
+    return path.open(encoding=encoding, newline=newline)

@@ -1,0 +1,327 @@
+"""A training run: configuration in, model out. `train` tells the story, `run_phase` holds the step.
+
+Which batch a step sees and which numbers its dropout draws follow from the seed and the step's number alone, so that a
+run that was killed goes on bit for bit as if it had not been (on the same machine, with as many threads).
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
+from indexer.model import TextModel
+from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
+from indexer.training.calibration import fit_temperature
+from indexer.training.encoded import UNKNOWN, Encoded, encode
+from indexer.training.keys import ConfigError
+from indexer.training.plots import curves
+from indexer.training.report import Report, data_report
+from indexer.training.runs import Position, RunFolder
+from indexer.training.sampling import BatchSize, SetSize, Step, schedule
+from indexer.training.scoring import DevSet, Scores, class_logits, score_sets, text_classes
+from indexer.training.sets import DataSet, read_set
+from indexer.training.settings import PhaseSettings, TrainConfig
+from indexer.training.start import start_model
+from indexer.training.states import States, cached_states
+from indexer.training.step import Run, Watcher, batch_loss, precision, rate_factor, seed_of
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: the model's folder, and its dev scores by set."""
+
+    folder: Path
+    scores: dict[str, float]
+    report: Report | None
+
+
+def train(config: TrainConfig, *, base: Loaded | None = None, watch: Watcher | None = None) -> Result:
+    """Train a model as configured, or go on with a run that was stopped; `output`/model holds the result.
+
+    `base` takes the place of `[model] base`; it is not changed. `watch` is called with every event of the log, and with
+    the data report before anything is trained. Raises `ConfigError`, `InputError` and `ModelError`, and `LockedError`
+    where another process trains in the same folder.
+    """
+    sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
+    with RunFolder(Path(config.output), config=config.digest(), data=digest_of(sets)) as folder:
+        if folder.model.is_dir():
+            return Result(folder.model, _finished(folder), None)
+        loaded = load_checkpoint(config.model.base) if base is None else copy.deepcopy(base)
+        run, report = prepare(config, folder, sets, loaded, watch or _unwatched)
+        devices = [run.model.device] if run.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            position = folder.position()
+            if position is None:
+                position = Position()
+                folder.cut_log(0)
+            for number in range(position.phase, len(config.phase)):
+                position = run_phase(run, number, position)
+        folder.load_state(run.model.model, None)  # where the phases had ended before, and only the model is missing
+        return finish(run, report)
+
+
+def prepare(
+    config: TrainConfig, folder: RunFolder, sets: Sequence[DataSet], loaded: Loaded, watch: Watcher
+) -> tuple[Run, Report]:
+    """The model with its heads, the data as windows, and the report on them."""
+    begun = start_model(loaded, config.model, sets, seed=config.seed)
+    model = TextModel(begun.loaded, device=config.device)
+    check_dimensions(config, model)
+    encoded = [encode(data.settings, data.train, model) for data in sets]
+    report = data_report(sets, encoded, begun.heads)
+    folder.write_json("report.json", asdict(report))
+    watch({"event": "report", "report": report})
+    run = Run(
+        config=config,
+        folder=folder,
+        model=model,
+        train=encoded,
+        dev=[DevSet(data, encode(data.settings, data.dev, model)) for data in sets if data.dev],
+        start=copy.deepcopy(model.model.backbone).eval() if config.distill.weight else None,
+        watch=watch,
+    )
+    return run, report
+
+
+def look(config: TrainConfig) -> Report:
+    """The data report of a run, without training and without its folder. Raises as `train` does."""
+    sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
+    begun = start_model(load_checkpoint(config.model.base), config.model, sets, seed=config.seed)
+    model = TextModel(begun.loaded, device=config.device)
+    check_dimensions(config, model)
+    return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
+
+
+def run_phase(run: Run, number: int, position: Position) -> Position:
+    """One phase from where the run stands to its end; returns the start of the next."""
+    phase, config, model = run.config.phase[number], run.config, run.model
+    begun = position.step > 0 or position.best is not None
+    if run.folder.position() is not None and not begun:
+        run.folder.load_state(model.model, None)  # a plain model, as the phase before has left it
+    frozen = phase.kind == "heads"
+    torch.manual_seed(seed_of(config.seed, number, -1))  # low-rank updates begin at random
+    dropouts = set_dropout(model.model, phase.dropout)
+    trained = adapt(model.model, phase)
+    optimizer = torch.optim.AdamW(
+        [{"params": list(group.parameters), "lr": group.rate, "weight_decay": group.weight_decay} for group in trained]
+    )
+    if begun:
+        run.folder.load_state(model.model, optimizer)
+    states, dev = phase_states(run, phase)
+    plan = phase_schedule(run, phase, number)
+    total = math.ceil(len(plan) / phase.accumulate)
+    every = config.early_stopping.every or math.ceil(total / max(1, *(phase.epochs_of(d) for d in config.data)))
+    if position.best is None and dev:
+        position = score(run, number, position, trained, dev, total)
+        position = save_state(run, position, optimizer)
+    set_train_mode(model.model, phase)
+    while position.step < total and not position.stopped:
+        step = position.step
+        torch.manual_seed(seed_of(config.seed, number, step))
+        factor = rate_factor(step, total, warmup=phase.warmup, decay=phase.decay)
+        for group, settings in zip(trained, optimizer.param_groups, strict=True):
+            settings["lr"] = group.rate * factor
+        batches = plan[step * phase.accumulate : (step + 1) * phase.accumulate]
+        found: dict[str, list[float]] = {}
+        for batch in batches:
+            encoded = run.train[batch.set]
+            with precision(phase, model.device):
+                loss, parts = batch_loss(run, encoded, batch, states.get(batch.set), distill=not frozen)
+            (loss * encoded.settings.weight / len(batches)).backward()  # type: ignore[no-untyped-call]
+            for name, value in parts.items():
+                found.setdefault(name, []).append(value)
+        weights = [parameter for group in trained for parameter in group.parameters]
+        norm = nn.utils.clip_grad_norm_(weights, phase.clip if phase.clip is not None else math.inf)
+        if not torch.isfinite(norm):
+            raise ConfigError(
+                f"phase {number + 1}, step {step + 1}: the gradient is not finite; lower learning_rate "
+                f"({phase.rate:g}) or set precision = 'fp32'"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        position = replace(position, step=step + 1)
+        event = {"event": "step", "phase": number, "step": step + 1, "of": total, "rate": phase.rate * factor}
+        tell(run, {**event, "norm": float(norm), "losses": {k: sum(v) / len(v) for k, v in found.items()}})
+        if dev and (position.step % every == 0 or position.step == total):
+            position = score(run, number, position, trained, dev, total)
+            set_train_mode(model.model, phase)
+            position = save_state(run, position, optimizer)
+        elif position.step % config.checkpoint_every == 0:
+            position = save_state(run, position, optimizer)
+    if dev and (config.early_stopping.keep == "best" or rejected(run, model, dev, position)):
+        run.folder.load_best(trained)
+    for module, share in dropouts:
+        module.p = share
+    apart = phase.kind == "lora" and phase.lora.save == "apart"
+    restore(model.model, phase, adapter=run.folder.folder / f"adapter-{number + 1}" if apart else None)
+    return save_state(run, Position(phase=number + 1, floor=position.floor), None)
+
+
+# Around the steps
+
+
+def phase_schedule(run: Run, phase: PhaseSettings, number: int) -> list[Step]:
+    """All batches of a phase."""
+    config = run.config
+    return schedule(
+        [SetSize(one.lengths, phase.epochs_of(one.settings)) for one in run.train],
+        BatchSize(tokens=phase.batch_tokens, examples=phase.batch_size),
+        seed=config.seed * 1000 + number,
+        strategy=config.mix.strategy,
+        stop=config.mix.stop,
+        temperature=config.mix.temperature,
+    )
+
+
+def phase_states(run: Run, phase: PhaseSettings) -> tuple[dict[int, States], list[DevSet]]:
+    """With a frozen backbone the states of all sets, computed once; otherwise none, and the dev sets as they are."""
+    if phase.kind != "heads":
+        return {}, [replace(dev, states=None) for dev in run.dev]
+    model, cache = run.model, run.folder.folder / "cache"
+    now = attach(model.model, model.tokenizer, name=model.name)  # the fingerprint as earlier phases have left it
+    model.fingerprint = now.fingerprint
+
+    def states(encoded: Encoded) -> States:
+        def told(done: int, of: int) -> None:
+            run.watch({"event": "states", "set": encoded.title, "step": done, "of": of})
+
+        return cached_states(model, encoded, cache, on_batch=told)
+
+    heads = heads_of(model.model)
+    found = {i: states(one) for i, one in enumerate(run.train) if one.rows and phase.epochs_of(one.settings)}
+    dev = [
+        replace(one, states=states(one.encoded) if one.data.task in heads else None)
+        for one in run.dev
+        if one.data.task in heads
+    ]
+    return found, dev
+
+
+def score(
+    run: Run, number: int, position: Position, trained: list[Group], dev: Sequence[DevSet], total: int
+) -> Position:
+    """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones."""
+    stopping = run.config.early_stopping
+    scores = score_sets(run.model, dev, weights=stopping.weights)
+    similarity = scores.tasks.get("similarity")
+    floor = similarity if position.floor is None else position.floor
+    refused = below_floor(run.config, similarity, floor)
+    better = not refused and (position.best is None or scores.mean > position.best)
+    first = position.best is None
+    if better or first:
+        run.folder.save_best(trained)
+    tell(
+        run,
+        {
+            "event": "scores",
+            "phase": number,
+            "step": position.step,
+            "of": total,
+            "sets": scores.sets,
+            "mean": scores.mean,
+            "best": better or first,
+            "refused": refused,
+        },
+    )
+    stale = 0 if better or first else position.stale + 1
+    return replace(
+        position,
+        best=scores.mean if better or first else position.best,
+        stale=stale,
+        floor=floor,
+        stopped=stopping.patience is not None and stale >= stopping.patience,
+    )
+
+
+def below_floor(config: TrainConfig, similarity: float | None, floor: float | None) -> bool:
+    """Whether the guard refuses weights with this dev score in similarity."""
+    drop = config.guard.max_drop
+    return drop is not None and similarity is not None and floor is not None and similarity < floor - drop
+
+
+def rejected(run: Run, model: TextModel, dev: Sequence[DevSet], position: Position) -> bool:
+    """Whether the guard refuses the last weights, where they would be kept."""
+    if run.config.guard.max_drop is None:
+        return False
+    return below_floor(run.config, score_sets(model, dev).tasks.get("similarity"), position.floor)
+
+
+def save_state(run: Run, position: Position, optimizer: torch.optim.Optimizer | None) -> Position:
+    """Write where the run stands."""
+    backbone = any(phase.kind != "heads" for phase in run.config.phase)
+    return run.folder.save_state(position, run.model.model, optimizer, backbone=backbone)
+
+
+def tell(run: Run, event: Mapping[str, Any]) -> None:
+    """Log an event and show it."""
+    run.folder.log(event)
+    run.watch(event)
+
+
+def finish(run: Run, report: Report) -> Result:
+    """Fit the class temperature, score once more through the finished model, and write it."""
+    model = run.model
+    if run.config.model.calibrate:
+        calibrate(run)
+    scores: Scores = score_sets(model, run.dev, weights=run.config.early_stopping.weights)
+    finished = attach(model.model, model.tokenizer, name=model.name)
+    run.folder.write_json("scores.json", {"sets": scores.sets, "tasks": scores.tasks, "mean": scores.mean})
+    picture = curves(run.folder.events())
+    (run.folder.folder / "curves.svg").write_text(picture, encoding="utf-8")
+    temporary = run.folder.folder / "model.unfinished"
+    if temporary.is_dir():
+        for file in temporary.iterdir():
+            file.unlink()
+    save_checkpoint(finished, temporary)
+    temporary.rename(run.folder.model)
+    return Result(run.folder.model, scores.sets, report)
+
+
+def calibrate(run: Run) -> None:
+    """Divide the class logits by the temperature with the smallest cross-entropy on the dev sets (Guo et al. 2017)."""
+    trained = [one for one in run.dev if one.data.task == "class" and one.data.train]
+    if not trained or all(p.epochs_of(d.data.settings) == 0 for p in run.config.phase for d in trained):
+        return
+    logits, gold = [], []
+    for one in trained:
+        classes = text_classes(one.encoded)
+        known = classes != UNKNOWN
+        logits.append(torch.from_numpy(class_logits(run.model, one.encoded)[known]))
+        gold.append(torch.from_numpy(classes[known]))
+    if sum(map(len, gold)):
+        run.model.config.class_temperature = fit_temperature(torch.cat(logits).numpy(), torch.cat(gold).numpy())
+
+
+def check_dimensions(config: TrainConfig, model: TextModel) -> None:
+    """Raise `ConfigError` for a Matryoshka size that the embedding does not have."""
+    for size in config.matryoshka.dimensions:
+        if size >= model.dimension:
+            raise ConfigError(f"[matryoshka] dimensions = [{size}]: the embedding has {model.dimension} dimensions")
+
+
+def _unwatched(_: Mapping[str, Any]) -> None:
+    """Nobody looks."""
+
+
+def digest_of(sets: Sequence[DataSet]) -> str:
+    """SHA-256 over all examples."""
+    digest = hashlib.sha256()
+    for one in sets:
+        for example in (*one.train, None, *one.dev, None):
+            digest.update(repr(example).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _finished(folder: RunFolder) -> dict[str, float]:
+    scores: dict[str, float] = json.loads((folder.folder / "scores.json").read_text(encoding="utf-8"))["sets"]
+    return scores

@@ -1,0 +1,122 @@
+"""What a frozen backbone says about a set, computed once: an epoch of the heads then takes seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from indexer.batches import plan_batches
+from indexer.encoder import pool_layers
+from indexer.heads import Outputs, PooledClassHead
+from indexer.model import UNMASKED, TextModel
+from indexer.training.encoded import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The head's input for each window: `values` (windows, …) for class, (tokens, width) for tags.
+
+    `starts` (windows + 1,) is where each window's tokens begin; a class head has one row for each window.
+    """
+
+    values: npt.NDArray[np.floating]
+    starts: npt.NDArray[np.int64]
+
+
+def cached_states(
+    model: TextModel, encoded: Encoded, folder: Path, *, on_batch: Callable[[int, int], None] | None = None
+) -> States:
+    """The states of a set, from a file in `folder` or computed and written there.
+
+    For class fp32: the first token's last state (windows, width), or for a pooled head the layers' means (windows, L,
+    width). For tags fp16: the token states of the tagged layers, concatenated (tokens, width · layers). The file's
+    name is a hash of the model's fingerprint, the layers and the tokens. `on_batch` is called with the batches that
+    are done and their number.
+    """
+    layers = _layers(model, encoded.task)
+    facts = [model.fingerprint, encoded.task, layers, [window.ids for window in encoded.windows]]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+    tags = encoded.task == "tags"
+    lengths = [len(window.ids) for window in encoded.windows]
+    starts = np.concatenate([[0], np.cumsum(lengths if tags else np.ones(len(lengths)))]).astype(np.int64)
+    path = folder / f"states-{name}.npy"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        _compute(model, encoded, layers, starts, temporary, on_batch)
+        temporary.rename(path)
+    return States(np.load(path, mmap_mode="r"), starts)
+
+
+def head_outputs(model: TextModel, encoded: Encoded, states: States, windows: Sequence[int]) -> Outputs:
+    """A head's logits from cached states; as `MultiTaskModel.forward`, without the backbone."""
+    parts = [np.asarray(states.values[states.starts[w] : states.starts[w + 1]], dtype=np.float32) for w in windows]
+    head: torch.nn.Module
+    if encoded.task == "class":
+        rows = torch.from_numpy(np.concatenate(parts)).to(model.device)
+        head = model.model.class_head
+        logits: Tensor = head(rows if isinstance(head, PooledClassHead) else rows[:, None, :])
+        return Outputs(layer_means=None, class_logits=logits, tag_logits=None)
+    longest = max(len(part) for part in parts)
+    padded = np.zeros((len(parts), longest, states.values.shape[1]), dtype=np.float32)
+    mask = np.zeros((len(parts), longest), dtype=np.int64)
+    for row, part in enumerate(parts):
+        padded[row, : len(part)] = part
+        mask[row, : len(part)] = 1
+    head = model.model.tag_head
+    logits = head(torch.from_numpy(padded).to(model.device), torch.from_numpy(mask).to(model.device))
+    return Outputs(layer_means=None, class_logits=None, tag_logits=logits)
+
+
+def _layers(model: TextModel, task: str) -> list[int]:
+    """The layers that the task's head reads; empty for the first token of the last."""
+    if task == "tags":
+        return list(model.config.tagged_layers)
+    return list(model.config.pooled_layers) if isinstance(model.model.class_head, PooledClassHead) else []
+
+
+def _compute(
+    model: TextModel,
+    encoded: Encoded,
+    layers: Sequence[int],
+    starts: npt.NDArray[np.int64],
+    path: Path,
+    on_batch: Callable[[int, int], None] | None,
+) -> None:
+    width, tags = model.model.width, encoded.task == "tags"
+    shape = (int(starts[-1]), *((width * len(layers),) if tags else _shape(layers, width)))
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16 if tags else np.float32, shape=shape)
+    lengths = [len(window.ids) for window in encoded.windows]
+    padding = model.model.backbone.config.model_type not in UNMASKED
+    plan = plan_batches(lengths, max_tokens=model.batch_tokens, padding=padding)
+    model.model.eval()
+    for done, batch in enumerate(plan, start=1):
+        ids, mask = model.pad([encoded.windows[index] for index in batch])
+        with torch.inference_mode():
+            result = model.model.backbone(
+                input_ids=ids, attention_mask=mask, output_hidden_states=sorted(set(layers)) or None
+            )
+            if not layers:
+                found = result.last_hidden_state[:, 0]
+            elif tags:
+                found = torch.cat([result.hidden_states[layer] for layer in layers], dim=2)
+            else:
+                found = pool_layers([result.hidden_states[layer] for layer in layers], mask)
+        rows = found.float().cpu().numpy()
+        for row, index in enumerate(batch):
+            values[starts[index] : starts[index + 1]] = rows[row, : lengths[index]] if tags else rows[row]
+        if on_batch is not None:
+            on_batch(done, len(plan))
+    values.flush()
+
+
+def _shape(layers: Sequence[int], width: int) -> tuple[int, ...]:
+    return (len(layers), width) if layers else (width,)
