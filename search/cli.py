@@ -100,7 +100,7 @@ def fusion_options(command: F) -> F:
     return click.option(
         "--fusion",
         type=click.Choice(["rrf", "weighted"]),
-        default="rrf",
+        default="weighted",
         show_default=True,
         help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
     )(command)

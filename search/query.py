@@ -41,7 +41,7 @@ class Query:
     filter: Filter | None = None
     min_score: float | None = None
     mode: str = "cosine"
-    fusion: str = "rrf"
+    fusion: str = "weighted"
     keyword_weight: float = 0.5
     distinct: float | None = None
     mmr: float | None = None
