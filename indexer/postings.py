@@ -26,7 +26,8 @@ from indexer.stored import StoredDocument, read_documents
 LOG_TRIMMED = "log_trimmed"
 """Setting: the number of the last change that the log may lack."""
 
-MAX_CHANGED = 2_000  # documents; of more than that a bitmap is read by SQL again
+# Where so many documents, or an eighth of all, have changed, a bitmap is read by SQL again.
+MAX_CHANGED, LEAST_CHANGED = 2_000, 64
 LOG_KEPT = 2 * MAX_CHANGED  # changes that stay in the log for readers to follow
 
 
@@ -163,11 +164,13 @@ class Postings:
         with self._mutex:
             if (after, last) in self._deltas:
                 return self._deltas[after, last]
+        (documents,) = connection.execute("SELECT documents FROM commits").fetchone()
+        most = min(MAX_CHANGED, max(LEAST_CHANGED, documents // 8))
         rows = connection.execute(
-            "SELECT DISTINCT doc FROM changes WHERE seq > ? LIMIT ?", (after, MAX_CHANGED + 1)
+            "SELECT DISTINCT doc FROM changes WHERE seq > ? LIMIT ?", (after, most + 1)
         ).fetchall()
         delta = None
-        if len(rows) <= MAX_CHANGED:
+        if len(rows) <= most:
             docs = [doc for (doc,) in rows]
             delta = Delta(BitMap(docs), read_documents(connection, docs).values())
         with self._mutex:
