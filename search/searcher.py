@@ -17,7 +17,8 @@ from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import FloatArray
-from indexer.settings import check_model
+from indexer.settings import IndexSettings, check_model
+from indexer.stored import StoredDocument
 from search.counting import count_facets
 from search.diversity import Group, diversify
 from search.enrich import enrich
@@ -69,6 +70,11 @@ class Searcher:
     def info(self) -> IndexInfo:
         """Counts, sizes and the model of the index."""
         return self._reader.info()
+
+    @property
+    def settings(self) -> IndexSettings:
+        """The index's model and its heads, as of the commit that was seen last."""
+        return self._reader.settings
 
     @property
     def commit(self) -> int:
@@ -238,12 +244,17 @@ class Searcher:
             )
             return self._find(snapshot, "", vector, query, Explanation(), exclude=frozenset(docs.values()))
 
-    def answer(self, text: str, query: Query, *, path: str = "auto") -> Answer:
-        """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`."""
+    def answer(self, text: str, query: Query, *, path: str = "auto", vector: FloatArray | None = None) -> Answer:
+        """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`.
+
+        `vector`: the text's embedding, fp32 (dimension,), where the caller has it already.
+        """
         _check_text(text)
         self._check_filter(query.filter)
-        explanation, vector = Explanation(), None
-        if query.mode != "keyword":
+        explanation = Explanation()
+        if vector is not None:
+            self._check_vector(vector)
+        elif query.mode != "keyword":
             with explanation.timed("model"):
                 vector = self.model.encode([text])[0]
         with self._reader.snapshot() as snapshot:
@@ -304,6 +315,13 @@ class Searcher:
             numbers = snapshot.numbers_of(ids)
             allowed = None if tree is None else snapshot.allowed(tree)
             return {id_ for id_, doc in numbers.items() if allowed is None or doc in allowed}
+
+    def documents(self, ids: Iterable[str]) -> dict[str, StoredDocument]:
+        """Those of the ids whose documents are in the index, with everything that it says about them, of one commit."""
+        with self._reader.snapshot() as snapshot:
+            numbers = snapshot.numbers_of(ids)
+            found = snapshot.documents(list(numbers.values()))
+            return {id_: found[doc] for id_, doc in numbers.items()}
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
