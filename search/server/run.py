@@ -91,7 +91,7 @@ def check_address(host: str, *, tokens: bool) -> None:
 
 
 def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and it returns in under ten seconds."""
+    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and the process ends within ten seconds."""
     log.set_up(texts=service.settings.log_texts)
     config = uvicorn.Config(
         create_app(service),
@@ -115,7 +115,8 @@ def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str]
     host, port = listener.getsockname()[:2]
     on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     server.run(sockets=[listener])
-    if service.busy:  # a thread that cannot be stopped; what it has not committed was never acknowledged
+    if service.busy:  # with a call that cannot be stopped; what it has not committed was never acknowledged
         log.ERRORS.warning("ended while a thread was still at work")
-        sys.stderr.flush()
-        os._exit(0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # to tear down torch takes seconds on a busy machine, and a thread at work would not end at all
