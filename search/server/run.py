@@ -90,10 +90,9 @@ def check_address(host: str, *, tokens: bool) -> None:
         )
 
 
-def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and the process ends within ten seconds."""
-    log.set_up(texts=service.settings.log_texts)
-    config = uvicorn.Config(
+def config_of(service: Service) -> uvicorn.Config:
+    """How uvicorn serves a service."""
+    return uvicorn.Config(
         create_app(service),
         http=Protocol,
         ws="none",
@@ -108,15 +107,25 @@ def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str]
         timeout_keep_alive=30,
         timeout_graceful_shutdown=GRACE,
     )
-    server = uvicorn.Server(config)
+
+
+def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str], None]) -> None:
+    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and the process ends within ten seconds."""
+    log.set_up(texts=service.settings.log_texts)
+    server = uvicorn.Server(config_of(service))
     # uvicorn raises the signals that it has met again when it is done; then they mean nothing any more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    host, port = listener.getsockname()[:2]
-    on_start(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    on_start(url_of(listener))
     server.run(sockets=[listener])
     if service.busy:  # with a call that cannot be stopped; what it has not committed was never acknowledged
         log.ERRORS.warning("ended while a thread was still at work")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # to tear down torch takes seconds on a busy machine, and a thread at work would not end at all
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a socket, as one types it into a browser."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"

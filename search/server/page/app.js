@@ -40,7 +40,7 @@ async function show() {
     if (own !== underWay) return;
     byId("error").replaceChildren();
     showHits(hits, facets);
-    byId("facets").replaceChildren(...facetElements(facets.facets, state.filters, toggle));
+    showFacets(facets);
   } catch (error) {
     if (error.name === "AbortError" || own !== underWay) return;
     showError(error);
@@ -92,6 +92,16 @@ function showHits(hits, facets) {
     results.replaceChildren(...hits.map((hit, at) => hitElement(hit, at + 1, { onLike: like })));
   }
   byId("more").hidden = hits === null || hits.length < state.n || state.n >= maximum;
+}
+
+// New buttons take the place of the old ones; the one that has the keyboard keeps it.
+function showFacets(facets) {
+  const chosen = byId("facets").contains(document.activeElement) ? document.activeElement.dataset.filter : null;
+  byId("facets").replaceChildren(...facetElements(facets.facets, state.filters, toggle));
+  if (chosen !== null) {
+    const again = [...byId("facets").querySelectorAll("button")].find((button) => button.dataset.filter === chosen);
+    (again ?? byId("results")).focus();
+  }
 }
 
 function showError(error) {

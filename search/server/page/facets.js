@@ -16,7 +16,11 @@ export function facetElements(facets, active, onToggle) {
               return element("li", {
                 children: [
                   element("button", {
-                    attributes: { type: "button", "aria-pressed": String(active.some((one) => same(one, filter))) },
+                    attributes: {
+                      type: "button",
+                      "data-filter": JSON.stringify(filter),
+                      "aria-pressed": String(active.some((one) => same(one, filter))),
+                    },
                     on: { click: () => onToggle(filter) },
                     children: [
                       element("span", { text: String(value.value) }),
