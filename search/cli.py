@@ -361,6 +361,7 @@ def facets(
 @click.option(
     "--token",
     "tokens",
+    envvar="SEARCH_SERVE_TOKEN",
     multiple=True,
     metavar="SCOPES:TOKEN",
     help="A token that is accepted, as in read:… or read,write:…; better set as SEARCH_SERVE_TOKEN, which no list of "

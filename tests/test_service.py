@@ -81,7 +81,9 @@ def test_a_filter_can_be_text_or_json(client: Any) -> None:
         hits = client.post("/v1/search", json={"query": "boat", "filter": filter}).json()["hits"]
         assert {hit["id"] for hit in hits} == wanted
     entity = {"entity": {"type": "ORG", "text": "nordal", "match": "exact"}}
-    assert [hit["id"] for hit in client.post("/v1/search", json={"query": "x", "filter": entity}).json()["hits"]] == ["atom"]
+    assert [hit["id"] for hit in client.post("/v1/search", json={"query": "x", "filter": entity}).json()["hits"]] == [
+        "atom"
+    ]
 
 
 def test_search_by_vector(client: Any) -> None:
@@ -115,8 +117,10 @@ def test_what_is_wrong_in_a_batch_is_named(client: Any) -> None:
     assert problem(answer, 422, "invalid-query")["search"] == 1
 
 
-def test_similar_leaves_the_examples_out(client: Any, service: Service) -> None:
-    hits = client.post("/v1/similar", json={"ids": ["boat"], "texts": ["steel"], "not_ids": ["song"], "k": 9}).json()["hits"]
+def test_similar_leaves_the_examples_out(client: Any) -> None:
+    hits = client.post("/v1/similar", json={"ids": ["boat"], "texts": ["steel"], "not_ids": ["song"], "k": 9}).json()[
+        "hits"
+    ]
     assert {hit["id"] for hit in hits} == {"steel", "ball", "atom"}
     problem(client.post("/v1/similar", json={"ids": ["nope"]}), 422, "invalid-query")
     problem(client.post("/v1/similar", json={}), 422, "invalid-query")
@@ -158,7 +162,9 @@ def test_embeddings_are_of_length_1_in_both_forms(client: Any) -> None:
     np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert [item["index"] for item in answer["data"]] == [0, 1]
     assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
-    packed = client.post("/v1/embeddings", json={"model": "demo", "input": texts[0], "encoding_format": "base64"}).json()
+    packed = client.post(
+        "/v1/embeddings", json={"model": "demo", "input": texts[0], "encoding_format": "base64"}
+    ).json()
     decoded = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), dtype="<f4")
     np.testing.assert_array_equal(decoded, got[0].astype(np.float32))
 
@@ -319,5 +325,3 @@ def test_an_index_of_vectors_needs_no_model(tmp_path: Path) -> None:
         added = client.post("/v1/documents", json={"documents": [{"id": "v", "vector": (-vectors[7]).tolist()}]})
         assert added.json()["added"] == 1
         problem(client.post("/v1/documents", json={"documents": [{"id": "w", "text": "b"}]}), 422, "invalid-document")
-
-

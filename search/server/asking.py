@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from indexer.errors import FilterError
+from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, from_json, parse
 from indexer.records import FloatArray
 from search.query import Query
@@ -127,11 +128,13 @@ def vector_of(values: list[float] | None) -> FloatArray | None:
 
 
 def check_text(text: str, limits: Limits) -> None:
-    """Raise `Problem` for a text that is too long or empty."""
+    """Raise `Problem` for a text that is too long, empty or no Unicode."""
     if len(text) > limits.text:
         raise beyond("text", limits.text, len(text), "the characters of a text")
     if not text.strip():
         raise Problem(422, "invalid-query", "the text is empty")
+    if has_lone_surrogate(text):
+        raise Problem(422, "invalid-query", "the text has a lone surrogate, which is not valid Unicode")
 
 
 def check_k(k: int, limits: Limits) -> None:

@@ -110,7 +110,7 @@ def config_of(service: Service) -> uvicorn.Config:
 
 
 def serve(service: Service, listener: socket.socket, *, on_start: Callable[[str], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and the process ends within ten seconds."""
+    """Answer requests until SIGTERM or SIGINT; then running ones are answered, and the process ends in ten seconds."""
     log.set_up(texts=service.settings.log_texts)
     server = uvicorn.Server(config_of(service))
     # uvicorn raises the signals that it has met again when it is done; then they mean nothing any more.
