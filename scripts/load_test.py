@@ -117,8 +117,8 @@ def serving(index: Path, *options: object) -> Iterator[tuple[int, int]]:
 def request(text: str) -> bytes:
     """One search, as bytes."""
     body = json.dumps({"query": text, "k": 10}).encode()
-    head = f"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = "POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> tuple[int, bytes]:

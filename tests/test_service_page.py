@@ -1,7 +1,7 @@
 """The page in a real browser: Chromium, driven by Playwright. Skipped where either is missing.
 
-TAGDEX_CHROMIUM names the browser where it is not found by its usual names; with TAGDEX_REQUIRE_BROWSER=1 a missing one is
-a failure.
+TAGDEX_CHROMIUM names the browser where it is not found by its usual names; with TAGDEX_REQUIRE_BROWSER=1 a missing
+one is a failure.
 """
 
 from __future__ import annotations
@@ -94,6 +94,13 @@ def chips(page: Any) -> list[str]:
     return [text.removesuffix(" ×") for text in page.locator("#chips button").all_inner_texts()]
 
 
+def hits(page: Any, count: int) -> None:
+    """Wait for so many hits."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".hit")).to_have_count(count, timeout=20_000)
+
+
 def ids(page: Any) -> list[str]:
     found: list[str] = page.locator(".hit .id").all_inner_texts()
     return found
@@ -118,17 +125,17 @@ def test_filters_stand_in_the_address_and_the_back_button_takes_them_away(page: 
     page.goto(f"{address}/?q=boat")
     page.click("#facets button:has-text('2023')")
     page.wait_for_selector("#chips button")
-    page.wait_for_function("document.querySelectorAll('.hit').length === 2")
+    hits(page, 2)
     assert chips(page) == ["year: 2023"]
     assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
     page.click("#facets button:has-text('Nordal')")
-    page.wait_for_function("document.querySelectorAll('.hit').length === 1")
+    hits(page, 1)
     assert chips(page) == ["year: 2023", "ORG: Nordal"]
     linked = page.url
     page.go_back()
-    page.wait_for_function("document.querySelectorAll('.hit').length === 2")
+    hits(page, 2)
     page.click("#chips button")
-    page.wait_for_function("document.querySelectorAll('.hit').length === 5")
+    hits(page, 5)
     page.goto(linked)
     page.wait_for_selector(".hit")
     assert (chips(page), ids(page), page.input_value("#query")) == (["year: 2023", "ORG: Nordal"], ["atom"], "boat")
@@ -169,7 +176,7 @@ def test_states_of_nothing_and_of_errors(page: Any, address: str) -> None:
     page.wait_for_selector(".error")
     assert "cannot be reached" in page.inner_text("[role=alert]")
     page.unroute("**/v1/search")
-    page.click("text=Try again")
+    page.click("button:has-text('Try again')")
     page.wait_for_selector(".hit")
 
 
@@ -242,7 +249,7 @@ def test_texts_are_shown_and_never_run(page: Any, tmp_path: Path) -> None:
         for payload in PAYLOADS:
             page.fill("#query", payload)
             page.press("#query", "Enter")
-            page.wait_for_function("document.querySelectorAll('.hit').length > 0")
+            page.wait_for_selector(".hit")
             assert page.title() == " ".join(f"{payload} – Search".split())
         page.click("#look summary")
         for payload in PAYLOADS[:5]:
@@ -260,7 +267,7 @@ def test_a_token_is_asked_for(page: Any, tmp_path: Path) -> None:
         page.fill("#token", "a wrong one")
         page.keyboard.press("Enter")
         page.wait_for_selector("#token-dialog[open]")
-        page.wait_for_function("document.getElementById('token').value === ''")
+        page.wait_for_selector("#token:focus")
         page.fill("#token", READER)
         page.keyboard.press("Enter")
         page.wait_for_selector(".hit")
