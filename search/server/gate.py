@@ -206,7 +206,7 @@ class Gate:
         if counted and service.under_way >= limits.requests:
             raise _busy("requests", limits.requests, "the requests under way")
         service.under_way += counted
-        task = asyncio.create_task(self._app(exchange.scope, _replay(body), exchange.answer))
+        task = asyncio.ensure_future(self._app(exchange.scope, _replay(body), exchange.answer))
         gone = asyncio.create_task(_until_gone(receive))
         try:
             await asyncio.wait(

@@ -72,15 +72,8 @@ class Problem(Exception):  # noqa: N818 — RFC 9457's word
 def beyond(limit: str, maximum: float, got: float | None, what: str, *, status: int = 422, **extra: Any) -> Problem:
     """The problem of a request that is larger than a limit."""
     asked = "more" if got is None else f"{got:,}"
-    return Problem(
-        status,
-        "limit-exceeded",
-        f"{what} may be {maximum:,} at most, got {asked}",
-        limit=limit,
-        maximum=maximum,
-        **({} if got is None else {"got": got}),
-        **extra,
-    )
+    members: dict[str, Any] = {"limit": limit, "maximum": maximum, **({} if got is None else {"got": got}), **extra}
+    return Problem(status, "limit-exceeded", f"{what} may be {maximum:,} at most, got {asked}", **members)
 
 
 def as_problem(error: TagdexError, *, index: str | None = None) -> Problem:
@@ -88,7 +81,7 @@ def as_problem(error: TagdexError, *, index: str | None = None) -> Problem:
     name = "the index" if index is None else f"index '{index}'"
     match error:
         case FilterError():
-            place = {} if error.position is None else {"position": error.position}
+            place: dict[str, Any] = {} if error.position is None else {"position": error.position}
             return Problem(422, "invalid-filter", str(error), **place)
         case QueryError():
             return Problem(422, "invalid-query", str(error))
