@@ -308,12 +308,12 @@ def _load_raw(source: str, *, name: str) -> Loaded:
     """Any Hugging Face encoder: plain concatenation of its last four layers, no heads."""
     if (Path(source) / "adapter_config.json").exists():  # the loader would follow the path to its base model
         raise ModelError(f"{source} holds an adapter: merge it into its base model, and give the folder of the result")
-    with _quiet(), no_panic(name):
+    with quiet_loading(), no_panic(name):
         try:
             backbone_config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             fast = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # loaders raise whatever a file makes them raise
-            raise ModelError(_cannot_load(source, error)) from error
+            raise ModelError(cannot_load(source, error)) from error
     if not hasattr(fast, "backend_tokenizer"):
         raise ModelError(f"{name} has no fast tokenizer (tokenizer.json), which offsets need")
     files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
@@ -342,7 +342,7 @@ def _check_raw(config: PreTrainedConfig, available: int, *, place: str) -> None:
 
 def _load_backbone(source: str, *, name: str) -> nn.Module:
     """The pretrained encoder, in fp32; every one of its weights must be there."""
-    with _quiet():
+    with quiet_loading():
         options: dict[str, Any] = {
             "trust_remote_code": False,
             "use_safetensors": True,
@@ -356,7 +356,7 @@ def _load_backbone(source: str, *, name: str) -> nn.Module:
             except TypeError:
                 backbone, info = AutoModel.from_pretrained(source, **options)
         except Exception as error:
-            raise ModelError(_cannot_load(source, error)) from error
+            raise ModelError(cannot_load(source, error)) from error
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
@@ -429,10 +429,10 @@ def _published_folder(reference: Mapping[str, Any]) -> Path:
 
 def _window(config: PreTrainedConfig, tokenizer_limit: int) -> int:
     """256 tokens, or fewer where the backbone's positions end earlier."""
-    return min(256, _positions(config), int(tokenizer_limit))
+    return min(256, positions_of(config), int(tokenizer_limit))
 
 
-def _positions(config: PreTrainedConfig) -> int:
+def positions_of(config: PreTrainedConfig) -> int:
     """How many tokens a backbone can take, special ones included."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 2**31)
     if not getattr(config, "position_biased_input", True):  # DeBERTa with relative positions alone
@@ -448,7 +448,7 @@ def _check_fit(model: MultiTaskModel, tokenizer: Tokenizer, *, name: str) -> Non
     largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if largest >= (entries := int(getattr(backbone, "vocab_size", None) or 2**31)):
         raise ModelError(f"{name}: the tokenizer gives ids up to {largest}, but the backbone knows {entries} entries")
-    if config.max_length > (positions := _positions(backbone)):
+    if config.max_length > (positions := positions_of(backbone)):
         raise ModelError(f"{name}: max_length is {config.max_length}, but the backbone takes {positions} tokens")
     taken = len(tokenizer.encode(config.prefix).ids)
     if config.max_length < taken + MIN_ROOM:
@@ -458,7 +458,7 @@ def _check_fit(model: MultiTaskModel, tokenizer: Tokenizer, *, name: str) -> Non
         )
 
 
-def _cannot_load(source: str, error: Exception) -> str:
+def cannot_load(source: str, error: Exception) -> str:
     if Path(source).is_dir():
         return f"{source} cannot be loaded: {_one_line(error)}"
     return (
@@ -473,7 +473,7 @@ def _one_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_loading() -> Iterator[None]:
     """No load reports, warnings or bars from the loaders: what matters of them becomes an error here."""
     import huggingface_hub.constants as hub
 

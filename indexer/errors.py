@@ -98,3 +98,7 @@ class FilterError(TagdexError):
 
 class QueryError(TagdexError):
     """A query that cannot be answered as asked: k ≤ 0, an empty text, an unknown id, and so on."""
+
+
+class CursorError(QueryError):
+    """A cursor that is damaged, or that belongs to another index or another query."""

@@ -202,6 +202,14 @@ class MultiTaskModel(PreTrainedModel):
             tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask)
         return Outputs(layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits)
 
+    def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The states of every token in the pooled layers, in their order: (batch, L, seq, width)."""
+        layers = self.config.pooled_layers
+        result = self.backbone(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=sorted(set(layers))
+        )
+        return torch.stack([result.hidden_states[layer] for layer in layers], dim=1)
+
 
 def build_backbone(config: object) -> nn.Module:
     """An encoder with random weights, without the pooler that some families add and that nothing here uses."""

@@ -16,7 +16,7 @@ from typing import Any
 from sqlite_utils import Database
 
 from indexer import keywords
-from indexer.errors import FormatError, NotAnIndexError
+from indexer.errors import FormatError, NotAnIndexError, StorageError
 
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
@@ -215,12 +215,15 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """Open meta.sqlite read-only. It may be used by several threads, one at a time.
 
     On read-only media SQLite cannot make its shared-memory file; then the file is opened as immutable, which is
-    only right where the write-ahead log is empty. Raises `NotAnIndexError` and `FormatError`.
+    only right where the write-ahead log is empty. Raises `NotAnIndexError`, `FormatError` and `StorageError`.
     """
     if not path.is_file():
         raise NotAnIndexError(f"{path.parent} is not an index: it has no {path.name}")
     uri = f"{path.resolve().as_uri()}?mode=ro"
-    connection = _connect_read_only(uri)
+    try:
+        connection = _connect_read_only(uri)
+    except sqlite3.OperationalError as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
     try:
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -250,17 +253,26 @@ def _connect_immutable(path: Path, uri: str, error: sqlite3.OperationalError) ->
             f"({log.stat().st_size} bytes): copy the folder to a writable place, or close its writer cleanly first"
         ) from error
     if os.access(path.parent, os.W_OK):
-        raise NotAnIndexError(f"{path} cannot be opened: {error}") from error
+        raise StorageError(f"{path} cannot be read: {error}") from error
     return _connect_read_only(f"{uri}&immutable=1")
 
 
+def is_disk_error(error: sqlite3.DatabaseError) -> bool:
+    """Whether an error says nothing about a file, only about the disk it is on or the processes that use it."""
+    code: int = getattr(error, "sqlite_errorcode", 0)  # the sqlite3 module's own errors have none
+    disk = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
+    return code & 0xFF in disk and code != sqlite3.SQLITE_IOERR_SHORT_READ
+
+
 def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool) -> None:
-    """Raise where a database is not ours, or of a format newer than this version knows."""
+    """Raise where a database is not ours, or of a format newer than this version knows, or cannot be read at all."""
     try:
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError as error:
+        if is_disk_error(error):
+            raise StorageError(f"{path} cannot be read: {error}") from error
         raise NotAnIndexError(f"{path} is not an index's database: {error}") from error
     if tables == 0:
         if may_be_new:

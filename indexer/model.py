@@ -92,6 +92,11 @@ class TextModel:
         """What the tag head finds; `None` without one."""
         return None if self.config.entity_types is None else tuple(self.config.entity_types)
 
+    @property
+    def pooled_layers(self) -> tuple[int, ...]:
+        """The backbone's hidden states that an embedding is made of, in the order in which it holds them."""
+        return tuple(self.config.pooled_layers)
+
     def tensors(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 (batch, seq), of texts that fit into one window each: a batch to train on.
 
@@ -131,6 +136,41 @@ class TextModel:
             if found is not None:
                 grouped[window.text].append((window, found))
         return [self._combine(parts) for parts in grouped]
+
+    def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
+        """Embeddings of parts of each text, such as its sentences, from the token states of one pass over the text.
+
+        `parts`: for each text the offsets of its parts. Returns for each text fp32 (parts, dimension): pooled as a text
+        is, but over the tokens that begin in the part, without special tokens; zeros for a part without a token.
+        """
+        texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
+        windows = self._windows(texts)
+        shape = len(self.config.pooled_layers), self.model.width
+        sums = [np.zeros((len(own), *shape), dtype=np.float32) for own in parts]
+        counts = [np.zeros(len(own), dtype=np.float32) for own in parts]
+        padding = self.model.backbone.config.model_type not in UNMASKED
+        lengths = [len(window.ids) for window in windows]
+        for batch in plan_batches(lengths, max_tokens=self.batch_tokens, padding=padding):
+            with torch.inference_mode():
+                states = self.model.token_states(*self._pad([windows[at] for at in batch])).float()
+            for row, window in enumerate(windows[at] for at in batch):
+                belongs = self._tokens_of_parts(window, texts[window.text], parts[window.text])
+                weights = torch.from_numpy(belongs).to(states)
+                tokens = states[row, :, : belongs.shape[1]]
+                sums[window.text] += torch.einsum("pt,ltw->plw", weights, tokens).cpu().numpy()
+                counts[window.text] += belongs.sum(axis=1)
+        for own, count in zip(sums, counts, strict=True):
+            own /= np.maximum(count, 1.0)[:, None, None]
+            assert_finite(torch.from_numpy(own), name=self.name)
+        return [self._embedding(own) for own in sums]
+
+    def _tokens_of_parts(self, window: Window, text: str, parts: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
+        """1 where a token of the window begins in the part, else 0: (parts, tokens)."""
+        offsets = self._token_offsets(window, text[window.start : window.end])
+        first, last = offsets[:, 0] + window.start, offsets[:, 1] + window.start
+        bounds = np.array(parts, dtype=np.int64).reshape(-1, 2)
+        inside = (first >= bounds[:, :1]) & (first < bounds[:, 1:]) & (last > first)
+        return inside.astype(np.float32)
 
     def _windows(self, texts: Sequence[str]) -> list[Window]:
         """Tokenise, and split what is longer than one window."""

@@ -111,7 +111,7 @@ _NONE = BitMap()
 class Postings:
     """Remembers bitmaps, in at most so many bytes; those that were not used for longest go first. Shared by threads."""
 
-    def __init__(self, max_bytes: int = 128 * 2**20) -> None:
+    def __init__(self, max_bytes: int = 64 * 2**20) -> None:
         self._room = max_bytes
         self._known: dict[Filter, tuple[BitMap, int]] = {}  # with the change that each is right for
         self._deltas: dict[tuple[int, int], Delta | None] = {}

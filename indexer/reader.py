@@ -21,17 +21,17 @@ from indexer.attributes import Attribute
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Column, Columns
 from indexer.durable import vector_crc
-from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
-from indexer.metadata import connect_reader, select_in
+from indexer.metadata import connect_reader, is_disk_error, select_in
 from indexer.postings import LogPosition, Postings, read_log_position
 from indexer.records import FloatArray
 from indexer.segments import SegmentRecord, open_segment
-from indexer.settings import IndexSettings, read_setting, read_settings
+from indexer.settings import INDEX_ID, IndexSettings, read_setting, read_settings
 from indexer.sources import file_sha256
 from indexer.store import LOCK, META, SEGMENTS, check_acknowledged, read_pending
 from indexer.stored import StoredDocument, read_documents
@@ -95,7 +95,7 @@ class IndexReader:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Raises `NotAnIndexError`, `FormatError`."""
+        """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
         if not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
@@ -199,6 +199,8 @@ class IndexReader:
             yield connection
         except sqlite3.DatabaseError as error:
             connection.close()
+            if is_disk_error(error):
+                raise StorageError(f"{self.path / META} cannot be read: {error}") from error
             raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
         except BaseException:
             connection.close()
@@ -305,6 +307,22 @@ class Snapshot:
         """Number of documents."""
         return int(self.connection.execute("SELECT documents FROM commits").fetchone()[0])
 
+    @property
+    def index_id(self) -> str | None:
+        """What tells the index from others; `None` for one that an earlier version made."""
+        name: str | None = read_setting(self.connection, INDEX_ID)
+        return name
+
+    def last_vid(self) -> int:
+        """The highest number that a vector was given up to this commit."""
+        row = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'passages'").fetchone()
+        return int(row[0]) if row else 0
+
+    def written_after(self, vid: int) -> BitMap:
+        """The documents that are new, or have a new text, since this was the highest number of a vector."""
+        rows = self.connection.execute("SELECT DISTINCT doc FROM passages WHERE vid > ?", (vid,))
+        return BitMap(doc for (doc,) in rows)
+
     def allowed(self, filter: Filter) -> BitMap:
         """The numbers of the documents for which the filter is true; not to be changed."""
         return self._reader.postings.allowed(self.connection, filter, self.view.log)
@@ -353,6 +371,22 @@ class Snapshot:
             if doc not in best or count > best[doc][0]:
                 best[doc] = count, vid
         return {doc: vid for doc, (_, vid) in best.items()}
+
+    def matched_words(self, expression: str, docs: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """For each of these documents that match: the offsets of the words that do, in their order."""
+        return keywords.matched_words(self.connection, expression, docs)
+
+    def passages_of(self, docs: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """(vid, start, end) of all passages of each of these documents, in the order of the text."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        for doc, vid, start, end in self._passages(docs):
+            found.setdefault(doc, []).append((vid, start, end))
+        return found
+
+    def scores_of(self, query: FloatArray, vids: Sequence[int]) -> dict[int, float]:
+        """The cosines of these vectors, by vid. `query` fp32 (dimension,), of any length but zero."""
+        unit = vectors.normalise(query[None])[0]
+        return dict(vectors.scores_of(self.view.all, np.array(sorted(vids), dtype=np.int64), unit))
 
     def best_passages(self, query: FloatArray, docs: Sequence[int]) -> dict[int, tuple[int, float]]:
         """For each of these documents the vid and cosine of its best passage. `query` fp32 (dimension,)."""
@@ -423,7 +457,7 @@ class Snapshot:
                 )
             pooled[doc] = vector
         single = {doc: vid for doc, vid, _, _ in self._passages([doc for doc in docs if doc not in pooled])}
-        found = self._vectors_of(sorted(single.values()))
+        found = self.vectors_of(sorted(single.values()))
         for row, doc in enumerate(docs):
             if doc in pooled:
                 table[row] = np.frombuffer(pooled[doc], dtype="<f2")
@@ -442,7 +476,7 @@ class Snapshot:
         texts: dict[int, str] = dict(rows.fetchall())
         return texts
 
-    def _vectors_of(self, vids: Sequence[int]) -> dict[int, FloatArray]:
+    def vectors_of(self, vids: Sequence[int]) -> dict[int, FloatArray]:
         """The stored vectors with these numbers, ascending; those that are in no segment are left out."""
         wanted = np.array(vids, dtype=np.int64)
         found: dict[int, FloatArray] = {}

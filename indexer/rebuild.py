@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from indexer import merging, store, vectors
 from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
-from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
+from indexer.codes import CodeSpace, centre_of, load_code_space, new_code_space, save_code_space
 from indexer.durable import sync, vector_crc
 from indexer.errors import CorruptIndexError, ModelError
 from indexer.lock import acknowledged_commit
@@ -30,6 +30,7 @@ from indexer.salvage import Salvage, read_manifest, read_state
 from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
 from indexer.segments import CODES_SUFFIX, Block, write_segment
 from indexer.settings import (
+    INDEX_ID,
     Analyser,
     IndexSettings,
     check_model,
@@ -128,6 +129,7 @@ class Rebuild:
         stored = {row[0]: row[1] for row in self.database.rows("settings") if len(row) == 2}
         rows, wrong = restore_settings(stored)
         self.retagged = rows.get(RETAGGED, 0 if RETAGGED in wrong else None)
+        self.index_id = rows.get(INDEX_ID)
         self.codes = rows.get(CODES) if rows.get(CODES) in CODE_CHOICES else None
         self.space_sha256 = rows.get(CODE_SPACE_SHA256)
         try:
@@ -213,7 +215,7 @@ class Rebuild:
         )
         with transaction(self.connection):
             write_settings(self.connection, self.settings)
-            for name, value in ((CODES, self.codes), (RETAGGED, self.retagged)):
+            for name, value in ((INDEX_ID, self.index_id), (CODES, self.codes), (RETAGGED, self.retagged)):
                 write_setting(self.connection, name, value)
             start = CommitState(number=number)
             write_commit(self.connection, start.chained_to(state.chain if state else start.chain))
@@ -499,7 +501,7 @@ class Rebuild:
             if source.record is not None and source.record.rerank:
                 codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{CODES_SUFFIX}"))
                 drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
-                centre = faiss.vector_to_array(codes.center).astype(np.float32)
+                centre = centre_of(codes)
                 self._keep(file)
                 space = CodeSpace(drawn.signs, drawn.left, drawn.right, centre)
                 if save_code_space(space, file) == self.space_sha256:

@@ -17,13 +17,13 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import Codes, CodeSpace
+from indexer.codes import Codes, CodeSpace, PackedCodes, unpack
 from indexer.durable import sync, vector_crc, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
-from indexer.vectors import IdArray, Segment, code_parameters, new_flat_index
+from indexer.vectors import IdArray, Segment, new_flat_index
 
-FACTORY = "SQfp16"
+FACTORY, CODES_FACTORY = "SQfp16", "RaBitQfs"
 VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
 
 _BLOCK = 8_192  # rows that are held in fp32 at a time
@@ -71,14 +71,14 @@ def write_segment(
     it gets codes.
     """
     index, ids = new_flat_index(dimension), []
-    codes = space.empty() if space is not None else None
+    codes: list[Codes] = []
     for block in blocks:
         index.add_sa_codes(np.ascontiguousarray(block.vectors, dtype="<f2").view(np.uint8))
         # A vector that is copied keeps its checksum, so that damage on the way shows.
         crcs = _checksums(block) if block.crcs is None else block.crcs
         ids.append(np.stack([block.vids, block.docs, crcs]).astype("<i8"))
-        if codes is not None and space is not None:
-            codes.add_sa_codes(space.encode(block.vectors) if block.codes is None else block.codes)
+        if space is not None:
+            codes.append(space.encode(block.vectors) if block.codes is None else block.codes)
     table = np.concatenate(ids, axis=1)
     # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
     # at all; a Python file raises.
@@ -87,10 +87,11 @@ def write_segment(
         name + IDS_SUFFIX: lambda file: write_npy(file, table),
     }
     rerank = 0
-    if codes is not None and space is not None:
+    if space is not None:
+        packed = space.pack(np.concatenate(codes))
         segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
-        rerank = calibrate(segment, codes, space)
-        writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, codes)
+        rerank = calibrate(segment, packed, space)
+        writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, packed)
     try:
         for file_name, write in writers.items():
             write_file(folder / file_name, write)
@@ -106,7 +107,7 @@ def write_segment(
         last_vid=int(table[0, -1]),
         rows=table.shape[1],
         rerank=rerank,
-        factory=FACTORY if rerank == 0 else f"{FACTORY},RaBitQ1",
+        factory=FACTORY if rerank == 0 else f"{FACTORY},{CODES_FACTORY}",
         faiss_version=faiss.__version__,
         files=tuple(SegmentFile(file.name, file.stat().st_size, file_sha256(file)) for file in files),
     )
@@ -133,7 +134,7 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
         ) from error
     if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
         raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
-    if codes is not None and not isinstance(codes, faiss.IndexRaBitQ):
+    if codes is not None and not (isinstance(codes, PackedCodes) and codes.nlist == 1):
         raise CorruptIndexError(f"segment {name} has codes of {type(codes).__name__}; run 'indexer verify'")
     counts = {index.ntotal, *([codes.ntotal] if codes is not None else [])}
     if index.d != dimension or counts != {rows} or ids.shape != (3, rows) or ids.dtype != np.int64:
@@ -164,9 +165,10 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
     """The live vectors of segments, in order, in blocks."""
     for segment in segments:
         for start in range(0, len(segment), _BLOCK):
-            at = start + np.flatnonzero(segment.live[start : start + _BLOCK])
+            live = np.flatnonzero(segment.live[start : start + _BLOCK])
+            at = start + live
             if len(at):
-                codes = None if segment.code_table is None else segment.code_table[at]
+                codes = None if segment.codes is None else unpack(segment.codes, start, start + _BLOCK)[live]
                 crcs = None if segment.crcs is None else segment.crcs[at]
                 yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes, crcs)
 
@@ -177,7 +179,7 @@ CALIBRATION_RECALL = 0.998
 _FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
-def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> int:
+def calibrate(segment: Segment, codes: PackedCodes, space: CodeSpace) -> int:
     """The rerank factor at which the codes give recall@10 of `CALIBRATION_RECALL` in this segment, and one step more.
 
     The step is for queries that are harder than the sample: measured on others, recall without it was up to .01 less.
@@ -188,7 +190,7 @@ def calibrate(segment: Segment, codes: faiss.IndexRaBitQ, space: CodeSpace) -> i
     queries = segment.table[at].astype(np.float32)
     _, truth = segment.index.search(queries, CALIBRATION_K + 1)
     most = min(len(segment), CALIBRATION_K * _FACTORS[-1] + 1)
-    _, found = codes.search(space.rotate(queries), most, params=code_parameters(space.dimension))
+    _, found = codes.search(space.rotate(queries), most)
     ranks = []
     for row, own in enumerate(at):
         answer = truth[row][(truth[row] != own) & (truth[row] >= 0)][:CALIBRATION_K]

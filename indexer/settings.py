@@ -17,6 +17,9 @@ from indexer.records import Analysis
 DIGESTS = "digests"
 """Name of the row with the digest of each setting."""
 
+INDEX_ID = "index_id"
+"""Setting: a random text that tells this index from every other; indices of earlier versions have none."""
+
 
 class Analyser(Protocol):
     """A model as the index sees it; `model.TextModel` is one."""

@@ -10,6 +10,7 @@ enough have come together; the transaction that names the segment deletes its pe
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -50,7 +51,7 @@ from indexer.metadata import connect_reader, connect_writer, select_in, transact
 from indexer.postings import read_log_position
 from indexer.records import Analysis, Document, FloatArray
 from indexer.segments import Block, SegmentRecord, new_name, write_segment
-from indexer.settings import IndexSettings, read_setting, read_settings, write_setting, write_settings
+from indexer.settings import INDEX_ID, IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.stored import StoredDocument, read_by_id, read_documents
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
@@ -433,6 +434,7 @@ class IndexWriter:
         sync_with_parents(self.path)
         with transaction(self._connection):
             write_settings(self._connection, create)
+            write_setting(self._connection, INDEX_ID, secrets.token_hex(8))
             write_commit(self._connection, CommitState().chained_to(CommitState().chain))
         return create
 

@@ -16,16 +16,17 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import Codes, CodeSpace
+from indexer.codes import CodeSpace, PackedCodes
 from indexer.errors import InputError
 from indexer.records import FloatArray
 
-_In = TypeVar("_In")
 _Out = TypeVar("_Out")
 
 IdArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.float64]
+Found = tuple[IdArray, FloatArray | Scores]
+"""Positions in a segment and what each is worth: int64 (n,), fp32 or fp64 (n,)."""
 
 # Up to so many allowed vectors in all, scanning just those beats scanning codes: a fixed number, measured by
 # scripts/bench_vectors.py, because the plan must not depend on the clock, so that results don't.
@@ -34,6 +35,9 @@ SCAN_LIMIT = 10_000
 PARALLEL_ROWS = 16_384
 # Where fewer than one row in so many is wanted, copying those rows beats asking a selector about every row.
 COPY_SHARE = 1_024
+# Up to so many rows are scored one by one, in the thread of the query; FAISS is faster for more.
+ROWS_AT_ONCE = 1_024
+_ROWS_COPIED = 16
 _ROUNDING = 1e-6  # of a cosine in fp32
 
 PLANS = ("auto", "codes", "scan")
@@ -54,7 +58,7 @@ class Segment:
 
     - `index`: FAISS flat index of fp16 vectors; where it is mapped from a file it must not be added to.
     - `vids`, `docs`: int64 (rows,), `vids` ascending; `live`: bool (rows,).
-    - `codes`: FAISS RaBitQ index in the same order, `None` for a small segment; `rerank`: how many times n
+    - `codes`: RaBitQ codes in the same order, `None` for a small segment; `rerank`: how many times n
       candidates the codes must give, so that the best n are among them.
     - `crcs`: the checksum of each vector, int64 (rows,), `None` for vectors that are in no file.
     """
@@ -64,7 +68,7 @@ class Segment:
     vids: IdArray
     docs: IdArray
     live: Mask
-    codes: faiss.IndexRaBitQ | None = None
+    codes: PackedCodes | None = None
     rerank: int = 1
     crcs: IdArray | None = None
 
@@ -91,11 +95,6 @@ class Segment:
         """The stored vectors, fp16 (rows, dimension), without copying them."""
         table: npt.NDArray[np.float16] = _code_table(self.index).view("<f2")
         return table
-
-    @cached_property
-    def code_table(self) -> Codes | None:
-        """The codes, uint8 (rows, bytes), without copying them; `None` for a segment that has none."""
-        return None if self.codes is None else _code_table(self.codes)
 
     def without(self, vids: IdArray) -> Segment:
         """The segment with these vectors dead; vids that are not in it are passed over."""
@@ -127,25 +126,30 @@ class Segment:
     def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
         if allowed is not None and _count(self, allowed) * COPY_SHARE <= len(self):
-            return self.scan_at(query, n, np.flatnonzero(allowed))
+            positions = np.flatnonzero(allowed)
+            few = new_flat_index(len(query))
+            few.add_sa_codes(_code_table(self.index)[positions])
+            at, cosines = _found(*few.search(query[None], n))
+            return positions[at], cosines
         return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
 
-    def scan_at(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
-        """As `scan`, for the vectors at these positions, int64 (m,), ascending."""
-        if len(positions) * COPY_SHARE > len(self):
+    def score(self, query: FloatArray, n: int, positions: IdArray) -> Found:
+        """As `scan`, for the vectors at these positions, int64 (m,); all of them where they are few."""
+        if len(positions) > ROWS_AT_ONCE:
             mask = np.zeros(len(self), dtype=bool)
             mask[positions] = True
-            return _found(*self.index.search(query[None], n, params=_parameters(mask)))
-        few = new_flat_index(len(query))
-        few.add_sa_codes(_code_table(self.index)[positions])
-        at, cosines = _found(*few.search(query[None], n))
-        return positions[at], cosines
+            return self.scan(query, n, mask)
+        # Memory of a few rows is used again and again; more would be fetched from the system, and be slow at first.
+        starts = range(0, len(positions), _ROWS_COPIED)
+        scores = [exact_scores(self.table[positions[start : start + _ROWS_COPIED]], query) for start in starts]
+        return positions, np.concatenate([np.zeros(0), *scores])
 
     def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and estimates of the n best allowed vectors, by the codes. `rotated` fp32 (dimension,)."""
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
-        parameters = code_parameters(len(rotated), allowed)
+        selector = {} if allowed is None else {"sel": _selector(allowed)}
+        parameters = faiss.SearchParametersIVF(nprobe=1, **selector)  # type: ignore[call-arg]
         return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
 
 
@@ -157,7 +161,7 @@ class _Memory:
         self.__array_interface__ = array.__array_interface__
 
 
-def _code_table(index: Any) -> Codes:
+def _code_table(index: Any) -> npt.NDArray[np.uint8]:
     """What a `faiss.IndexFlatCodes` keeps of each vector, uint8 (n, bytes)."""
     count, size = index.ntotal, index.code_size
     if count == 0:
@@ -208,8 +212,8 @@ def search_segments(
     """The n best live vectors of the allowed documents over all segments, exactly scored.
 
     `query` fp32 (dimension,), of length 1. `allowed_docs` bool (highest doc + 1,), `None` for all. `path` forces one
-    of `PLANS`: "codes" scans the codes of segments that have them, and the vectors of the most promising; "scan" scans
-    the allowed vectors themselves. Min(n, allowed) vectors come back whichever it is.
+    of `PLANS`: "codes" scans the codes of segments that have them, and then the vectors that are the most promising of
+    all segments; "scan" scans the allowed vectors themselves. Min(n, allowed) vectors come back whichever it is.
 
     Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
     scores are in the order of their vids.
@@ -220,7 +224,7 @@ def search_segments(
         mask = segment.mask(allowed_docs)
         return mask, _count(segment, mask)
 
-    selected = _map(select, segments, pool if parallel and allowed_docs is not None else None)
+    selected = _map(select, segments, pool=pool if parallel and allowed_docs is not None else None)
     masks, counts = [mask for mask, _ in selected], [count for _, count in selected]
     plan = SearchPlan(rows=sum(segment.live_rows for segment in segments), allowed=sum(counts))
     plan.path = _choose(path, plan.allowed)
@@ -230,24 +234,41 @@ def search_segments(
     ]
     rotated = space.rotate(query[None])[0] if space is not None and any(by_codes) else query
 
-    def find(at: int) -> tuple[IdArray, FloatArray]:
-        segment, mask = segments[at], masks[at]
+    def find(at: int) -> Found:
         if by_codes[at]:
-            promising, _ = segment.scan_codes(rotated, n * segment.rerank, mask)
-            return segment.scan_at(query, n, np.sort(promising))
-        return segment.scan(query, n, mask)
+            return segments[at].scan_codes(rotated, n * segments[at].rerank, masks[at])
+        return segments[at].scan(query, n, masks[at])
 
     work = [at for at in range(len(segments)) if counts[at]]
-    found = _map(find, work, pool if parallel else None)
+    found = dict(zip(work, _map(find, work, pool=pool if parallel else None), strict=True))
+    coded = [at for at in work if by_codes[at]]
+    chosen = _promising([found[at] for at in coded], n * max((segments[at].rerank for at in coded), default=0))
+
+    def rerank(at: int, positions: IdArray) -> Found:
+        return segments[at].score(query, n, positions)
+
+    rows = sum(map(len, chosen))
+    exact = _map(rerank, coded, chosen, pool=pool if rows > ROWS_AT_ONCE else None)
+    found.update(zip(coded, exact, strict=True))
     for at in work:
         plan.scanned_codes += len(segments[at]) if by_codes[at] else 0
-        plan.scanned_vectors += n * segments[at].rerank if by_codes[at] else counts[at]
-    return _best([segments[at] for at in work], found, query, n), plan
+        plan.scanned_vectors += 0 if by_codes[at] else counts[at]
+    plan.scanned_vectors += rows
+    return _best([segments[at] for at in work], list(found.values()), query, n), plan
 
 
-def _map(function: Callable[[_In], _Out], items: Sequence[_In], pool: ThreadPoolExecutor | None) -> list[_Out]:
+def _promising(found: Sequence[Found], n: int) -> list[IdArray]:
+    """Positions in each segment of the n best estimates over all of them: they are in one code space."""
+    estimates = np.concatenate([np.zeros(0, dtype=np.float32), *(estimates for _, estimates in found)])
+    if len(estimates) <= n:
+        return [positions for positions, _ in found]
+    least = np.partition(estimates, len(estimates) - n)[len(estimates) - n]
+    return [positions[estimates >= least] for positions, estimates in found]
+
+
+def _map(function: Callable[..., _Out], *items: Sequence[Any], pool: ThreadPoolExecutor | None) -> list[_Out]:
     """The results for all items, by the threads of a pool where there is one and more than one item."""
-    return list(map(function, items) if pool is None or len(items) < 2 else pool.map(function, items))
+    return list(map(function, *items) if pool is None or len(items[0]) < 2 else pool.map(function, *items))
 
 
 def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
@@ -296,9 +317,7 @@ def _count(segment: Segment, mask: Mask | None) -> int:
     return len(segment) if mask is None else int(np.count_nonzero(mask))
 
 
-def _best(
-    segments: Sequence[Segment], found: Sequence[tuple[IdArray, FloatArray]], query: FloatArray, n: int
-) -> Candidates:
+def _best(segments: Sequence[Segment], found: Sequence[Found], query: FloatArray, n: int) -> Candidates:
     """The n best of what the segments found, scored exactly."""
     nothing = np.zeros(0, dtype=np.int64)
     cosines = np.concatenate([nothing, *(cosines for _, cosines in found)])
@@ -317,16 +336,6 @@ def _best(
 def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
     # FAISS keeps the array that it is given, so that it lives as long as the selector.
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-
-
-def code_parameters(dimension: int, allowed: Mask | None = None) -> faiss.RaBitQSearchParameters:
-    """How codes are searched: with so many bits for each component of the rotated query.
-
-    Fewer are faster; their errors average out over many components, and the rerank factor makes up for the rest.
-    """
-    bits = 1 if dimension >= 1_024 else 2 if dimension >= 512 else 4
-    options = {} if allowed is None else {"sel": _selector(allowed)}
-    return faiss.RaBitQSearchParameters(qb=bits, **options)  # type: ignore[call-arg]
 
 
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:

@@ -6,11 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from search.facets import Facet, Facets, FacetValue
-    from search.hits import Entity, Hit
+    from search.hits import Entity, FoundPassage, Highlight, Hit
+    from search.paging import Page
     from search.searcher import Searcher
     from search.similar import Examples
 
-__all__ = ["Entity", "Examples", "Facet", "FacetValue", "Facets", "Hit", "Searcher"]
+__all__ = [
+    "Entity",
+    "Examples",
+    "Facet",
+    "FacetValue",
+    "Facets",
+    "FoundPassage",
+    "Highlight",
+    "Hit",
+    "Page",
+    "Searcher",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +31,7 @@ def __getattr__(name: str) -> Any:
         from search.searcher import Searcher
 
         return Searcher
-    if name in ("Hit", "Entity"):
+    if name in ("Hit", "Entity", "FoundPassage", "Highlight"):
         from search import hits
 
         return getattr(hits, name)
@@ -27,6 +39,10 @@ def __getattr__(name: str) -> Any:
         from search import facets
 
         return getattr(facets, name)
+    if name == "Page":
+        from search.paging import Page
+
+        return Page
     if name == "Examples":
         from search.similar import Examples
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, run
+from indexer.command import CONTEXT, model_options, one_line, run
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
+    from search.explain import Explanation
     from search.facets import Facets
     from search.hits import Hit
 
@@ -88,11 +89,113 @@ def filter_options(command: F) -> F:
     return command
 
 
+def fusion_options(command: F) -> F:
+    """--fusion and --keyword-weight."""
+    command = click.option(
+        "--keyword-weight",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        show_default=True,
+        help="The share of words in a weighted fusion.",
+    )(command)
+    return click.option(
+        "--fusion",
+        type=click.Choice(["rrf", "weighted"]),
+        default="rrf",
+        show_default=True,
+        help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
+    )(command)
+
+
+def entity_options(command: F) -> F:
+    """What the query's own entities do."""
+    options = (
+        click.option(
+            "--auto-filter",
+            is_flag=True,
+            help="Only documents that share an entity of TEXT, as the model finds them, where there are any.",
+        ),
+        click.option(
+            "--boost",
+            type=click.FloatRange(min=0),
+            is_flag=False,
+            flag_value=0.1,
+            metavar="[WEIGHT]",
+            help="Raise documents that share entities of TEXT: WEIGHT is added to the cosine of one that shares all. "
+            "Without WEIGHT: 0.1.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def passage_options(command: F) -> F:
+    """What of their texts hits show."""
+    options = (
+        click.option(
+            "--passages",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="Show the N best passages of each hit, with their scores and offsets.",
+        ),
+        click.option(
+            "--neighbours",
+            type=click.IntRange(min=0),
+            default=0,
+            metavar="N",
+            help="With --passages: the N passages before and after each.",
+        ),
+        click.option("--highlight", is_flag=True, help="Mark the best sentence of the best passage."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def rerank_options(command: F) -> F:
+    """A second, slower look at the best hits."""
+    options = (
+        click.option(
+            "--rerank",
+            metavar="NAME_OR_PATH",
+            help="Put the best hits into the order in which this cross-encoder sees them.",
+        ),
+        click.option(
+            "--rerank-top",
+            type=click.IntRange(min=1),
+            default=50,
+            show_default=True,
+            metavar="N",
+            help="How many of the best hits it reads; at least --offset + -k.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @click.argument("text")
 @hit_options
-@click.option("--explain", is_flag=True, help="Say on standard error what was searched, and how long it took.")
+@entity_options
+@passage_options
+@rerank_options
+@click.option(
+    "--cursor",
+    is_flag=False,
+    flag_value="",
+    metavar="[CURSOR]",
+    help="Show page after page, while the index may change: without CURSOR the first, with the CURSOR that a page ends "
+    "with the next.",
+)
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Say on standard error what was searched, how long it took, and what each score is made of.",
+)
 @click.option(
     "--mode",
     type=click.Choice(["cosine", "hybrid", "keyword"]),
@@ -100,20 +203,7 @@ def filter_options(command: F) -> F:
     show_default=True,
     help='How hits are ranked: by meaning; by meaning and words; by words, "phrases" and prefixes*, without a model.',
 )
-@click.option(
-    "--fusion",
-    type=click.Choice(["rrf", "weighted"]),
-    default="rrf",
-    show_default=True,
-    help="How a hybrid search makes one ranking of two: by ranks, or by scores.",
-)
-@click.option(
-    "--keyword-weight",
-    type=click.FloatRange(0, 1),
-    default=0.3,
-    show_default=True,
-    help="The share of words in a weighted fusion.",
-)
+@fusion_options
 @model_options
 def query(
     index: Path,
@@ -127,6 +217,14 @@ def query(
     distinct: float | None,
     mmr: float | None,
     json: bool,
+    auto_filter: bool,
+    boost: float | None,
+    passages: int,
+    neighbours: int,
+    highlight: bool,
+    rerank: str | None,
+    rerank_top: int,
+    cursor: str | None,
     explain: bool,
     mode: str,
     fusion: str,
@@ -142,6 +240,8 @@ def query(
     from search.query import Query
     from search.searcher import Searcher
 
+    if auto_filter and boost is not None:
+        raise click.UsageError("'--auto-filter' and '--boost' exclude each other.", ctx=click.get_current_context())
     with Searcher(index, model=model, device=device) as searcher:
         filter = flag_filter(entity, label, where)
         asked = Query(
@@ -154,12 +254,28 @@ def query(
             mmr=mmr,
             fusion=fusion,
             keyword_weight=keyword_weight,
+            entities="filter" if auto_filter else None if boost is None else "boost",
+            boost=0.0 if boost is None else boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
+            rerank=rerank,
+            rerank_top=rerank_top,
         )
-        answer = searcher.answer(text, asked)
-    show_hits(answer.hits, as_json=json, offset=offset)
+        if cursor is not None:
+            page = searcher.answer_page(text, asked, cursor or None, explain=explain)
+            show_hits(page.hits, as_json=json, offset=offset)
+            show_cursor(page.cursor, as_json=json)
+            explanation = page.explanation
+        else:
+            answer = searcher.answer(text, asked, explain=explain)
+            show_hits(answer.hits, as_json=json, offset=offset)
+            explanation = answer.explanation
     if explain:
-        for line in answer.explanation.lines():
-            click.echo(line, err=True)
+        show_explanation(explanation, as_json=json)
+    else:
+        for note in explanation.notes:
+            click.echo(one_line(note), err=True)
 
 
 @cli.command()
@@ -228,6 +344,7 @@ def similar(
     type=click.Choice(["cosine", "hybrid", "keyword"]),
     help="A mode to evaluate; may be repeated. Default: all that the index has.",
 )
+@fusion_options
 @click.option(
     "--measure",
     multiple=True,
@@ -247,6 +364,8 @@ def evaluate(
     queries: str,
     qrels: str,
     mode: tuple[str, ...],
+    fusion: str,
+    keyword_weight: float,
     measure: tuple[str, ...],
     depth: int,
     entity: tuple[str, ...],
@@ -277,6 +396,8 @@ def evaluate(
             asked,
             judged,
             modes=mode or None,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             measures=measure or None,
             depth=depth,
             filter=flag_filter(entity, label, where),
@@ -311,7 +432,14 @@ def evaluate(
     help="The values that stand out most from the whole index instead of the most frequent ones.",
 )
 @click.option("--of", type=click.IntRange(min=1), default=100, show_default=True, help="With --query: how many hits.")
-@click.option("--min-score", type=click.FloatRange(-1, 1), help="With --query: only hits with at least this cosine.")
+@click.option("--min-score", type=float, help="With --query: only hits with at least this score.")
+@click.option(
+    "--mode",
+    type=click.Choice(["cosine", "hybrid", "keyword"]),
+    default="cosine",
+    show_default=True,
+    help="With --query: how hits are ranked.",
+)
 @click.option("--json", is_flag=True, help="Print one JSON object.")
 @model_options
 def facets(
@@ -325,6 +453,7 @@ def facets(
     significant: bool,
     of: int,
     min_score: float | None,
+    mode: str,
     json: bool,
     model: str | None,
     device: str,
@@ -343,6 +472,7 @@ def facets(
             filter=flag_filter(entity, label, where),
             of=of,
             min_score=min_score,
+            mode=mode,
             top=top,
             significant=significant,
         )
@@ -549,6 +679,27 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
         return
     colour = wants_colour(terminal=sys.stdout.isatty())
     click.echo(render_hits(hits, colour=colour, offset=offset), color=colour)
+
+
+def show_cursor(cursor: str | None, *, as_json: bool) -> None:
+    """Print where the next page begins: in JSON as the last line, else on standard error."""
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps({"cursor": cursor}).decode())
+    else:
+        click.echo("no more hits" if cursor is None else f"next page: --cursor {cursor}", err=True)
+
+
+def show_explanation(explanation: Explanation, *, as_json: bool) -> None:
+    """Print on standard error what was done: one JSON object, or for reading."""
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(explanation.to_json()).decode(), err=True)
+        return
+    for line in explanation.lines():
+        click.echo(one_line(line), err=True)
 
 
 def show_facets(facets: Facets, *, as_json: bool) -> None:

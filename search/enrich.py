@@ -34,4 +34,5 @@ def _hit(stored: StoredDocument, ranked: Ranked) -> Hit:
             for span in stored.spans
         ),
         passage=BestPassage(passage.start, passage.end),
+        rerank_score=ranked.rerank,
     )

@@ -83,17 +83,19 @@ def evaluate(
     qrels: Judgements,
     *,
     modes: Sequence[str] | None = None,
+    fusion: str = "rrf",
+    keyword_weight: float = 0.5,
     measures: Sequence[str] | None = None,
     depth: int = DEPTH,
     filter: Filter | str | None = None,
 ) -> Evaluation:
     """Ask every judged query in every mode, and compare what comes back with the judgements.
 
-    `modes`: by default all that the index can answer. `measures`: names of ir_measures; by default nDCG@10, RR@10
-    (MRR), and recall and average precision (MAP) at `depth`. Means are over the queries that have a relevant document,
-    found or not. With a filter, documents that it does not allow are taken out of the judgements. Raises `QueryError`
-    where nothing can be measured, `FilterError`, `ModelError`, and `TagdexError` where the extra `eval` is not
-    installed.
+    `modes`: by default all that the index can answer; `fusion` and `keyword_weight` are those of "hybrid". `measures`:
+    names of ir_measures; by default nDCG@10, RR@10 (MRR), and recall and average precision (MAP) at `depth`. Means are
+    over the queries that have a relevant document, found or not. With a filter, documents that it does not allow are
+    taken out of the judgements. Raises `QueryError` where nothing can be measured, `FilterError`, `ModelError`, and
+    `TagdexError` where the extra `eval` is not installed.
     """
     modes = tuple(dict.fromkeys(available_modes(searcher) if modes is None else modes))
     if wrong := [mode for mode in modes if mode not in MODES]:
@@ -110,7 +112,9 @@ def evaluate(
     results = []
     for mode in modes:
         started = time.perf_counter()
-        rankings = rank(searcher, asked, mode=mode, depth=depth, filter=filter)
+        rankings = rank(
+            searcher, asked, mode=mode, fusion=fusion, keyword_weight=keyword_weight, depth=depth, filter=filter
+        )
         seconds = time.perf_counter() - started
         scores = measured.score(judged, rankings)
         means = {name: sum(scores[id_][name] for id_ in asked) / len(asked) for name in measured.names}
@@ -138,14 +142,28 @@ def default_measures(depth: int) -> tuple[str, ...]:
 
 
 def rank(
-    searcher: Searcher, queries: Queries, *, mode: str, depth: int, filter: Filter | str | None = None
+    searcher: Searcher,
+    queries: Queries,
+    *,
+    mode: str,
+    fusion: str = "rrf",
+    keyword_weight: float = 0.5,
+    depth: int,
+    filter: Filter | str | None = None,
 ) -> dict[str, list[str]]:
     """The ids of the `depth` best documents of each query, best first."""
     ids = list(queries)
     found: dict[str, list[str]] = {}
     for start in range(0, len(ids), BATCH):
         batch = ids[start : start + BATCH]
-        answers = searcher.search_many([queries[id_] for id_ in batch], k=depth, mode=mode, filter=filter)
+        answers = searcher.search_many(
+            [queries[id_] for id_ in batch],
+            k=depth,
+            mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
+            filter=filter,
+        )
         found.update((id_, [hit.id for hit in hits]) for id_, hits in zip(batch, answers, strict=True))
     return found
 

@@ -11,6 +11,9 @@ from indexer.filters import Filter
 MODES = ("cosine", "hybrid", "keyword")
 """Ranked by meaning; by meaning and words together; by words."""
 
+ENTITY_USES = ("filter", "boost")
+"""What the query's own entities do: only documents that share any are hits; those that do are raised."""
+
 FUSIONS = ("rrf", "weighted")
 """How the two rankings of a hybrid search become one: by their ranks; by their scores."""
 
@@ -24,6 +27,10 @@ class Query:
     - `min_score`: only hits with at least this score; `None` for all, negative ones too.
     - `distinct`: documents whose embeddings have at least this cosine, or with the same text, are one hit.
     - `mmr`: λ of maximal marginal relevance, from 1, hits in the order of their scores, to 0, unlike each other.
+    - `entities`: one of `ENTITY_USES`, `None` for neither; `boost`: how much sharing all of them adds to a cosine.
+    - `passages`: how many of its best passages each hit shows, `neighbours`: how many on either side of each of them;
+      `highlight`: the best sentence of the best passage.
+    - `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` documents into a new order.
     - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
     Raises `QueryError` for values that make no sense.
@@ -35,9 +42,16 @@ class Query:
     min_score: float | None = None
     mode: str = "cosine"
     fusion: str = "rrf"
-    keyword_weight: float = 0.3
+    keyword_weight: float = 0.5
     distinct: float | None = None
     mmr: float | None = None
+    entities: str | None = None
+    boost: float = 0.1
+    passages: int = 0
+    neighbours: int = 0
+    highlight: bool = False
+    rerank: str | None = None
+    rerank_top: int = 50
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -56,6 +70,23 @@ class Query:
             raise QueryError(f"distinct must be a cosine above 0 and up to 1, got {self.distinct}")
         if self.mmr is not None and not 0.0 <= self.mmr <= 1.0:
             raise QueryError(f"mmr must be between 0 and 1, got {self.mmr}")
+        if self.entities is not None and self.entities not in ENTITY_USES:
+            raise QueryError(f"unknown use of entities '{self.entities}'; there are {', '.join(ENTITY_USES)}")
+        if not 0.0 <= self.boost < math.inf:
+            raise QueryError(f"boost must be a number from 0 on, got {self.boost}")
+        if self.passages < 0:
+            raise QueryError(f"passages must be at least 0, got {self.passages}")
+        if self.neighbours < 0:
+            raise QueryError(f"neighbours must be at least 0, got {self.neighbours}")
+        if self.neighbours and not self.passages:
+            raise QueryError("neighbours are those of passages: ask for at least 1 passage")
+        if self.rerank is not None and self.rerank_top < self.offset + self.k:
+            raise QueryError(
+                f"rerank_top is {self.rerank_top}, but offset {self.offset} and k {self.k} reach down to hit "
+                f"{self.offset + self.k}: rerank at least so many, or ask for fewer hits"
+            )
+        if self.rerank is not None and self.mmr is not None:
+            raise QueryError("rerank and mmr each put hits into an order of their own: ask for one of them")
 
     @property
     def diverse(self) -> bool:

@@ -19,14 +19,33 @@ RRF_K = 60  # Cormack, Clarke and Büttcher 2009, "Reciprocal Rank Fusion outper
 
 
 @dataclass(frozen=True, slots=True)
+class Fusion:
+    """What both rankings give to a fused score, which is their sum, and the document's ranks among the candidates.
+
+    A rank is `None` where the ranking does not have the document.
+    """
+
+    meaning: float
+    words: float
+    meaning_rank: int | None
+    words_rank: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ranked:
-    """A document with its best passage; `cosine` and `bm25` are what went into a score that is made of both."""
+    """A document with its best passage; `cosine`, `bm25`, `fusion` and `boost`: what its score is made of.
+
+    `rerank`: what a cross-encoder says of the passage, in [0, 1], where one was asked.
+    """
 
     doc: int
     vid: int
     score: float
     cosine: float | None = None
     bm25: float | None = None
+    fusion: Fusion | None = None
+    boost: float | None = None
+    rerank: float | None = None
 
 
 def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> list[Ranked]:
@@ -73,14 +92,32 @@ def reciprocal_ranks(
     Ranks count from 1; equal scores in a ranking have the same rank. `by_words`: (doc, BM25), best first; `passages`:
     the best passage of every document of either ranking, its score the cosine. Best first.
     """
-    scores: dict[int, float] = {}
-    for ranking in ([(item.doc, item.score) for item in by_meaning], by_words):
-        rank, last = 0, None
-        for place, (doc, score) in enumerate(ranking, start=1):
-            if score != last:
-                rank, last = place, score
-            scores[doc] = scores.get(doc, 0.0) + 1.0 / (RRF_K + rank)
-    return _fused(scores, dict(by_words), passages)
+    meaning, words = ranks([(item.doc, item.score) for item in by_meaning]), ranks(by_words)
+    fusions = {
+        doc: Fusion(
+            1.0 / (RRF_K + meaning[doc]) if doc in meaning else 0.0,
+            1.0 / (RRF_K + words[doc]) if doc in words else 0.0,
+            meaning.get(doc),
+            words.get(doc),
+        )
+        for doc in (*meaning, *(doc for doc in words if doc not in meaning))
+    }
+    return _fused(fusions, dict(by_words), passages)
+
+
+def ranks(ranking: Sequence[tuple[int, float]]) -> dict[int, int]:
+    """The ranks of (doc, score), best first, from 1; equal scores have the same.
+
+    >>> ranks([(7, 0.9), (3, 0.5), (4, 0.5), (1, 0.2)])
+    {7: 1, 3: 2, 4: 2, 1: 4}
+    """
+    found: dict[int, int] = {}
+    rank, last = 0, None
+    for place, (doc, score) in enumerate(ranking, start=1):
+        if score != last:
+            rank, last = place, score
+        found[doc] = rank
+    return found
 
 
 def weighted_scores(
@@ -94,17 +131,30 @@ def weighted_scores(
     low, high = min(cosines, default=0.0), max(cosines, default=0.0)
     words = dict(by_words)
     most = max(words.values(), default=0.0)
-    scores = {
-        doc: (1.0 - keyword_weight) * ((item.score - low) / (high - low) if high > low else 1.0)
-        + keyword_weight * (words.get(doc, 0.0) / most if most > 0 else 0.0)
+    meaning_ranks = ranks(sorted(((doc, item.score) for doc, item in passages.items()), key=lambda item: -item[1]))
+    word_ranks = ranks(by_words)
+    fusions = {
+        doc: Fusion(
+            (1.0 - keyword_weight) * ((item.score - low) / (high - low) if high > low else 1.0),
+            keyword_weight * (words.get(doc, 0.0) / most if most > 0 else 0.0),
+            meaning_ranks[doc],
+            word_ranks.get(doc),
+        )
         for doc, item in passages.items()
     }
-    return _fused(scores, words, passages)
+    return _fused(fusions, words, passages)
 
 
-def _fused(scores: Mapping[int, float], words: Mapping[int, float], passages: Mapping[int, Ranked]) -> list[Ranked]:
+def _fused(fusions: Mapping[int, Fusion], words: Mapping[int, float], passages: Mapping[int, Ranked]) -> list[Ranked]:
     ranked = [
-        Ranked(doc, passages[doc].vid, score, cosine=passages[doc].score, bm25=words.get(doc))
-        for doc, score in scores.items()
+        Ranked(
+            doc,
+            passages[doc].vid,
+            fusion.meaning + fusion.words,
+            cosine=passages[doc].score,
+            bm25=words.get(doc),
+            fusion=fusion,
+        )
+        for doc, fusion in fusions.items()
     ]
     return sorted(ranked, key=lambda item: (-item.score, item.doc))

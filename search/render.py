@@ -12,7 +12,7 @@ from itertools import groupby
 import click
 
 from indexer.command import counted, one_line
-from search.hits import Entity, Hit
+from search.hits import Entity, Highlight, Hit, Stretch
 
 # Colours that differ in brightness too; types beyond these take them in turn.
 _COLOURS = ("cyan", "yellow", "green", "magenta", "blue", "red")
@@ -37,12 +37,21 @@ def render_hits(hits: Sequence[Hit], *, colour: bool, offset: int = 0) -> str:
 def render_hit(hit: Hit, number: int, *, colour: bool, width: int) -> str:
     """One hit: a line with its score, id and class, its text, and its metadata."""
     head = f"{number:>3}. {hit.score:.4f}  {one_line(hit.id)}"
+    if hit.rerank_score is not None:
+        head = f"{number:>3}. {hit.rerank_score:.4f}  {one_line(hit.id)}  (before reranking {hit.score:.4f})"
     if hit.label is not None:
         head += f"  [{one_line(hit.label.name)} {hit.label.score:.2f}]"
     if hit.hidden:
         head += f"  (+ {counted(len(hit.hidden), 'near-duplicate')})"
     lines = [click.style(head, bold=True) if colour else head]
-    lines += [f"     {line}" for line in mark_entities(hit, colour=colour, width=width - 5)]
+    for number, passage in enumerate(hit.passages or (), start=1):
+        lines.append(f"     passage {number}  {passage.score:.4g}  {passage.start}–{passage.end}")
+        lines += _neighbours(passage.before, colour=colour, width=width)
+        span = passage.start, passage.end
+        lines += [f"       {line}" for line in mark_entities(hit, colour=colour, width=width - 7, span=span)]
+        lines += _neighbours(passage.after, colour=colour, width=width)
+    if not hit.passages:
+        lines += [f"     {line}" for line in mark_entities(hit, colour=colour, width=width - 5)]
     if hit.metadata:
         facts = " · ".join(f"{one_line(str(key))}={one_line(str(value))}" for key, value in hit.metadata.items())
         if len(facts) > 2 * width:
@@ -51,19 +60,26 @@ def render_hit(hit: Hit, number: int, *, colour: bool, width: int) -> str:
     return "\n".join(lines)
 
 
-def mark_entities(hit: Hit, *, colour: bool, width: int) -> list[str]:
-    """The text of the best passage in lines: entities coloured by type, or as [text TYPE] without colours."""
-    start, end = hit.passage.start, min(hit.passage.end, hit.passage.start + SHOWN_CHARACTERS)
+def mark_entities(hit: Hit, *, colour: bool, width: int, span: tuple[int, int] | None = None) -> list[str]:
+    """The text of the best passage, or of a span, in lines: entities coloured by type, or as [text TYPE].
+
+    The highlighted sentence is underlined, or «in quotes» without colours.
+    """
+    start, end = _shown(hit, *(span or (hit.passage.start, hit.passage.end)))
     entities = [entity for entity in hit.entities if start <= entity.start and entity.end <= end]
+    marked = _overlap(hit.highlight, start, end)
     before, after = "… " if start > 0 else "", " …" if end < len(hit.text) else ""
     if not colour:
-        return wrap(one_line(" ".join((before + _bracketed(hit.text, start, end, entities) + after).split())), width)
+        return wrap(
+            one_line(" ".join((before + _bracketed(hit.text, start, end, entities, marked) + after).split())), width
+        )
     types: list[str | None] = [None] * (end - start)
     for entity in entities:
         types[entity.start - start : entity.end - start] = [entity.type] * (entity.end - entity.start)
     text = hit.text[start:end]
+    lit = range(marked[0] - start, marked[1] - start) if marked else range(0)
     words = [
-        (_coloured(text, types, first, last), _visible(text[first:last]))
+        (_coloured(text, types, lit, first, last), _visible(text[first:last]))
         for match in re.finditer(r"\S+", text)
         for first, last in _cut(text, *match.span(), width)
     ]
@@ -80,22 +96,56 @@ def wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width) or [""]
 
 
-def _bracketed(text: str, start: int, end: int, entities: Sequence[Entity]) -> str:
-    parts, position = [], start
+def _shown(hit: Hit, start: int, end: int) -> tuple[int, int]:
+    """What of a span is shown: `SHOWN_CHARACTERS` from its start, or from the highlighted sentence if that is later."""
+    lit = _overlap(hit.highlight, start, end)
+    if lit is not None and lit[1] > start + SHOWN_CHARACTERS:
+        start = max(start, min(lit[0], end - SHOWN_CHARACTERS))
+    return start, min(end, start + SHOWN_CHARACTERS)
+
+
+def _overlap(highlight: Highlight | None, start: int, end: int) -> tuple[int, int] | None:
+    if highlight is None or highlight.start >= end or highlight.end <= start:
+        return None
+    return max(highlight.start, start), min(highlight.end, end)
+
+
+def _neighbours(parts: Sequence[Stretch] | None, *, colour: bool, width: int) -> Iterator[str]:
+    """The passages next to one, each shortened, with its offsets."""
+    for part in parts or ():
+        text = " ".join(part.text[:SHOWN_CHARACTERS].split()) + (" …" if len(part.text) > SHOWN_CHARACTERS else "")
+        for line in wrap(one_line(f"({part.start}–{part.end}) {text}"), width - 7):
+            yield f"       {click.style(line, dim=True) if colour else line}"
+
+
+def _bracketed(
+    text: str, start: int, end: int, entities: Sequence[Entity], marked: tuple[int, int] | None = None
+) -> str:
+    marks: list[tuple[int, int, str]] = []  # position, order among those at one position, what is put there
+    position = start
     for entity in entities:
         if entity.start >= position:
-            parts += [text[position : entity.start], f"[{text[entity.start : entity.end]} {entity.type}]"]
+            marks += [(entity.start, 2, "["), (entity.end, 0, f" {entity.type}]")]
             position = entity.end
+    if marked is not None:
+        marks += [(marked[0], 1, "«"), (marked[1], 1, "»")]
+    parts, position = [], start
+    for at, _, mark in sorted(marks, key=lambda mark: mark[:2]):
+        parts += [text[position:at], mark]
+        position = at
     return "".join([*parts, text[position:end]])
 
 
-def _coloured(text: str, types: Sequence[str | None], start: int, end: int) -> str:
-    """A word with each run of characters of one type in that type's colour."""
-    runs = groupby(range(start, end), key=lambda position: types[position])
+def _coloured(text: str, types: Sequence[str | None], lit: range, start: int, end: int) -> str:
+    """A word with each run of characters of one type in that type's colour, those of `lit` underlined."""
+    runs = groupby(range(start, end), key=lambda position: (types[position], position in lit))
     styled = []
-    for entity_type, positions in runs:
+    for (entity_type, underlined), positions in runs:
         run = one_line("".join(text[position] for position in positions))
-        styled.append(run if entity_type is None else click.style(run, fg=colour_of(entity_type), bold=True))
+        if entity_type is not None:
+            styled.append(click.style(run, fg=colour_of(entity_type), bold=True, underline=underlined or None))
+        else:
+            styled.append(click.style(run, underline=True) if underlined else run)
     return "".join(styled)
 
 

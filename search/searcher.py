@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pyroaring import BitMap
 
-from indexer.errors import ModelError, QueryError
+from indexer.errors import QueryError
 from indexer.fields import has_lone_surrogate
-from indexer.filters import Filter, check_names, parse
+from indexer.filters import Filter, check_names, from_json, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
-from indexer.records import FloatArray
-from indexer.settings import IndexSettings, check_model
+from indexer.records import Analysis, FloatArray
+from indexer.settings import IndexSettings
 from indexer.stored import StoredDocument
+from search import steps
 from search.counting import count_facets
-from search.diversity import Group, diversify
 from search.enrich import enrich
+from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
 from search.facets import Facets
+from search.hit_parts import parts_of
 from search.hits import Hit
+from search.models import Models
+from search.paging import Page, check_pages, find_page
 from search.query import Query
-from search.ranking import Ranked, in_order
-from search.retrieval import by_both, by_meaning, by_words
+from search.ranking import Ranked
 from search.similar import Examples, combine
+from search.steps import Asked
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
 
-T = TypeVar("T")
+AnyFilter = Filter | str | dict[str, Any]
+"""A filter as a tree (`indexer.filters`), as text, or as a JSON object."""
 
 
 class Searcher:
@@ -49,10 +53,7 @@ class Searcher:
         Raises `NotAnIndexError`, `FormatError`.
         """
         self._reader = IndexReader(path)
-        self._given = model
-        self._device = device
-        self._model: TextModel | None = None
-        self._model_mutex = threading.Lock()
+        self._models = Models(self._reader, model=model, device=device)
 
     def __enter__(self) -> Searcher:
         return self
@@ -85,56 +86,44 @@ class Searcher:
     @property
     def has_model(self) -> bool:
         """Whether texts can be compared by meaning: the index names its model, or one was given."""
-        return self._given is not None or self._reader.settings.model is not None
+        return self._models.known
 
     @property
     def model(self) -> TextModel:
         """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
-        from indexer.model import TextModel, choose_device
-
-        with self._model_mutex:
-            if self._model is None:
-                settings = self._reader.settings
-                model = self._given if isinstance(self._given, TextModel) else None
-                if model is None:
-                    choose_device(self._device)  # a wrong device is not the fault of the model's place
-                    name = settings.model if self._given is None else str(self._given)
-                    if name is None:
-                        raise ModelError(
-                            f"{self._reader.path} holds vectors that were made elsewhere: pass the --model that made "
-                            "them, or search by vector"
-                        )
-                    try:
-                        model = TextModel.load(name, device=self._device)
-                    except ModelError as error:
-                        if self._given is not None:
-                            raise
-                        raise ModelError(
-                            f"{self._reader.path} was built with model {name}, which cannot be loaded: {error}; "
-                            "pass its new place with --model"
-                        ) from error
-                check_model(settings, model, place=str(self._reader.path), heads=False)
-                self._model = model
-            return self._model
+        return self._models.text
 
     def search(
         self,
         text: str,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        entities: str | None = None,
+        boost: float = 0.1,
+        passages: int = 0,
+        neighbours: int = 0,
+        highlight: bool = False,
+        rerank: str | Path | None = None,
+        rerank_top: int = 50,
     ) -> list[Hit]:
         """The k documents that answer the text best, best first; ties in the order of ids.
 
-        `filter`: a tree from `indexer.filters`, or its text. `mode`: "cosine" ranks by meaning, "keyword" by words,
-        and needs no model, "hybrid" by both. `distinct`: near-duplicates are one hit, `mmr`: hits unlike each other;
-        see `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`,
-        `FilterError`, `ModelError`.
+        `filter`: a tree from `indexer.filters`, its text, or its JSON form. `mode`: "cosine" ranks by meaning,
+        "keyword" by words, and needs no model, "hybrid" by both, with `fusion` "rrf" by their ranks or "weighted" by
+        their scores, of which words have the share `keyword_weight`. `distinct`: near-duplicates are one hit, `mmr`:
+        hits unlike each other. `entities`: "filter" keeps to documents that share an entity of the text, where there
+        are any, "boost" raises them by up to `boost`. `passages`, `neighbours` and `highlight`: what of its text each
+        hit shows. `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` into a new order. See
+        `Query`. A text longer than the model's window is pooled over all of it. Raises `QueryError`, `FilterError`,
+        `ModelError`.
         """
         query = Query(
             k=k,
@@ -142,8 +131,17 @@ class Searcher:
             filter=_as_filter(filter),
             min_score=min_score,
             mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             distinct=distinct,
             mmr=mmr,
+            entities=entities,
+            boost=boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
+            rerank=None if rerank is None else str(rerank),
+            rerank_top=rerank_top,
         )
         return list(self.answer(text, query).hits)
 
@@ -152,8 +150,10 @@ class Searcher:
         texts: Sequence[str],
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -166,6 +166,8 @@ class Searcher:
             filter=_as_filter(filter),
             min_score=min_score,
             mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
             distinct=distinct,
             mmr=mmr,
         )
@@ -174,25 +176,25 @@ class Searcher:
         self._check_filter(query.filter)
         vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
         with self._reader.snapshot() as snapshot:
-            chosen = self._allowed(snapshot, query)
+            chosen = steps.allowed(snapshot, query)
             if mode != "cosine" or query.diverse:
                 return [
-                    self._hits(snapshot, text, vector, query, chosen, Explanation())
+                    steps.hits_among(snapshot, Asked(query=query, text=text, vector=vector), chosen, Explanation())
                     for text, vector in zip(texts, vectors, strict=True)
                 ]
 
             def rank(vector: FloatArray) -> list[Ranked]:
-                return self._rank(snapshot, "", vector, query, chosen, Explanation(), parallel=False)
+                return steps.rank(snapshot, Asked(query=query, vector=vector, parallel=False), chosen, Explanation())
 
             ranked = list(self._reader.workers.map(rank, vectors))
-            return [enrich(snapshot, _page(_ordered(snapshot, found, query), query)) for found in ranked]
+            return [enrich(snapshot, steps.page(steps.ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
         self,
         vector: FloatArray,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -210,7 +212,7 @@ class Searcher:
         examples: str | Examples,
         *,
         k: int = 10,
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         offset: int = 0,
         min_score: float | None = None,
         distinct: float | None = None,
@@ -242,72 +244,144 @@ class Searcher:
                 np.stack(negative) if negative else np.zeros((0, len(positive[0])), dtype=np.float32),
                 not_weight=examples.not_weight,
             )
-            return self._find(snapshot, "", vector, query, Explanation(), exclude=frozenset(docs.values()))
+            asked = Asked(query=query, vector=vector, exclude=frozenset(docs.values()))
+            return steps.find(snapshot, asked, Explanation())
 
-    def answer(self, text: str, query: Query, *, path: str = "auto", vector: FloatArray | None = None) -> Answer:
-        """The hits of a query, with what was done to find them. `path` forces one of `indexer.vectors.PLANS`.
+    def answer(
+        self,
+        text: str,
+        query: Query,
+        *,
+        path: str = "auto",
+        explain: bool = False,
+        analysis: Analysis | None = None,
+    ) -> Answer:
+        """The hits of a query, with what was done to find them; with `explain`, also what their scores are made of.
 
-        `vector`: the text's embedding, fp32 (dimension,), where the caller has it already.
+        `path` forces one of `indexer.vectors.PLANS`. `analysis`: what the index's model says about the text, where the
+        caller has it already; with its entities where the query uses them.
         """
         _check_text(text)
         self._check_filter(query.filter)
         explanation = Explanation()
-        if vector is not None:
-            self._check_vector(vector)
-        elif query.mode != "keyword":
-            with explanation.timed("model"):
-                vector = self.model.encode([text])[0]
+        asked = replace(self._models.asked(text, query, explanation, analysis=analysis), path=path)
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, text, vector, query, explanation, path=path)
-        return Answer(tuple(hits), explanation)
+            hits = steps.find(snapshot, asked, explanation)
+            if explain:
+                self._explain(snapshot, asked, hits, explanation)
+        return self._answer(hits, asked, explanation)
 
-    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Answer:
+    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
-        if query.mode != "cosine":
-            raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
-        self._check_vector(vector)
-        explanation = Explanation()
+        explanation, asked = Explanation(), self._asked_vector(vector, query, path=path)
         with self._reader.snapshot() as snapshot:
-            hits = self._find(snapshot, "", vector, query, explanation, path=path)
-        return Answer(tuple(hits), explanation)
+            hits = steps.find(snapshot, asked, explanation)
+            if explain:
+                self._explain(snapshot, asked, hits, explanation)
+        return self._answer(hits, asked, explanation)
+
+    def page(
+        self,
+        text: str | FloatArray,
+        *,
+        k: int = 10,
+        cursor: str | None = None,
+        filter: AnyFilter | None = None,
+        mode: str = "cosine",
+        fusion: str = "rrf",
+        keyword_weight: float = 0.5,
+        min_score: float | None = None,
+        distinct: float | None = None,
+        mmr: float | None = None,
+        entities: str | None = None,
+        boost: float = 0.1,
+        passages: int = 0,
+        neighbours: int = 0,
+        highlight: bool = False,
+    ) -> Page:
+        """The first k hits of a text or a vector, or with the `cursor` of a page the k hits after it.
+
+        No hit is repeated and none is skipped while the index changes: see `search.paging`. Every page needs the same
+        text and options; only k, and what hits show, may differ. Raises `CursorError` for a cursor of another query or
+        index, or a damaged one, and else as `search` does.
+        """
+        query = Query(
+            k=k,
+            filter=_as_filter(filter),
+            min_score=min_score,
+            mode=mode,
+            fusion=fusion,
+            keyword_weight=keyword_weight,
+            distinct=distinct,
+            mmr=mmr,
+            entities=entities,
+            boost=boost,
+            passages=passages,
+            neighbours=neighbours,
+            highlight=highlight,
+        )
+        return self.answer_page(text, query, cursor)
+
+    def answer_page(
+        self, text: str | FloatArray, query: Query, cursor: str | None = None, *, explain: bool = False
+    ) -> Page:
+        """As `page`, for a query with all its options but `rerank`; with `explain`, the parts of each score."""
+        check_pages(query)
+        self._check_filter(query.filter)
+        explanation = Explanation()
+        if isinstance(text, str):
+            _check_text(text)
+            asked = self._models.asked(text, query, explanation)
+        else:
+            asked = self._asked_vector(text, query)
+        with self._reader.snapshot() as snapshot:
+            page = find_page(snapshot, asked, cursor, explanation)
+            if explain:
+                self._explain(snapshot, asked, page.hits, explanation)
+        return replace(page, hits=self._answer(page.hits, asked, explanation).hits)
 
     def facets(
         self,
         query: str | FloatArray | None = None,
         *,
         names: Sequence[str] = (),
-        filter: Filter | str | None = None,
+        filter: AnyFilter | None = None,
         of: int = 100,
         min_score: float | None = None,
+        mode: str = "cosine",
         top: int = 10,
         significant: bool = False,
     ) -> Facets:
         """How many documents have each class, entity and metadata value: exact counts, of one commit.
 
         Without a query of all documents that the filter allows; with one, a text or a vector, of its `of` best hits, as
-        `search` with k = `of` and the same `min_score` finds them. `names`: `label`, `entity`, `entity:TYPE`, a field
-        of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by default the class, the
-        entities of each type and the fields of few values. `top` values of each, the most frequent first, or with
-        `significant` those that stand out most from the whole index. Raises `QueryError`, `FilterError`, `ModelError`.
+        `search` with k = `of` and the same `mode` and `min_score` finds them. `names`: `label`, `entity`,
+        `entity:TYPE`, a field of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by
+        default the class, the entities of each type and the fields of few values. `top` values of each, the most
+        frequent first, or with `significant` those that stand out most from the whole index. Raises `QueryError`,
+        `FilterError`, `ModelError`.
         """
         if top < 1:
             raise QueryError(f"top must be at least 1, got {top}")
         if query is None and min_score is not None:
             raise QueryError("min_score needs a query")
-        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score)
+        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        if query is None and mode != "cosine":
+            raise QueryError(f"mode '{mode}' needs a query")
         if significant and query is None and asked.filter is None:
             raise QueryError("significant values need a query or a filter, to compare with the whole index")
         self._check_filter(asked.filter)
-        vector = self._query_vector(query) if query is not None else None
+        vector = None if query is None else self._query_vector(query, mode)
+        text = query if isinstance(query, str) else ""
         with self._reader.snapshot() as snapshot:
-            docs = self._allowed(snapshot, asked)
-            if vector is not None:
-                ranked = self._rank(snapshot, "", vector, asked, docs, Explanation())
-                docs = BitMap(document.doc for document in _page(_ordered(snapshot, ranked, asked), asked))
+            docs = steps.allowed(snapshot, asked)
+            if query is not None:
+                ranked = steps.rank(snapshot, Asked(query=asked, text=text, vector=vector), docs, Explanation())
+                docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
 
-    def present(self, ids: Iterable[str], *, filter: Filter | str | None = None) -> set[str]:
+    def present(self, ids: Iterable[str], *, filter: AnyFilter | None = None) -> set[str]:
         """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""
         tree = _as_filter(filter)
         self._check_filter(tree)
@@ -333,96 +407,40 @@ class Searcher:
             settings = self._reader.settings
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
 
-    def _find(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-    ) -> list[Hit]:
-        """Filter → search → rank → enrich, on one commit of the index."""
-        with explanation.timed("filter"):
-            chosen = self._allowed(snapshot, query)
-            explanation.documents = snapshot.count()
-            explanation.allowed = explanation.documents if chosen is None else len(chosen)
-        return self._hits(snapshot, text, vector, query, chosen, explanation, exclude=exclude, path=path)
-
-    def _hits(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        chosen: BitMap | None,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-    ) -> list[Hit]:
-        def rank(n: int) -> list[Ranked]:
-            asked = replace(query, k=n, offset=0)
-            found = self._rank(snapshot, text, vector, asked, chosen, explanation, exclude=exclude, path=path)
-            return _ordered(snapshot, found, asked)[:n]
-
-        def describe(ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
-            with explanation.timed("diversity"):
-                return _described(snapshot, ranked)
-
-        wanted = query.offset + query.k
-        if query.diverse:
-            groups = diversify(
-                rank,
-                describe,
-                wanted=wanted,
-                distinct=query.distinct,
-                mmr=query.mmr,
-                cosines=query.mode == "cosine",
+    def _explain(self, snapshot: Snapshot, asked: Asked, hits: Sequence[Hit], explanation: Explanation) -> None:
+        """Add the parts of scores; those of layers where the query went through the model."""
+        layers = self.model.pooled_layers if asked.text and asked.vector is not None else ()
+        with explanation.timed("explanation"):
+            explanation.hits = parts_of(
+                snapshot, explanation.ranked, hits, vector=asked.vector, layers=layers, filter=asked.query.filter
             )
-        else:
-            groups = [Group(best) for best in rank(wanted)]
-        shown = _page(groups, query)
-        explanation.ranked = [group.best for group in shown]
-        with explanation.timed("documents"):
-            hits = enrich(snapshot, explanation.ranked)
-            ids = snapshot.ids([document.doc for group in shown for document in group.hidden])
-            return [
-                replace(hit, hidden=tuple(ids[document.doc] for document in group.hidden)) if group.hidden else hit
-                for hit, group in zip(hits, shown, strict=True)
-            ]
 
-    def _allowed(self, snapshot: Snapshot, query: Query) -> BitMap | None:
-        return None if query.filter is None else snapshot.allowed(query.filter)
+    def _asked_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Asked:
+        """A query by a vector, which has neither words nor entities."""
+        if query.mode != "cosine":
+            raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
+        if query.entities is not None:
+            raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
+        if query.rerank is not None:
+            raise QueryError("a cross-encoder reads the text of a query, got a vector")
+        self._check_vector(vector)
+        return Asked(query=query, vector=vector, path=path)
 
-    def _rank(
-        self,
-        snapshot: Snapshot,
-        text: str,
-        vector: FloatArray | None,
-        query: Query,
-        chosen: BitMap | None,
-        explanation: Explanation,
-        *,
-        exclude: frozenset[int] = frozenset(),
-        path: str = "auto",
-        parallel: bool = True,
-    ) -> list[Ranked]:
-        """The best documents up to offset + k, and those that tie with the last of them."""
-        if query.mode == "keyword" or vector is None:
-            return by_words(snapshot, text, query, chosen, explanation)
-        if query.mode == "hybrid":
-            return by_both(snapshot, text, vector, query, chosen, explanation, path=path, parallel=parallel)
-        wanted = query.offset + query.k
-        return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=exclude, path=path, parallel=parallel)
+    def _answer(self, hits: Sequence[Hit], asked: Asked, explanation: Explanation) -> Answer:
+        """The hits with what is asked for besides and needs the model, but not the index any more."""
+        if asked.query.highlight and asked.vector is not None and hits:
+            model = self.model
+            with explanation.timed("highlight"):
+                hits = highlighted_by_meaning(list(hits), asked.vector, model)
+        return Answer(tuple(hits), explanation)
 
-    def _query_vector(self, query: str | FloatArray) -> FloatArray:
+    def _query_vector(self, query: str | FloatArray, mode: str) -> FloatArray | None:
+        """The vector of a query, `None` where only its words count."""
         if isinstance(query, str):
             _check_text(query)
-            vector: FloatArray = self.model.encode([query])[0]
-            return vector
+            return None if mode == "keyword" else self.model.encode([query])[0]
+        if mode != "cosine":
+            raise QueryError(f"mode '{mode}' needs a text, got a vector")
         self._check_vector(query)
         return query
 
@@ -432,24 +450,6 @@ class Searcher:
             raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
 
 
-def _ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:
-    """Those with enough score, in the order of showing."""
-    if query.min_score is not None:
-        ranked = [document for document in ranked if document.score >= query.min_score]
-    return in_order(ranked, snapshot.ids([document.doc for document in ranked]))
-
-
-def _page(found: Sequence[T], query: Query) -> Sequence[T]:
-    return found[query.offset : query.offset + query.k]
-
-
-def _described(snapshot: Snapshot, ranked: Sequence[Ranked]) -> tuple[FloatArray, list[str]]:
-    """The embeddings and texts of documents, in their order."""
-    docs = [document.doc for document in ranked]
-    texts = snapshot.texts_of(docs)
-    return snapshot.document_vectors(docs), [texts[doc] for doc in docs]
-
-
 def _check_text(text: str) -> None:
     if not text.strip():
         raise QueryError("the query's text is empty")
@@ -457,5 +457,7 @@ def _check_text(text: str) -> None:
         raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
 
 
-def _as_filter(filter: Filter | str | None) -> Filter | None:
-    return parse(filter) if isinstance(filter, str) else filter
+def _as_filter(filter: AnyFilter | None) -> Filter | None:
+    if isinstance(filter, str):
+        return parse(filter)
+    return from_json(filter) if isinstance(filter, dict) else filter

@@ -96,6 +96,7 @@ def as_text_model(analyser: DemoAnalyser) -> TextModel:
 
     class DemoTextModel(TextModel):
         dimension = class_labels = entity_types = None  # instance attributes, not the properties of TextModel
+        pooled_layers = (-1, -3)  # as if the first half of a vector came from the last layer
 
         def __init__(self) -> None:
             self.name, self.fingerprint = analyser.name, analyser.fingerprint

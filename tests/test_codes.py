@@ -5,13 +5,23 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from fakes import build_vector_index, clustered, vector_entries, written_segment
 
 from indexer import compaction, store
 from indexer import segments as segment_files
-from indexer.codes import ROUNDS, CodeSpace, factors, load_code_space, new_code_space, save_code_space
+from indexer.codes import (
+    ROUNDS,
+    CodeSpace,
+    centre_of,
+    factors,
+    load_code_space,
+    new_code_space,
+    save_code_space,
+    unpack,
+)
 from indexer.errors import CorruptIndexError
 from indexer.merging import CODE_SPACE_SHA256
 from indexer.reader import IndexReader
@@ -100,7 +110,8 @@ def test_a_rotation_spreads_what_stands_in_few_dimensions() -> None:
         ("rotated", new_code_space(table.astype(np.float16))),
         ("plain", plain_space(table)),
     ):
-        index = space.empty()
+        index = faiss.IndexRaBitQ(WIDTH, faiss.METRIC_INNER_PRODUCT)
+        index.train(space.centre[None])
         index.add_sa_codes(space.encode(table.astype(np.float16)))
         hits = [
             np.intersect1d(index.search(space.rotate(query[None]), 100)[1][0], nearest(table, query, 10)).size
@@ -198,9 +209,20 @@ def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, sp
     assert hits / 1_000 >= 0.99
 
 
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("dimension", [5, 32, 100])
+def test_packed_codes_can_be_taken_out_again(rows: int, dimension: int) -> None:
+    table = clustered(rows, dimension=dimension).astype(np.float16)
+    space = new_code_space(table)
+    codes = space.encode(table)
+    packed = space.pack(codes)
+    for start, stop in ((0, rows), (rows // 2, rows), (rows - 1, rows + 50), (0, 1)):
+        np.testing.assert_array_equal(unpack(packed, start, stop), codes[start:stop])
+    np.testing.assert_array_equal(centre_of(packed), space.centre)
+
+
 def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    fresh = space.empty()
-    fresh.add_sa_codes(space.encode(table.astype(np.float16)))
+    fresh = space.pack(space.encode(table.astype(np.float16)))
     query = space.rotate(table[:1])
     estimates, labels = fresh.search(query, 50)
     positions, read = segment.scan_codes(query[0], 50, None)
@@ -254,7 +276,7 @@ def index(tmp_path: Path, table: FloatArray, monkeypatch: pytest.MonkeyPatch) ->
     path = build_vector_index(tmp_path / "index", table[:1_000], batch=250)
     with IndexReader(path) as reader:
         (record,) = reader.info().segments
-    assert (record.rows, record.factory) == (1_000, "SQfp16,RaBitQ1")
+    assert (record.rows, record.factory) == (1_000, "SQfp16,RaBitQfs")
     return path
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Run, write_jsonl
-from fakes import DemoAnalyser, as_text_model, build_index, entries
+from fakes import DemoAnalyser, as_text_model, build_index, entries, unit_fp16
 from pyroaring import BitMap
 
 from indexer import vectors
@@ -21,7 +23,9 @@ from indexer.store import IndexWriter
 from indexer.vectors import PLANS, SearchPlan
 from search import Searcher
 from search.explain import Explanation
+from search.hit_parts import HitParts, LayerPart
 from search.query import Query
+from search.ranking import Fusion
 
 MODEL = DemoAnalyser()
 
@@ -135,16 +139,134 @@ def test_the_time_of_a_step_adds_up_also_where_it_fails() -> None:
 def test_the_command_explains_on_standard_error_only(run: Run, model: str) -> None:
     records = [{"id": f"d{n}", "text": f"text {n}", "n": n} for n in range(5)]
     run("indexer", "add", "index", write_jsonl("r.jsonl", records), "--model", model)
-    plain = run("search", "query", "index", "text 3", "--json", "--where", "n >= 2")
-    explained = run("search", "query", "index", "text 3", "--json", "--where", "n >= 2", "--explain")
-    assert (explained.code, explained.out) == (0, plain.out)
-    first, second, last = explained.err.splitlines()
+    command = ("search", "query", "index", "text 3", "--where", "n >= 2", "-k", "1")
+    explained = run(*command, "--explain")
+    assert (explained.code, explained.out) == (0, run(*command).out)
+    first, second, hit, layers, matched, last = explained.err.splitlines()
     assert first == "allowed: 3 of 5 documents"
     assert second == "plan: scan; of 3 allowed vectors (of 5) scanned 0 codes and 3 vectors"
+    assert hit == "hit 1: 1.0000 of cosine 1.0000"
+    assert re.fullmatch(r"  cosine: [-.0-9]+ \(layer -1\)( \+ [-.0-9]+ \(layer -[234]\)){3}", layers)
+    assert matched == "  matched: n >= 2"
     assert last.startswith("time: model ")
+    in_json = run(*command, "--json", "--explain")
+    assert (in_json.code, in_json.out) == (0, run(*command, "--json").out)
+    (line,) = in_json.err.splitlines()
+    assert json.loads(line)["hits"][0]["matched"] == ["n >= 2"]
     nothing = run("search", "query", "index", "text 3", "--where", "n = 9", "--explain")
     assert (nothing.code, nothing.out) == (0, "")
     assert nothing.err.splitlines()[:2] == ["no document fits", "allowed: 0 of 5 documents"]
+
+
+# What a score is made of
+
+
+def test_the_layers_of_a_cosine_sum_to_it(searcher: Searcher) -> None:
+    answer = searcher.answer("text 3", Query(k=41), explain=True)
+    query = MODEL.vector("text 3").astype(np.float64)
+    for hit, parts in zip(answer.hits, answer.explanation.hits, strict=True):
+        assert (parts.id, parts.score, parts.cosine) == (hit.id, hit.score, hit.score)
+        stored = unit_fp16(MODEL.vector(hit.text[hit.passage.start : hit.passage.end])[None])[0]
+        products = stored * query / np.linalg.norm(query)
+        assert [layer.layer for layer in parts.layers] == [-1, -3]
+        assert [layer.part for layer in parts.layers] == pytest.approx(
+            [products[:8].sum(), products[8:].sum()], abs=1e-7
+        )
+        assert sum(layer.part for layer in parts.layers) == pytest.approx(hit.score, abs=1e-12)
+
+
+def test_a_vector_s_cosine_has_no_layers(searcher: Searcher) -> None:
+    (parts,) = searcher.answer_vector(MODEL.vector("text 3"), Query(k=1), explain=True).explanation.hits
+    assert (parts.id, parts.layers) == ("d03", ())
+    assert parts.cosine == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_parts_of_a_score_by_words(searcher: Searcher) -> None:
+    (parts,) = searcher.answer("3", Query(mode="keyword"), explain=True).explanation.hits
+    assert (parts.id, parts.bm25, parts.cosine, parts.layers) == ("d03", parts.score, None, ())
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "weighted"])
+def test_the_parts_of_a_fused_score_sum_to_it(searcher: Searcher, fusion: str) -> None:
+    explanation = searcher.answer("3 text", Query(k=41, mode="hybrid", fusion=fusion), explain=True).explanation
+    cosines = {hit.id: hit.score for hit in searcher.search("3 text", k=41)}
+    words = {hit.id: hit.score for hit in searcher.search("3 text", k=41, mode="keyword")}
+    assert len(explanation.hits) == 41
+    for parts in explanation.hits:
+        assert parts.fusion is not None
+        assert parts.score == parts.fusion.meaning + parts.fusion.words
+        assert parts.cosine == cosines[parts.id]
+        assert parts.bm25 == words.get(parts.id)
+        assert parts.fusion.meaning_rank == 1 + sum(other > cosines[parts.id] for other in cosines.values())
+        rank = 1 + sum(other > words[parts.id] for other in words.values()) if parts.id in words else None
+        assert parts.fusion.words_rank == rank
+        if fusion == "rrf":
+            assert parts.fusion.words == (0.0 if rank is None else 1 / (60 + rank))
+        assert sum(layer.part for layer in parts.layers) == pytest.approx(parts.cosine, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ("n = 3", ["n = 3"]),
+        ("n >= 2 and n < 9", ["n >= 2", "n < 9"]),
+        ("n = 3 or n = 4", ["n = 3"]),
+        ("n = 3 or n = 3", ["n = 3"]),
+        ("not n = 4", ["not n = 4"]),
+        ("not (n = 4 or n > 5)", ["not n = 4", "not n > 5"]),
+        ("not (n = 3 and n = 4)", ["not n = 4"]),
+        ("not not n = 3", ["n = 3"]),
+        ('id = d03 and (exists label or n in [1, 2, 3] or entity ORG:"x y"*)', ["id = d03", "n in [1, 2, 3]"]),
+        ("*", ["*"]),
+    ],
+)
+def test_the_conditions_that_matched(searcher: Searcher, filter: str, expected: list[str]) -> None:
+    answer = searcher.answer("text 3", Query(k=41, filter=parse(filter)), explain=True)
+    (parts,) = [parts for parts in answer.explanation.hits if parts.id == "d03"]
+    assert list(parts.matched) == expected
+
+
+def test_entities_and_classes_that_matched(tmp_path: Path) -> None:
+    path = build_index(tmp_path / "tagged", [Document("a", "Ada sings a song")], MODEL)
+    filter = "entity PER:ADA and not entity ORG and (label = sport or label = music)"
+    with Searcher(path, model=as_text_model(MODEL)) as searcher:
+        (parts,) = searcher.answer("song", Query(filter=parse(filter)), explain=True).explanation.hits
+    assert parts.matched == ("entity PER:ADA", "not entity ORG:*", "label = music")
+
+
+def test_the_parts_of_a_hit_for_reading_and_as_json() -> None:
+    parts = HitParts(
+        "a",
+        0.0325,
+        cosine=0.75,
+        layers=(LayerPart(-1, 0.5), LayerPart(-2, 0.25)),
+        bm25=3.5,
+        fusion=Fusion(0.0161, 0.0164, 2, 1),
+        matched=("n = 3", "lang = de"),
+    )
+    assert list(parts.lines(4)) == [
+        "hit 4: 0.0325 of cosine 0.7500, bm25 3.5000",
+        "  cosine: 0.5000 (layer -1) + 0.2500 (layer -2)",
+        "  fusion: 0.0161 (meaning, rank 2) + 0.0164 (words, rank 1)",
+        "  matched: n = 3; lang = de",
+    ]
+    assert parts.to_json() == {
+        "id": "a",
+        "score": 0.0325,
+        "cosine": 0.75,
+        "layers": [{"layer": -1, "part": 0.5}, {"layer": -2, "part": 0.25}],
+        "bm25": 3.5,
+        "fusion": {"meaning": {"rank": 2, "part": 0.0161}, "words": {"rank": 1, "part": 0.0164}},
+        "matched": ["n = 3", "lang = de"],
+    }
+    assert HitParts("a", 0.5, cosine=0.5).to_json() == {"id": "a", "score": 0.5, "cosine": 0.5}
+
+
+def test_a_page_is_explained(searcher: Searcher) -> None:
+    page = searcher.answer_page("text 3", Query(k=2, filter=parse("n < 9")), explain=True)
+    assert [parts.id for parts in page.explanation.hits] == [hit.id for hit in page.hits]
+    assert page.explanation.allowed == 9
+    assert page.explanation.hits[0].matched == ("n < 9",)
 
 
 # Filters that are remembered

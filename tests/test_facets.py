@@ -317,6 +317,23 @@ def test_over_hits_are_those_that_search_finds(path: Path, documents: dict[str, 
         assert searcher.facets("Ada ball", filter="n = 4 and n = 5").documents == 0
 
 
+@pytest.mark.parametrize("mode", ["keyword", "hybrid"])
+def test_over_the_hits_of_every_mode(path: Path, documents: dict[str, Document], mode: str) -> None:
+    with Searcher(path, model=as_text_model(MODEL)) as searcher:
+        for options in ({"of": 7}, {"of": 1_000}, {"of": 30, "min_score": 0.01}, {"of": 9, "filter": "n < 20"}):
+            search = {"k" if key == "of" else key: value for key, value in options.items()}
+            hits = searcher.search("Ada ball", mode=mode, **search)  # type: ignore[arg-type]
+            assert hits
+            found = searcher.facets("Ada ball", mode=mode, names=NAMES, top=1_000, **options)  # type: ignore[arg-type]
+            check(found, documents, [documents[hit.id] for hit in hits])
+        assert searcher.facets("?!", mode="keyword").documents == 0
+
+
+def test_over_the_hits_of_words_no_model_is_needed(path: Path) -> None:
+    with Searcher(path, model="no/such-model") as searcher:
+        assert searcher.facets("ball", mode="keyword").documents > 0
+
+
 def test_an_array_counts_once_for_each_of_its_values(open_index: Callable[..., Searcher]) -> None:
     searcher = open_index(
         Document("a", "t", {"tags": ["x", "y", "x", ["y"]]}),
@@ -584,6 +601,10 @@ def test_a_name_that_is_no_facet_is_refused(path: Path, name: str, message: str)
         ({"min_score": 0.5}, QueryError, "min_score needs a query"),
         ({"query": "x", "of": 0}, QueryError, "k must be at least 1"),
         ({"query": " "}, QueryError, "text is empty"),
+        ({"query": " ", "mode": "keyword"}, QueryError, "text is empty"),
+        ({"mode": "keyword"}, QueryError, "mode 'keyword' needs a query"),
+        ({"query": "x", "mode": "words"}, QueryError, "unknown mode 'words'"),
+        ({"query": np.ones(16, dtype=np.float32), "mode": "hybrid"}, QueryError, "'hybrid' needs a text, got a vector"),
         ({"query": np.zeros(3, dtype=np.float32)}, QueryError, r"has shape \(3,\)"),
         ({"filter": "label = x"}, FilterError, "unknown class 'x'"),
         ({"filter": "n <"}, FilterError, "at character 4"),
@@ -732,6 +753,8 @@ def test_the_command_prints_facets(run: Run, model: str, tmp_path: Path) -> None
             }
         ],
     }
+    words = run("search", "facets", "index", "--json", "--query", "1", "--mode", "keyword", "--facet", "year")
+    assert orjson.loads(words.out)["documents"] == 1
     entity = orjson.loads(run("search", "facets", "index", "--json", "--facet", "entity").out)
     assert all(set(value) == {"type", "value", "count", "total", "lift"} for value in entity["facets"][0]["values"])
     result = run("search", "facets", "index", "--facet", "yaer")

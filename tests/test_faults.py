@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import build_index
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "faults"))
 
@@ -17,10 +18,11 @@ import kill
 import readers
 import resume
 import write_errors
-from tracing import Work, strace_missing
+from tracing import Kind, Work, run_traced, strace_missing
 from workload import small_segments
 
 from indexer import compaction, merging, pipeline, store, vectors
+from indexer.records import Document
 
 WORK = Work(documents=480, batch=60)
 
@@ -78,6 +80,19 @@ def test_a_disk_that_fails_is_an_error_and_nothing_that_was_acknowledged_is_lost
     result = write_errors.fail_calls(subject, each=1, errors=["EIO"], only=only)
     assert result.bad == []
     assert result.refused == {"pwrite64": 1, "fsync": 1, "rename": 1}
+
+
+@pytest.mark.usefixtures("strace")
+@pytest.mark.parametrize(
+    ("call", "problem"), [("pread64", "disk I/O error"), ("openat", "unable to open database file")]
+)
+def test_a_disk_that_cannot_be_read_is_not_taken_for_another_file(tmp_path: Path, call: str, problem: str) -> None:
+    index = build_index(tmp_path / "index", [Document("a", "a")])
+    command = [sys.executable, "-c", "from indexer.cli import main; main()", "info", str(index)]
+    kind = Kind(call, "meta.sqlite", 1, (str(index / "meta.sqlite"),))
+    outcome = run_traced(command, [kind], "error=EIO", "1+")
+    assert outcome.code == 1
+    assert outcome.error == f"Error: {index / 'meta.sqlite'} cannot be read: {problem}\n"
 
 
 def test_a_full_disk_is_an_error_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
+import indexer.filters
 from indexer.errors import FilterError
 from indexer.fields import flatten, normalise_entity, path_of
 from indexer.filters import (
@@ -848,6 +850,20 @@ def test_docs_json_form() -> None:
     for obj, text in table("The JSON form"):
         assert from_json(json.loads(obj.strip("`"))) == parse(text.strip("`"))
         assert to_json(parse(text.strip("`"))) == json.loads(obj.strip("`"))
+
+
+def test_docs_python() -> None:
+    names = {name: getattr(indexer.filters, name) for name in ("Field", "entity", "ids", "label")}
+    rows = table("In Python")
+    assert len(rows) >= 20
+    for expression, text in rows:
+        made = eval(expression.strip("` ").replace("\\|", "|"), names)  # our own document
+        assert made == parse(text.strip("` ") if "``" not in text else text.replace("``", "").strip())
+    code = DOCS.read_text("utf-8").split("## In Python\n")[1].split("```python\n")[1].split("```")[0]
+    asked: list[Filter] = []
+    searcher = SimpleNamespace(search=lambda _, filter: asked.append(filter))
+    exec(code, {"searcher": searcher})
+    assert asked == [parse(re.findall(r"^    (year .*)$", DOCS.read_text("utf-8"), re.MULTILINE)[0])]
 
 
 def test_docs_numbers() -> None:

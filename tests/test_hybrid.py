@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -25,7 +26,7 @@ from indexer.store import IndexWriter
 from search import Searcher
 from search.keywords import expression_of, terms_of
 from search.query import Query
-from search.ranking import Ranked, reciprocal_ranks, weighted_scores
+from search.ranking import Fusion, Ranked, reciprocal_ranks, weighted_scores
 
 MODEL = DemoAnalyser()
 WORDS = ["ball", "atom", "cell", "song", "Ada", "Rome", "tea", "sky", "ox", "zinc"]
@@ -230,10 +231,10 @@ def test_reciprocal_ranks_by_hand() -> None:
     passages = {doc: Ranked(doc, 10 * doc, cosine) for doc, cosine in [(1, 0.9), (2, 0.8), (3, 0.8), (4, 0.1)]}
     fused = reciprocal_ranks([passages[1], passages[2], passages[3]], [(3, 7.0), (4, 5.0)], passages)
     assert fused == [
-        Ranked(3, 30, 1 / 62 + 1 / 61, cosine=0.8, bm25=7.0),
-        Ranked(1, 10, 1 / 61, cosine=0.9, bm25=None),
-        Ranked(2, 20, 1 / 62, cosine=0.8, bm25=None),
-        Ranked(4, 40, 1 / 62, cosine=0.1, bm25=5.0),
+        Ranked(3, 30, 1 / 62 + 1 / 61, cosine=0.8, bm25=7.0, fusion=Fusion(1 / 62, 1 / 61, 2, 1)),
+        Ranked(1, 10, 1 / 61, cosine=0.9, bm25=None, fusion=Fusion(1 / 61, 0.0, 1, None)),
+        Ranked(2, 20, 1 / 62, cosine=0.8, bm25=None, fusion=Fusion(1 / 62, 0.0, 2, None)),
+        Ranked(4, 40, 1 / 62, cosine=0.1, bm25=5.0, fusion=Fusion(0.0, 1 / 62, None, 2)),
     ]
 
 
@@ -241,6 +242,11 @@ def test_weighted_scores_by_hand() -> None:
     passages = {doc: Ranked(doc, 10 * doc, cosine) for doc, cosine in [(1, 0.9), (2, 0.5), (3, 0.1)]}
     fused = weighted_scores([(3, 8.0), (2, 4.0)], passages, keyword_weight=0.25)
     assert [(item.doc, pytest.approx(item.score)) for item in fused] == [(1, 0.75), (2, 0.5), (3, 0.25)]
+    assert [item.fusion for item in fused] == [
+        Fusion(0.75, 0.0, 1, None),
+        Fusion(pytest.approx(0.375), 0.125, 2, 2),
+        Fusion(0.0, 0.25, 3, 1),
+    ]
 
 
 def test_fusing_nothing_gives_nothing() -> None:
@@ -259,7 +265,7 @@ def test_hybrid_is_the_fusion_of_both_rankings(searcher: Searcher, fusion: str) 
     wanted = (
         reciprocal_ranks(by_meaning, by_words, passages)
         if fusion == "rrf"
-        else weighted_scores(by_words, passages, keyword_weight=0.3)
+        else weighted_scores(by_words, passages, keyword_weight=0.5)
     )
     answer = searcher.answer("zinc sky", Query(k=15, mode="hybrid", fusion=fusion))
     assert [hit.score for hit in answer.hits] == pytest.approx([item.score for item in wanted[:15]], abs=1e-6)
@@ -321,6 +327,9 @@ def test_modes_on_the_command_line(run: Run, model: str) -> None:
     assert [hit["id"] for hit in run("search", "query", "i", "number3", "--mode", "keyword", "--json").jsons] == ["d3"]
     result = run("search", "query", "i", "number3", "--mode", "hybrid", "-k", "2", "--json", "--explain")
     assert len(result.jsons) == 2
+    explained = json.loads(result.err)["hits"]
+    assert [hit["id"] for hit in explained] == [hit["id"] for hit in result.jsons]
+    result = run("search", "query", "i", "number3", "--mode", "hybrid", "-k", "2", "--explain")
     assert "hit 1: " in result.err
     assert "cosine" in result.err
     assert "bm25" in result.err

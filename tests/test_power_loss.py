@@ -118,6 +118,11 @@ def test_a_block_that_was_never_written_may_hold_what_was_cut_off(tmp_path: Path
     assert {old, bytes(4_096), b"n" * 4_096, b""} <= contents
 
 
+def test_a_truncation_is_made_whole_or_not_at_all(tmp_path: Path) -> None:
+    before = [MADE, Write(FILE, 0, b"o" * 1_536), *SYNCED, *NAMED]
+    assert left([*before, Truncate(FILE, 700)], tmp_path) == {(("file", b"o" * n),) for n in (700, 1_536)}
+
+
 def test_after_a_rename_there_may_be_either_name_or_both_or_none(tmp_path: Path) -> None:
     renamed = Names(((ROOT, "file", None), (ROOT, "new", FILE)))
     states = left([MADE, Write(FILE, 0, b"abc"), *SYNCED, *NAMED, renamed], tmp_path)

@@ -16,7 +16,7 @@ import pytest
 from fakes import clustered, written_segment
 
 from indexer import segments as segment_files
-from indexer.codes import CodeSpace, new_code_space
+from indexer.codes import CodeSpace, new_code_space, unpack
 from indexer.durable import vector_crc, write_file
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
@@ -86,7 +86,7 @@ def test_blocks_become_one_segment_in_their_order(tmp_path: Path, size: int) -> 
 
 def test_codes_are_written_in_a_space(tmp_path: Path, space: CodeSpace) -> None:
     record = write(tmp_path, 30, space=space)
-    assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQ1", 3, True)
+    assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQfs", 3, True)
     segment = open_segment(tmp_path, record, dimension=WIDTH)
     assert segment.codes is not None
     assert (segment.codes.ntotal, segment.rerank) == (30, record.rerank)
@@ -112,7 +112,7 @@ def test_codes_that_are_known_are_not_computed_again(
     monkeypatch.setattr(CodeSpace, "encode", None)
     record = write_segment(tmp_path, "m", live_blocks(parts), dimension=WIDTH, space=space)
     merged = open_segment(tmp_path, record, dimension=WIDTH)
-    np.testing.assert_array_equal(merged.code_table, expected)
+    np.testing.assert_array_equal(unpack(merged.codes, 0, len(merged)), expected)
 
 
 def test_no_codes_are_written_without_a_space(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_a_segment_that_contradicts_the_manifest_is_refused(
         open_segment(tmp_path, replace(record, rows=rows), dimension=dimension)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQ8", "SQfp16", "RaBitQ"])
+@pytest.mark.parametrize("factory", ["Flat", "SQ8", "SQfp16", "RaBitQ", "IVF1,RaBitQfs", "IVF2,RaBitQfs"])
 @pytest.mark.parametrize("suffix", [".fp16.faiss", ".codes.faiss"])
 def test_another_kind_of_index_is_refused(tmp_path: Path, record: SegmentRecord, factory: str, suffix: str) -> None:
-    if (factory, suffix) in {("SQfp16", ".fp16.faiss"), ("RaBitQ", ".codes.faiss")}:
+    if (factory, suffix) in {("SQfp16", ".fp16.faiss"), ("IVF1,RaBitQfs", ".codes.faiss")}:
         return
     other = faiss.index_factory(WIDTH, factory, faiss.METRIC_INNER_PRODUCT)
     other.train(unit(100))
@@ -230,8 +230,7 @@ def test_another_kind_of_index_is_refused(tmp_path: Path, record: SegmentRecord,
 def test_codes_of_another_number_of_vectors_are_refused(
     tmp_path: Path, record: SegmentRecord, space: CodeSpace
 ) -> None:
-    codes = space.empty()
-    codes.add_sa_codes(space.encode(unit(99).astype(np.float16)))
+    codes = space.pack(space.encode(unit(99).astype(np.float16)))
     faiss.write_index(codes, str(tmp_path / f"{NAME}.codes.faiss"))
     with pytest.raises(CorruptIndexError, match=rf"segment {NAME} has \[99, 100\] vectors"):
         open_segment(tmp_path, record, dimension=WIDTH)

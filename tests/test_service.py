@@ -59,14 +59,16 @@ def hits_json(searcher: Searcher, text: str, **options: Any) -> list[dict[str, A
         {"mode": "hybrid", "fusion": "weighted", "keyword_weight": 0.5},
         {"distinct": 0.9},
         {"mmr": 0.5},
+        {"entities": "boost", "boost": 0.2},
+        {"passages": 1, "neighbours": 1, "highlight": True},
     ],
 )
 def test_search_answers_as_the_searcher_does(client: Any, service: Service, options: dict[str, Any]) -> None:
-    answer = client.post("/v1/search", json={"query": "an electric boat", **options})
+    answer = client.post("/v1/search", json={"query": "an electric boat to Varberg", **options})
     assert answer.status_code == 200
     assert answer.json() == {
         "index": "demo",
-        "hits": hits_json(service.indexes["demo"].searcher, "an electric boat", **options),
+        "hits": hits_json(service.indexes["demo"].searcher, "an electric boat to Varberg", **options),
     }
     assert answer.json()["hits"]
 
@@ -101,12 +103,22 @@ def test_search_with_facets_and_an_explanation(client: Any, service: Service) ->
     assert answer["explanation"]["documents"] == 5
 
 
+@pytest.mark.parametrize("mode", ["keyword", "hybrid"])
+def test_facets_of_a_search_are_those_of_its_mode(client: Any, service: Service, mode: str) -> None:
+    answer = client.post(
+        "/v1/search", json={"query": "boat", "mode": mode, "facets": {"names": ["year"], "of": 3}}
+    ).json()
+    expected = service.indexes["demo"].searcher.facets("boat", names=["year"], of=3, mode=mode).to_json()
+    assert answer["facets"] == expected
+
+
 def test_a_batch_answers_each_search_as_alone(client: Any) -> None:
     searches: list[dict[str, Any]] = [
         {"query": "boat"},
         {"query": "song", "mode": "keyword"},
         {"vector": DemoAnalyser().vector("atom").tolist(), "k": 2},
         {"query": "steel", "filter": "year = 2019"},
+        {"query": "Anna and Nordal", "entities": "filter"},
     ]
     answers = client.post("/v1/search/batch", json={"searches": searches}).json()["answers"]
     assert answers == [client.post("/v1/search", json=one).json() for one in searches]

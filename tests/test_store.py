@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -104,7 +105,8 @@ def writer(path: Path) -> Iterator[IndexWriter]:
 def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: IndexWriter) -> None:
     assert writer.settings == SETTINGS
     stored = dict(table_rows(path, "settings"))
-    assert stored.pop("digests").count(":") == 6
+    assert stored.pop("digests").count(":") == 7
+    assert re.fullmatch('"[0-9a-f]{16}"', stored.pop("index_id"))
     assert stored == {
         "model": '"demo"',
         "fingerprint": '"' + "f" * 64 + '"',

@@ -18,6 +18,7 @@ from indexer.filters.ast import (
     all_of,
     any_of,
 )
+from indexer.filters.builder import Field, entity, ids, label
 from indexer.filters.flags import parse_entity_flag
 from indexer.filters.json_form import from_json, to_json
 from indexer.filters.matching import DocumentFacts, matches
@@ -34,6 +35,7 @@ __all__ = [
     "DocumentFacts",
     "Everything",
     "Exists",
+    "Field",
     "Filter",
     "HasEntity",
     "HasId",
@@ -45,8 +47,11 @@ __all__ = [
     "allowed",
     "any_of",
     "check_names",
+    "entity",
     "format_filter",
     "from_json",
+    "ids",
+    "label",
     "matches",
     "parse",
     "parse_entity_flag",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, NoReturn, cast
 
 from indexer.errors import FilterError
 from indexer.fields import (
@@ -58,6 +58,12 @@ class _Node:
 
     def __invert__(self) -> Not:
         return Not(cast("Filter", self))
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(
+            "a filter is neither true nor false: join filters with & | ~ instead of and, or, not, with parentheses "
+            "around each comparison, and write a range with between"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ any order, and what SQLite says that it relies on ("Atomic Commit In SQLite", "P
   are (SQLite's "powersafe overwrite", its default on Linux).
 - *Sizes* go their own way: the size is that of another moment. Where a file is longer than what was written back, it
   holds zeros, bytes that mean nothing, or blocks of files that were deleted or cut off: an old log, in its old place.
+  A truncation is made whole or not at all, as file systems free no block of a file whose size stays; SQLite counts on
+  that wherever it ends a log or a journal by cutting it off.
 - *Names.* Each name in a folder was last written back at some moment since the folder's last fsync, whatever the
   others did. A name may come back after its deletion; after a rename there may be the old name, the new one, both or
   none; a name may be there before the data of its file.
@@ -219,7 +221,8 @@ class Disk:
         sizes = [len(file.durable)]
         for _, change in file.changes:
             sizes.append(change.size if isinstance(change, Truncate) else max(sizes[-1], _end(change)))
-        size, most, unit = sizes[_moment(survival.sizes, count, random)], max(sizes), survival.sector
+        sized = _moment(survival.sizes, count, random)
+        size, most, unit = sizes[sized], max(sizes), survival.sector
         sectors = -(-most // unit)
         data = str(random.choice(["none", "all"])) if survival.data == "some files" else survival.data
         moments = np.full(sectors, 0 if data == "none" else count)
@@ -234,7 +237,8 @@ class Disk:
         content = bytearray(file.durable).ljust(sectors * unit, b"\0")
         for number, (_, change) in enumerate(file.changes, start=1):
             if isinstance(change, Truncate):
-                _cut(content, change.size, moments >= number, written, unit)
+                if number <= sized:
+                    _cut(content, change.size, written, unit)
             else:
                 _put(content, change, moments - number, torn, written, unit, random)
         for at in np.flatnonzero(~written[: -(-size // unit)]):
@@ -270,9 +274,9 @@ def _apply(content: bytearray, change: Write | Truncate) -> None:
         content[change.offset : _end(change)] = change.data
 
 
-def _cut(content: bytearray, size: int, there: Mask, written: Mask, unit: int) -> None:
-    """A truncation, in those sectors that took it: what lies behind the end is gone."""
-    for at in np.flatnonzero(there[size // unit :]) + size // unit:
+def _cut(content: bytearray, size: int, written: Mask, unit: int) -> None:
+    """A truncation: what lies behind the end is gone."""
+    for at in range(size // unit, len(written)):
         start = max(size, at * unit)
         content[start : (at + 1) * unit] = bytes((at + 1) * unit - start)
         written[at] = at * unit < size

@@ -143,6 +143,8 @@ def main() -> None:
     arguments = parser.parse_args()
     small_segments()
     bad: list[str] = []
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         if arguments.kills:

@@ -238,6 +238,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the index is made; default: a temporary folder")
     arguments = parser.parse_args()
     small_segments()
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         steps, views = write_and_watch(
             Path(folder), seconds=arguments.seconds, readers=arguments.readers, ids=arguments.ids

@@ -212,6 +212,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the indexes are made; default: a temporary folder")
     arguments = parser.parse_args()
     started = time.monotonic()
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         result = resume(Path(folder), kills=arguments.kills, count=arguments.documents, batch=arguments.batch)
     again = sum(result.again)

@@ -233,6 +233,8 @@ def main() -> None:
     arguments = parser.parse_args()
     small_segments()
     work, bad = Work(arguments.documents, 100), []
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         if (reason := strace_missing()) is not None:

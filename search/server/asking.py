@@ -34,7 +34,12 @@ class Asked:
     @property
     def embeds(self) -> bool:
         """Whether the text must go through the model."""
-        return self.vector is None and self.query.mode != "keyword"
+        return self.vector is None and (self.query.mode != "keyword" or self.tags)
+
+    @property
+    def tags(self) -> bool:
+        """Whether the text's entities are wanted."""
+        return self.query.entities is not None
 
 
 def search_of(body: SearchRequest, limits: Limits) -> Asked:
@@ -45,13 +50,6 @@ def search_of(body: SearchRequest, limits: Limits) -> Asked:
         check_text(body.query, limits)
     if body.facets is not None:
         check_facets(body.facets, limits)
-        if body.mode != "cosine":
-            raise Problem(
-                422,
-                "invalid-request",
-                f"facets of a search are counted for mode cosine, not {body.mode}: /v1/facets "
-                "counts what a filter allows",
-            )
     return Asked(query_of(body, limits), body.query or "", vector_of(body.vector), body.facets, body.explain)
 
 
@@ -60,7 +58,17 @@ def query_of(body: SearchRequest | SimilarRequest, limits: Limits) -> Query:
     check_k(body.k + body.offset, limits)
     ranking: dict[str, Any] = {}
     if isinstance(body, SearchRequest):
-        ranking = {"mode": body.mode, "fusion": body.fusion, "keyword_weight": body.keyword_weight}
+        check_k(max(body.passages, body.neighbours), limits)
+        ranking = {
+            "mode": body.mode,
+            "fusion": body.fusion,
+            "keyword_weight": body.keyword_weight,
+            "entities": body.entities,
+            "boost": body.boost,
+            "passages": body.passages,
+            "neighbours": body.neighbours,
+            "highlight": body.highlight,
+        }
     return Query(
         k=body.k,
         offset=body.offset,

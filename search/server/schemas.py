@@ -50,8 +50,15 @@ class SearchRequest(WantedHits):
     vector: Annotated[Vector | None, Field(description="A vector of the index's dimension, in place of a text.")] = None
     mode: Literal["cosine", "hybrid", "keyword"] = "cosine"
     fusion: Literal["rrf", "weighted"] = "rrf"
-    keyword_weight: Annotated[Number, Field(ge=0, le=1)] = 0.3
-    facets: Annotated[WantedFacets | None, Field(description="Counts over the best hits; for mode cosine.")] = None
+    keyword_weight: Annotated[Number, Field(ge=0, le=1)] = 0.5
+    entities: Annotated[
+        Literal["filter", "boost"] | None, Field(description="What the entities that the query names do.")
+    ] = None
+    boost: Annotated[Number, Field(ge=0, description="How much sharing all of them adds to a cosine.")] = 0.1
+    passages: Annotated[int, Field(ge=0, description="How many of its best passages each hit shows.")] = 0
+    neighbours: Annotated[int, Field(ge=0, description="How many passages on either side of each of them.")] = 0
+    highlight: Annotated[bool, Field(description="Show the best sentence of the best passage.")] = False
+    facets: Annotated[WantedFacets | None, Field(description="Counts over the best hits.")] = None
     explain: Annotated[bool, Field(description="Say what was searched, and how long it took.")] = False
 
 
@@ -150,6 +157,20 @@ class PassageOut(Answer):
     end: int
 
 
+class StretchOut(PassageOut):
+    """A part of a document's text."""
+
+    text: str
+
+
+class FoundPassageOut(StretchOut):
+    """One of the passages of a hit that match best, with those next to it where they were asked for."""
+
+    score: float
+    before: list[StretchOut] | None = None
+    after: list[StretchOut] | None = None
+
+
 class HitOut(Answer):
     """A document that was found, whole; `passage` matched best."""
 
@@ -161,6 +182,8 @@ class HitOut(Answer):
     entities: list[EntityOut]
     passage: PassageOut
     hidden: Annotated[list[str] | None, Field(description="Near-duplicates that this hit stands for.")] = None
+    passages: list[FoundPassageOut] | None = None
+    highlight: Annotated[PassageOut | None, Field(description="The best sentence of the best passage.")] = None
 
 
 class FacetValueOut(Answer):

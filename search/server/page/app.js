@@ -62,13 +62,9 @@ async function ask(signal) {
     return { hits: answer.hits, facets };
   }
   if (!state.q.trim()) return { hits: null, facets: await countAll() };
-  const search = { ...common, query: state.q, mode: state.mode, k: state.n };
-  if (state.mode === "cosine") {
-    const answer = await call("/v1/search", { ...search, facets: { top: 8 } }, signal);
-    return { hits: answer.hits, facets: answer.facets };
-  }
-  const [answer, facets] = await Promise.all([call("/v1/search", search, signal), countAll()]);
-  return { hits: answer.hits, facets };
+  const search = { ...common, query: state.q, mode: state.mode, k: state.n, facets: { top: 8 } };
+  const answer = await call("/v1/search", search, signal);
+  return { hits: answer.hits, facets: answer.facets };
 }
 
 function showHits(hits, facets) {

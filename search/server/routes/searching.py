@@ -7,8 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from indexer.records import FloatArray
-from search.explain import Answer
+from indexer.records import Analysis
 from search.server import asking
 from search.server.asking import Asked
 from search.server.problems import Problem, to_bytes
@@ -34,11 +33,10 @@ def search_routes(service: Service) -> APIRouter:
     async def search(body: SearchRequest) -> Response:
         index = service.index(body.index)
         asked = asking.search_of(body, limits)
-        vector = asked.vector
+        analysis = None
         if asking.needs_model(asked, index):
-            (analysis,) = await index.model().analyse([asked.text])
-            vector = analysis.pooled
-        return _json(await service.searching.run(lambda: to_bytes(found(index, asked, vector))))
+            (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
+        return _json(await service.searching.run(lambda: to_bytes(found(index, asked, analysis))))
 
     @router.post("/v1/search/batch", response_model=BatchAnswer, summary="Several searches at once")
     async def search_batch(body: BatchRequest) -> Response:
@@ -51,19 +49,25 @@ def search_routes(service: Service) -> APIRouter:
             except Problem as problem:
                 problem.extra["search"] = number
                 raise
-        vectors = [asked.vector for _, asked in searches]
-        for index in {index.name: index for index, _ in searches}.values():
-            at = [number for number, (of, asked) in enumerate(searches) if of is index and asked.embeds]
+        analyses: list[Analysis | None] = [None] * len(searches)
+        ways = {(index.name, asked.tags): index for index, asked in searches}
+        for (name, tags), index in ways.items():
+            at = [
+                number
+                for number, (of, asked) in enumerate(searches)
+                if (of.name, asked.tags) == (name, tags) and asked.embeds
+            ]
             if at:
-                analyses = await index.model().analyse([searches[number][1].text for number in at])
-                for number, analysis in zip(at, analyses, strict=True):
-                    vectors[number] = analysis.pooled
+                made = await index.model().analyse([searches[number][1].text for number in at], tags=tags)
+                for number, analysis in zip(at, made, strict=True):
+                    analyses[number] = analysis
 
         def answer_all() -> bytes:
             return to_bytes(
                 {
                     "answers": [
-                        found(index, asked, vector) for (index, asked), vector in zip(searches, vectors, strict=True)
+                        found(index, asked, analysis)
+                        for (index, asked), analysis in zip(searches, analyses, strict=True)
                     ]
                 }
             )
@@ -116,34 +120,31 @@ def search_routes(service: Service) -> APIRouter:
     return router
 
 
-def found(index: OpenIndex, asked: Asked, vector: FloatArray | None) -> dict[str, Any]:
-    """The answer to one search; runs in a thread. `vector`: that of the text, or the one to search by."""
+def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str, Any]:
+    """The answer to one search; runs in a thread. `analysis`: what the model says about the text."""
     searcher = index.searcher
-    if asked.text:
-        answered: Answer = searcher.answer(asked.text, asked.query, vector=vector)
+    query = asked.query
+    if asked.vector is None:
+        answered = searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis)
     else:
-        answered = searcher.answer_vector(_given(vector), asked.query)
+        answered = searcher.answer_vector(asked.vector, query, explain=asked.explain)
     content: dict[str, Any] = {"index": index.name, "hits": [hit.to_json() for hit in answered.hits]}
     if asked.facets is not None:
         wanted = asked.facets
+        embedded = analysis.pooled if analysis is not None and query.mode == "cosine" else None
         content["facets"] = searcher.facets(
-            _given(vector),
+            next((vector for vector in (asked.vector, embedded) if vector is not None), asked.text),
             names=wanted.names,
-            filter=asked.query.filter,
+            filter=query.filter,
             of=wanted.of,
-            min_score=asked.query.min_score,
+            min_score=query.min_score,
+            mode=query.mode,
             top=wanted.top,
             significant=wanted.significant,
         ).to_json()
     if asked.explain:
         content["explanation"] = answered.explanation.to_json()
     return content
-
-
-def _given(vector: FloatArray | None) -> FloatArray:
-    if vector is None:
-        raise TypeError("a search without a text has a vector")
-    return vector
 
 
 def _json(content: bytes) -> Response:

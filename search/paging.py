@@ -1,0 +1,110 @@
+"""Page after page of one query, without a repeated or a skipped hit while the index changes.
+
+The pages of a query are about the documents that the index had at the first page, with the texts that they had then.
+Each page ranks those that are still there, and shows the best that were not shown. So a document is shown at most once,
+and one that stays, keeps its text and fits the filter throughout is shown exactly once, whatever else is written,
+removed, sealed or compacted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pyroaring import BitMap
+
+from indexer.errors import QueryError
+from indexer.filters import Everything
+from indexer.reader import Snapshot
+from search import steps
+from search.cursor import Cursor, check, decode, encode, query_digest
+from search.diversity import Group
+from search.explain import Explanation
+from search.hits import Hit
+from search.query import Query
+from search.steps import Asked
+
+# A model may give a text another vector on another device or with other threads: cosines move less than this.
+WOBBLE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Hits, best first; the cursor for the next page, `None` where there are no more; and what was done."""
+
+    hits: tuple[Hit, ...]
+    cursor: str | None
+    explanation: Explanation
+
+
+def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation: Explanation) -> Page:
+    """The first page of a query, or the one after a cursor. Raises `CursorError`, `QueryError`."""
+    query = asked.query
+    check_pages(query)
+    digest = query_digest(asked.text if asked.vector is None else asked.text or asked.vector, query)
+    if cursor is None:
+        state = Cursor(snapshot.index_id, digest, snapshot.view.commit, snapshot.last_vid())
+    else:
+        state = decode(cursor)
+        check(state, index=snapshot.index_id, query=digest, commit=snapshot.view.commit)
+    with explanation.timed("filter"):
+        chosen = _still_there(snapshot, asked, state)
+        if query.entities is not None:
+            asked, chosen = steps.with_entities(snapshot, asked, chosen, explanation)
+        explanation.documents = snapshot.count()
+        explanation.allowed = explanation.documents if chosen is None else len(chosen)
+    # Codes may miss a document that belongs on this page, and the next page would not look for it.
+    asked = replace(asked, path="scan")
+    wanted = state.seen + query.k + 1
+    while True:
+        groups = steps.groups_among(snapshot, asked, chosen, explanation, wanted=wanted)
+        left = [group for group in groups if _is_ahead(group, state)]
+        if len(left) > query.k or len(groups) < wanted:
+            break
+        wanted *= 2
+    shown = left[: query.k]
+    following = encode(_after(state, groups, shown, plain=_is_plain(asked))) if len(left) > query.k else None
+    return Page(tuple(steps.show(snapshot, asked, shown, explanation)), following, explanation)
+
+
+def check_pages(query: Query) -> None:
+    """Raise `QueryError` for options that pages cannot have."""
+    if query.offset:
+        raise QueryError(f"pages go on where the one before ended: offset must be 0 with a cursor, got {query.offset}")
+    if query.rerank is not None:
+        raise QueryError(
+            "a cross-encoder reads the best hits only, and which these are changes with the index, so that pages could "
+            "skip some: ask for all hits at once, with a large k and without a cursor"
+        )
+
+
+def _still_there(snapshot: Snapshot, asked: Asked, state: Cursor) -> BitMap | None:
+    """The documents of the first page's commit that still have their texts, and that the filter allows now."""
+    newer = snapshot.written_after(state.last_vid)
+    chosen = steps.allowed(snapshot, asked.query)
+    if not newer:
+        return chosen
+    return (snapshot.allowed(Everything()) if chosen is None else chosen) - newer
+
+
+def _is_plain(asked: Asked) -> bool:
+    """Whether a document's score and place depend on nothing but its own text."""
+    query = asked.query
+    return query.mode == "cosine" and not query.diverse and query.entities != "boost"
+
+
+def _is_ahead(group: Group, state: Cursor) -> bool:
+    """Whether a hit belongs to a later page: neither it nor one that it hides was shown."""
+    if state.limit is not None and group.best.score > state.limit + WOBBLE:
+        return False
+    return all(document.doc not in state.shown for document in (group.best, *group.hidden))
+
+
+def _after(state: Cursor, groups: Sequence[Group], shown: Sequence[Group], *, plain: bool) -> Cursor:
+    """The state after a page. In a `plain` ranking, what was shown is known by its score, but for the last few."""
+    numbers = state.shown | {document.doc for group in shown for document in (group.best, *group.hidden)}
+    limit = None
+    if plain:
+        limit = shown[-1].best.score
+        numbers -= {group.best.doc for group in groups if group.best.score > limit + 2 * WOBBLE}
+    return replace(state, seen=state.seen + len(shown), limit=limit, shown=frozenset(numbers))
