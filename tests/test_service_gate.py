@@ -176,6 +176,13 @@ def test_a_body_is_refused_by_its_length_and_while_it_comes(limited: Any) -> Non
     assert problem(limited.post("/v1/documents", content=b"x" * 5_000, headers=stream), 413, "limit-exceeded")
 
 
+def test_a_client_that_is_still_sending_sees_why_it_is_refused(limited: Any, guarded: Any) -> None:
+    for _ in range(5):
+        answer = limited.post("/v1/search", content=(b"x" * 100_000 for _ in range(20)))
+        assert problem(answer, 413, "limit-exceeded")
+        assert problem(guarded.post("/v1/search", content=(b"x" * 100_000 for _ in range(20))), 401, "unauthorized")
+
+
 def test_limits_must_be_above_0() -> None:
     with pytest.raises(TagdexError, match="'k' must be above 0"):
         Limits(k=0)

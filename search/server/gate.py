@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 GONE = 499  # in the log: the client closed the connection before there was an answer
+
+PASSED, PASSED_SECONDS = 16 * 2**20, 1.0  # bytes and time of a refused body that is read all the same
 
 SECURITY_HEADERS = (
     (
@@ -48,12 +51,14 @@ class Exchange:
     """One request and its answer, for the log."""
 
     scope: Scope
+    arrive: Receive
     send: Send
     request_id: str
     started: float = field(default_factory=time.perf_counter)
     status: int = 0
     received: int = 0
     sent: int = 0
+    whole: bool = False  # the body has been read to its end
 
     @property
     def method(self) -> str:
@@ -66,9 +71,25 @@ class Exchange:
         route = self.scope.get("route")
         return getattr(route, "path", None) or "unmatched"
 
+    async def receive(self) -> Message:
+        """The next piece of the request."""
+        message = await self.arrive()
+        self.whole = self.whole or message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def _let_pass(self) -> None:
+        """Read what is left of a body, for a while: a client that is still sending would not see the answer."""
+        left = PASSED
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PASSED_SECONDS):
+                while not self.whole and left > 0:
+                    left -= len((await self.receive()).get("body", b""))
+
     async def answer(self, message: Message) -> None:
         """Send a part of the answer, with the headers that every answer has."""
         if message["type"] == "http.response.start":
+            if not self.whole and message["status"] != 408:
+                await self._let_pass()
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
             if self.scope["path"].startswith("/v1/"):
@@ -114,10 +135,10 @@ class Gate:
             return
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
-        exchange = Exchange(scope, send, given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        exchange = Exchange(scope, receive, send, given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope["request_id"] = exchange.request_id
         try:
-            await self._pass(exchange, headers, receive)
+            await self._pass(exchange, headers, exchange.receive)
         except ClientGoneError:
             exchange.status = GONE
         except Problem as problem:
