@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from indexer.errors import ModelError, QueryError
 from indexer.reader import IndexReader
+from indexer.records import Analysis
 from indexer.settings import check_model
 from search.entities import entities_of
 from search.explain import Explanation
@@ -92,8 +93,11 @@ class Models:
                 self._reranker = CrossEncoder.load(name, device=self._device)
             return self._reranker
 
-    def asked(self, text: str, query: Query, explanation: Explanation) -> Asked:
-        """The query with what the model makes of its text: one pass for its vector and its entities."""
+    def asked(self, text: str, query: Query, explanation: Explanation, *, analysis: Analysis | None = None) -> Asked:
+        """The query with what the model makes of its text: one pass for its vector and its entities.
+
+        `analysis`: what it made of it already.
+        """
         asked = Asked(query=query, text=text)
         if query.rerank is not None:
             asked = replace(asked, reranker=self.reranker(query.rerank))
@@ -101,8 +105,9 @@ class Models:
             return asked
         model = self.text if query.entities is None else self.tagger
         with explanation.timed("model"):
-            if query.entities is None:
-                return replace(asked, vector=model.encode([text])[0])
-            (analysis,) = model.analyse([text])
+            if analysis is None:
+                (analysis,) = model.analyse([text], tags=query.entities is not None)
         vector = None if query.mode == "keyword" else analysis.pooled
+        if query.entities is None:
+            return replace(asked, vector=vector)
         return replace(asked, vector=vector, entities=entities_of(text, analysis.spans))

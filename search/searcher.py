@@ -15,7 +15,9 @@ from indexer.errors import QueryError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, from_json, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
-from indexer.records import FloatArray
+from indexer.records import Analysis, FloatArray
+from indexer.settings import IndexSettings
+from indexer.stored import StoredDocument
 from search import steps
 from search.counting import count_facets
 from search.enrich import enrich
@@ -69,6 +71,11 @@ class Searcher:
     def info(self) -> IndexInfo:
         """Counts, sizes and the model of the index."""
         return self._reader.info()
+
+    @property
+    def settings(self) -> IndexSettings:
+        """The index's model and its heads, as of the commit that was seen last."""
+        return self._reader.settings
 
     @property
     def commit(self) -> int:
@@ -240,15 +247,24 @@ class Searcher:
             asked = Asked(query=query, vector=vector, exclude=frozenset(docs.values()))
             return steps.find(snapshot, asked, Explanation())
 
-    def answer(self, text: str, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
+    def answer(
+        self,
+        text: str,
+        query: Query,
+        *,
+        path: str = "auto",
+        explain: bool = False,
+        analysis: Analysis | None = None,
+    ) -> Answer:
         """The hits of a query, with what was done to find them; with `explain`, also what their scores are made of.
 
-        `path` forces one of `indexer.vectors.PLANS`.
+        `path` forces one of `indexer.vectors.PLANS`. `analysis`: what the index's model says about the text, where the
+        caller has it already; with its entities where the query uses them.
         """
         _check_text(text)
         self._check_filter(query.filter)
         explanation = Explanation()
-        asked = replace(self._models.asked(text, query, explanation), path=path)
+        asked = replace(self._models.asked(text, query, explanation, analysis=analysis), path=path)
         with self._reader.snapshot() as snapshot:
             hits = steps.find(snapshot, asked, explanation)
             if explain:
@@ -373,6 +389,13 @@ class Searcher:
             numbers = snapshot.numbers_of(ids)
             allowed = None if tree is None else snapshot.allowed(tree)
             return {id_ for id_, doc in numbers.items() if allowed is None or doc in allowed}
+
+    def documents(self, ids: Iterable[str]) -> dict[str, StoredDocument]:
+        """Those of the ids whose documents are in the index, with everything that it says about them, of one commit."""
+        with self._reader.snapshot() as snapshot:
+            numbers = snapshot.numbers_of(ids)
+            found = snapshot.documents(list(numbers.values()))
+            return {id_: found[doc] for id_, doc in numbers.items()}
 
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""

@@ -1,0 +1,186 @@
+"""From a request to a search: options and filters, checked against the limits before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from indexer.errors import FilterError
+from indexer.fields import has_lone_surrogate
+from indexer.filters import Filter, from_json, parse
+from indexer.records import FloatArray
+from search.query import Query
+from search.server.problems import Problem, beyond
+from search.server.schemas import FacetsRequest, SearchRequest, SimilarRequest, WantedFacets
+from search.server.service import OpenIndex
+from search.server.settings import Limits
+from search.similar import Examples
+
+_DEEPEST_JSON = 3  # levels of JSON that one level of a filter takes at most, for a limit before it is read
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A search, checked: a text or a vector, fp32 (dimension,)."""
+
+    query: Query
+    text: str
+    vector: FloatArray | None
+    facets: WantedFacets | None
+    explain: bool
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the text must go through the model."""
+        return self.vector is None and (self.query.mode != "keyword" or self.tags)
+
+    @property
+    def tags(self) -> bool:
+        """Whether the text's entities are wanted."""
+        return self.query.entities is not None
+
+
+def search_of(body: SearchRequest, limits: Limits) -> Asked:
+    """A search as it was asked for. Raises `Problem`, `QueryError`, `FilterError`."""
+    if (body.query is None) == (body.vector is None):
+        raise Problem(422, "invalid-request", "give either 'query', a text, or 'vector'")
+    if body.query is not None:
+        check_text(body.query, limits)
+    if body.facets is not None:
+        check_facets(body.facets, limits)
+    return Asked(query_of(body, limits), body.query or "", vector_of(body.vector), body.facets, body.explain)
+
+
+def query_of(body: SearchRequest | SimilarRequest, limits: Limits) -> Query:
+    """The options of a search. A new option of `Query` is passed on here, and declared in `schemas.py`."""
+    check_k(body.k + body.offset, limits)
+    ranking: dict[str, Any] = {}
+    if isinstance(body, SearchRequest):
+        check_k(max(body.passages, body.neighbours), limits)
+        ranking = {
+            "mode": body.mode,
+            "fusion": body.fusion,
+            "keyword_weight": body.keyword_weight,
+            "entities": body.entities,
+            "boost": body.boost,
+            "passages": body.passages,
+            "neighbours": body.neighbours,
+            "highlight": body.highlight,
+        }
+    return Query(
+        k=body.k,
+        offset=body.offset,
+        filter=filter_of(body.filter, limits),
+        min_score=body.min_score,
+        distinct=body.distinct,
+        mmr=body.mmr,
+        **ranking,
+    )
+
+
+def examples_of(body: SimilarRequest, limits: Limits) -> Examples:
+    """The examples that hits should be like or unlike."""
+    check_batch(len(body.ids) + len(body.texts) + len(body.not_ids) + len(body.not_texts), limits, "examples")
+    for text in (*body.texts, *body.not_texts):
+        check_text(text, limits)
+    return Examples(
+        ids=tuple(body.ids),
+        texts=tuple(body.texts),
+        not_ids=tuple(body.not_ids),
+        not_texts=tuple(body.not_texts),
+        not_weight=body.not_weight,
+    )
+
+
+def facet_query_of(body: FacetsRequest, limits: Limits) -> tuple[str | None, FloatArray | None, Filter | None]:
+    """The text or the vector whose hits are counted, if any, and the filter."""
+    if body.query is not None and body.vector is not None:
+        raise Problem(422, "invalid-request", "give either 'query', a text, or 'vector', or neither")
+    if body.query is not None:
+        check_text(body.query, limits)
+    check_facets(body, limits)
+    return body.query, vector_of(body.vector), filter_of(body.filter, limits)
+
+
+def filter_of(given: str | dict[str, Any] | None, limits: Limits) -> Filter | None:
+    """The filter in a request. Raises `Problem` beyond a limit, `FilterError`."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        if len(given) > limits.filter:
+            raise beyond("filter", limits.filter, len(given), "the characters of a filter")
+        if not given.strip():
+            raise FilterError("the filter is empty: leave it out to search everything")
+        tree = parse(given)
+    else:
+        if _is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
+            raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter")
+        tree = from_json(given)
+    if tree.depth > limits.filter_depth:
+        raise beyond("filter_depth", limits.filter_depth, tree.depth, "the levels of a filter")
+    return tree
+
+
+def vector_of(values: list[float] | None) -> FloatArray | None:
+    """fp32 (dimension,). Raises `Problem` for one without a direction."""
+    if values is None:
+        return None
+    with np.errstate(over="ignore"):
+        vector = np.asarray(values, dtype=np.float32)
+        length = float(vector @ vector)
+    if not 0.0 < length < np.inf:
+        raise Problem(422, "invalid-query", "the vector has no direction: it is zero, or too large for 32-bit floats")
+    return vector
+
+
+def check_text(text: str, limits: Limits) -> None:
+    """Raise `Problem` for a text that is too long, empty or no Unicode."""
+    if len(text) > limits.text:
+        raise beyond("text", limits.text, len(text), "the characters of a text")
+    if not text.strip():
+        raise Problem(422, "invalid-query", "the text is empty")
+    if has_lone_surrogate(text):
+        raise Problem(422, "invalid-query", "the text has a lone surrogate, which is not valid Unicode")
+
+
+def check_k(k: int, limits: Limits) -> None:
+    """Raise `Problem` where more hits are looked for than allowed."""
+    if k > limits.k:
+        raise beyond("k", limits.k, k, "offset and k together")
+
+
+def check_batch(count: int, limits: Limits, what: str) -> None:
+    """Raise `Problem` for too many things in one request."""
+    if count > limits.batch:
+        raise beyond("batch", limits.batch, count, f"the {what} of one request")
+
+
+def check_facets(wanted: WantedFacets | FacetsRequest, limits: Limits) -> None:
+    """Raise `Problem` for facets beyond the limits."""
+    check_batch(len(wanted.names), limits, "facets")
+    for name, value in (("of", wanted.of), ("top", wanted.top)):
+        if value > limits.k:
+            raise beyond("k", limits.k, value, f"'{name}' of facets")
+
+
+def needs_model(asked: Asked, index: OpenIndex) -> bool:
+    """Whether a search waits for the model. Raises `Problem` where the index has none."""
+    if asked.embeds:
+        index.model()
+    return asked.embeds
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,40 @@
+"""The routes, one module a noun; each is thin: check, wait for a thread, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from search.server.problems import MEDIA_TYPE, to_bytes
+from search.server.schemas import ProblemOut
+
+_PROBLEM = {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}}
+
+_MEANINGS = {
+    400: "The body is not JSON, or the request is for another host.",
+    401: "A token is needed.",
+    403: "The token does not allow this, or the service is read-only.",
+    404: "There is no such index or document.",
+    408: "The body did not arrive in time.",
+    409: "Another process is writing to the index, or it was built with another model.",
+    413: "The body is too large.",
+    415: "The body has another media type.",
+    422: "The request is not as documented, or beyond a limit.",
+    429: "Too many requests are under way.",
+    500: "The index is damaged, or something went wrong that nobody foresaw.",
+    503: "The answer took too long, or the index cannot be read.",
+    507: "The disk refused a write.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What else a route may answer, for the OpenAPI document."""
+    every = (400, 401, 403, 408, 413, 422, 429, 500, 503)
+    return {status: {**_PROBLEM, "description": _MEANINGS[status]} for status in sorted({*every, *statuses})}
+
+
+def answer(content: Mapping[str, Any], *, status: int = 200) -> Response:
+    """JSON, made here and not by FastAPI: the packages' own `to_json` is what the schemas describe."""
+    return Response(to_bytes(content), status, media_type="application/json")

@@ -1,0 +1,151 @@
+"""Searching: by text or vector, several at once, like documents, and facets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from indexer.records import Analysis
+from search.server import asking
+from search.server.asking import Asked
+from search.server.problems import Problem, to_bytes
+from search.server.routes import problems
+from search.server.schemas import (
+    BatchAnswer,
+    BatchRequest,
+    FacetsAnswer,
+    FacetsRequest,
+    SearchAnswer,
+    SearchRequest,
+    SimilarRequest,
+)
+from search.server.service import OpenIndex, Service
+
+
+def search_routes(service: Service) -> APIRouter:
+    """POST /v1/search, /v1/search/batch, /v1/similar, /v1/facets."""
+    router = APIRouter(tags=["Search"], responses=problems(404, 409))
+    limits = service.limits
+
+    @router.post("/v1/search", response_model=SearchAnswer, summary="Search by text or vector")
+    async def search(body: SearchRequest) -> Response:
+        index = service.index(body.index)
+        asked = asking.search_of(body, limits)
+        analysis = None
+        if asking.needs_model(asked, index):
+            (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
+        return _json(await service.searching.run(lambda: to_bytes(found(index, asked, analysis))))
+
+    @router.post("/v1/search/batch", response_model=BatchAnswer, summary="Several searches at once")
+    async def search_batch(body: BatchRequest) -> Response:
+        asking.check_batch(len(body.searches), limits, "searches")
+        searches: list[tuple[OpenIndex, Asked]] = []
+        for number, one in enumerate(body.searches):
+            try:
+                searches.append((service.index(one.index), asking.search_of(one, limits)))
+                asking.needs_model(searches[-1][1], searches[-1][0])
+            except Problem as problem:
+                problem.extra["search"] = number
+                raise
+        analyses: list[Analysis | None] = [None] * len(searches)
+        ways = {(index.name, asked.tags): index for index, asked in searches}
+        for (name, tags), index in ways.items():
+            at = [
+                number
+                for number, (of, asked) in enumerate(searches)
+                if (of.name, asked.tags) == (name, tags) and asked.embeds
+            ]
+            if at:
+                made = await index.model().analyse([searches[number][1].text for number in at], tags=tags)
+                for number, analysis in zip(at, made, strict=True):
+                    analyses[number] = analysis
+
+        def answer_all() -> bytes:
+            return to_bytes(
+                {
+                    "answers": [
+                        found(index, asked, analysis)
+                        for (index, asked), analysis in zip(searches, analyses, strict=True)
+                    ]
+                }
+            )
+
+        return _json(await service.searching.run(answer_all))
+
+    @router.post("/v1/similar", response_model=SearchAnswer, summary="More like these, less like those")
+    async def similar(body: SimilarRequest) -> Response:
+        index = service.index(body.index)
+        examples, query = asking.examples_of(body, limits), asking.query_of(body, limits)
+        if examples.texts or examples.not_texts:
+            index.model()
+
+        def answer_similar() -> bytes:
+            hits = index.searcher.similar(
+                examples,
+                k=query.k,
+                filter=query.filter,
+                offset=query.offset,
+                min_score=query.min_score,
+                distinct=query.distinct,
+                mmr=query.mmr,
+            )
+            return to_bytes({"index": index.name, "hits": [hit.to_json() for hit in hits]})
+
+        return _json(await service.searching.run(answer_similar))
+
+    @router.post("/v1/facets", response_model=FacetsAnswer, summary="Count by class, entity and metadata")
+    async def facets(body: FacetsRequest) -> Response:
+        index = service.index(body.index)
+        text, vector, filter = asking.facet_query_of(body, limits)
+        if text is not None:
+            (analysis,) = await index.model().analyse([text])
+            vector = analysis.pooled
+
+        def count() -> bytes:
+            counted = index.searcher.facets(
+                vector,
+                names=body.names,
+                filter=filter,
+                of=body.of,
+                min_score=body.min_score,
+                top=body.top,
+                significant=body.significant,
+            )
+            return to_bytes(counted.to_json())
+
+        return _json(await service.searching.run(count))
+
+    return router
+
+
+def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str, Any]:
+    """The answer to one search; runs in a thread. `analysis`: what the model says about the text."""
+    searcher = index.searcher
+    query = asked.query
+    if asked.vector is None:
+        answered = searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis)
+    else:
+        answered = searcher.answer_vector(asked.vector, query, explain=asked.explain)
+    content: dict[str, Any] = {"index": index.name, "hits": [hit.to_json() for hit in answered.hits]}
+    if asked.facets is not None:
+        wanted = asked.facets
+        embedded = analysis.pooled if analysis is not None and query.mode == "cosine" else None
+        content["facets"] = searcher.facets(
+            next((vector for vector in (asked.vector, embedded) if vector is not None), asked.text),
+            names=wanted.names,
+            filter=query.filter,
+            of=wanted.of,
+            min_score=query.min_score,
+            mode=query.mode,
+            top=wanted.top,
+            significant=wanted.significant,
+        ).to_json()
+    if asked.explain:
+        content["explanation"] = answered.explanation.to_json()
+    return content
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type="application/json")

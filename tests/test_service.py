@@ -1,0 +1,339 @@
+"""What each route of the service answers, against the Python call that it stands for."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+
+from fakes import DemoAnalyser, as_text_model, build_vector_index, clustered
+from serving import client_of, demo_service, problem
+
+from indexer.api import add_documents
+from indexer.lock import WriterLock
+from indexer.records import Document
+from indexer.store import LOCK
+from search import Searcher
+from search.query import Query
+from search.server.service import Service
+from search.server.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    return demo_service(tmp_path_factory.mktemp("service"))
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Any]:
+    with client_of(service) as client:
+        yield client
+
+
+@pytest.fixture
+def writable(tmp_path: Path) -> Iterator[Any]:
+    with client_of(demo_service(tmp_path)) as client:
+        yield client
+
+
+def hits_json(searcher: Searcher, text: str, **options: Any) -> list[dict[str, Any]]:
+    return [hit.to_json() for hit in searcher.answer(text, Query(**options)).hits]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"k": 2, "offset": 1},
+        {"min_score": 0.1},
+        {"mode": "keyword"},
+        {"mode": "hybrid", "fusion": "weighted", "keyword_weight": 0.5},
+        {"distinct": 0.9},
+        {"mmr": 0.5},
+        {"entities": "boost", "boost": 0.2},
+        {"passages": 1, "neighbours": 1, "highlight": True},
+    ],
+)
+def test_search_answers_as_the_searcher_does(client: Any, service: Service, options: dict[str, Any]) -> None:
+    answer = client.post("/v1/search", json={"query": "an electric boat to Varberg", **options})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "index": "demo",
+        "hits": hits_json(service.indexes["demo"].searcher, "an electric boat to Varberg", **options),
+    }
+    assert answer.json()["hits"]
+
+
+def test_a_filter_can_be_text_or_json(client: Any) -> None:
+    wanted = {"steel", "ball"}
+    for filter in (
+        "year < 2020",
+        {"path": "year", "op": "<", "value": 2020},
+        {"not": {"path": "year", "op": ">=", "value": 2020}},
+    ):
+        hits = client.post("/v1/search", json={"query": "boat", "filter": filter}).json()["hits"]
+        assert {hit["id"] for hit in hits} == wanted
+    entity = {"entity": {"type": "ORG", "text": "nordal", "match": "exact"}}
+    assert [hit["id"] for hit in client.post("/v1/search", json={"query": "x", "filter": entity}).json()["hits"]] == [
+        "atom"
+    ]
+
+
+def test_search_by_vector(client: Any) -> None:
+    vector = DemoAnalyser().vector("the ball is lost again")
+    hits = client.post("/v1/search", json={"vector": vector.tolist(), "k": 1}).json()["hits"]
+    assert hits[0]["id"] == "ball"
+    assert hits[0]["score"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_search_with_facets_and_an_explanation(client: Any, service: Service) -> None:
+    body = {"query": "boat", "facets": {"names": ["year"], "of": 3}, "explain": True}
+    answer = client.post("/v1/search", json=body).json()
+    expected = service.indexes["demo"].searcher.facets("boat", names=["year"], of=3).to_json()
+    assert answer["facets"] == expected
+    assert answer["explanation"]["documents"] == 5
+
+
+@pytest.mark.parametrize("mode", ["keyword", "hybrid"])
+def test_facets_of_a_search_are_those_of_its_mode(client: Any, service: Service, mode: str) -> None:
+    answer = client.post(
+        "/v1/search", json={"query": "boat", "mode": mode, "facets": {"names": ["year"], "of": 3}}
+    ).json()
+    expected = service.indexes["demo"].searcher.facets("boat", names=["year"], of=3, mode=mode).to_json()
+    assert answer["facets"] == expected
+
+
+def test_a_batch_answers_each_search_as_alone(client: Any) -> None:
+    searches: list[dict[str, Any]] = [
+        {"query": "boat"},
+        {"query": "song", "mode": "keyword"},
+        {"vector": DemoAnalyser().vector("atom").tolist(), "k": 2},
+        {"query": "steel", "filter": "year = 2019"},
+        {"query": "Anna and Nordal", "entities": "filter"},
+    ]
+    answers = client.post("/v1/search/batch", json={"searches": searches}).json()["answers"]
+    assert answers == [client.post("/v1/search", json=one).json() for one in searches]
+
+
+def test_what_is_wrong_in_a_batch_is_named(client: Any) -> None:
+    answer = client.post("/v1/search/batch", json={"searches": [{"query": "a"}, {"query": " "}]})
+    assert problem(answer, 422, "invalid-query")["search"] == 1
+
+
+def test_similar_leaves_the_examples_out(client: Any) -> None:
+    hits = client.post("/v1/similar", json={"ids": ["boat"], "texts": ["steel"], "not_ids": ["song"], "k": 9}).json()[
+        "hits"
+    ]
+    assert {hit["id"] for hit in hits} == {"steel", "ball", "atom"}
+    problem(client.post("/v1/similar", json={"ids": ["nope"]}), 422, "invalid-query")
+    problem(client.post("/v1/similar", json={}), 422, "invalid-query")
+
+
+def test_facets_of_a_filter_and_of_a_query(client: Any, service: Service) -> None:
+    searcher = service.indexes["demo"].searcher
+    answer = client.post("/v1/facets", json={"names": ["label", "entity:PER"], "filter": "year = 2019"})
+    assert answer.json() == searcher.facets(names=["label", "entity:PER"], filter="year = 2019").to_json()
+    answer = client.post("/v1/facets", json={"query": "boat", "names": ["year"], "of": 2})
+    assert answer.json() == searcher.facets("boat", names=["year"], of=2).to_json()
+
+
+def test_a_document_is_shown_whole(client: Any) -> None:
+    assert client.get("/v1/documents/boat").json() == {
+        "id": "boat",
+        "text": "an electric boat crosses to Varberg",
+        "metadata": {"year": 2023, "author": {"name": "Ada"}},
+        "label": None,
+        "entities": [{"type": "LOC", "text": "Varberg", "start": 28, "end": 35, "score": 0.5}],
+        "passages": [{"start": 0, "end": 35}],
+    }
+    problem(client.get("/v1/documents/nope"), 404, "not-found")
+
+
+def test_tag(client: Any) -> None:
+    assert client.post("/v1/tag", json={"text": "Anna sings a song"}).json() == {
+        "label": {"name": "music", "score": 0.75},
+        "entities": [{"type": "PER", "text": "Anna", "start": 0, "end": 4, "score": 0.5}],
+    }
+
+
+def test_embeddings_are_of_length_1_in_both_forms(client: Any) -> None:
+    texts = ["the sea", "a boat and a song"]
+    answer = client.post("/v1/embeddings", json={"model": "demo", "input": texts}).json()
+    wanted = np.stack([DemoAnalyser().vector(text) for text in texts]).astype(np.float64)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    got = np.array([item["embedding"] for item in answer["data"]])
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert answer["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    packed = client.post(
+        "/v1/embeddings", json={"model": "demo", "input": texts[0], "encoding_format": "base64"}
+    ).json()
+    decoded = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), dtype="<f4")
+    np.testing.assert_array_equal(decoded, got[0].astype(np.float32))
+
+
+def test_embeddings_can_be_shortened(client: Any) -> None:
+    body = {"model": "demo", "input": "the sea", "dimensions": 4}
+    short = np.array(client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"])
+    whole = DemoAnalyser().vector("the sea")[:4]
+    np.testing.assert_allclose(short, whole / np.linalg.norm(whole), atol=1e-6)
+    problem(client.post("/v1/embeddings", json={**body, "dimensions": 17}), 422, "invalid-query")
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 3], [[1, 2], [3]]])
+def test_token_ids_are_refused_clearly(client: Any, tokens: Any) -> None:
+    content = problem(client.post("/v1/embeddings", json={"model": "demo", "input": tokens}), 422, "invalid-request")
+    assert "token ids" in content["detail"]
+    assert content["error"]["message"] == content["detail"]  # where OpenAI's clients look
+
+
+def test_the_official_openai_client_works(client: Any) -> None:
+    openai = pytest.importorskip("openai", reason="the package openai is not installed")
+    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as official:
+        answer = official.embeddings.create(model="demo", input=["the sea", "a boat"])
+        assert len(answer.data) == 2
+        wanted = DemoAnalyser().vector("a boat")
+        np.testing.assert_allclose(answer.data[1].embedding, wanted / np.linalg.norm(wanted), atol=1e-6)
+        assert answer.usage.total_tokens == 4
+        with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+            official.embeddings.create(model="gpt", input="x")
+
+
+def test_indexes_health_and_metrics(client: Any) -> None:
+    (index,) = client.get("/v1/indexes").json()["indexes"]
+    assert (index["name"], index["documents"], index["entity_types"]) == ("demo", 5, ["PER", "ORG", "LOC"])
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    page = client.get("/metrics").text
+    assert 'tagdex_requests_total{method="GET",route="/v1/indexes",status="200"}' in page
+
+
+def test_several_indexes_are_told_apart_by_name(tmp_path: Path) -> None:
+    with client_of(demo_service(tmp_path, "one", "two")) as client:
+        problem(client.post("/v1/search", json={"query": "boat"}), 422, "invalid-request")
+        problem(client.post("/v1/search", json={"query": "boat", "index": "../one"}), 404, "not-found")
+        assert client.post("/v1/search", json={"query": "boat", "index": "two"}).json()["index"] == "two"
+        assert client.delete("/v1/documents/boat", params={"index": "two"}).json() == {"index": "two", "removed": 1}
+        assert client.get("/v1/documents/boat", params={"index": "one"}).status_code == 200
+        problem(client.get("/v1/documents/boat", params={"index": "two"}), 404, "not-found")
+
+
+def test_documents_are_added_replaced_and_found(writable: Any) -> None:
+    documents = [
+        {"id": "new/1", "text": "a new text from Oslo", "metadata": {"year": 2026}},
+        {"id": "ball", "text": "the ball is found"},
+        {"id": "boat", "text": "an electric boat crosses to Varberg", "metadata": {"year": 2024}},
+        {"id": "song", "text": "a song about Anna and the sea", "metadata": {"year": 2021}},
+    ]
+    answer = writable.post("/v1/documents", json={"documents": documents})
+    assert answer.json() == {"index": "demo", "added": 1, "replaced": 1, "updated": 1, "unchanged": 1, "duplicates": 0}
+    assert writable.get("/v1/documents/new%2F1").json()["metadata"] == {"year": 2026}
+    hits = writable.post("/v1/search", json={"query": "a new text from Oslo", "k": 1}).json()["hits"]
+    assert hits[0]["id"] == "new/1"
+
+
+def test_nothing_is_written_of_a_request_with_a_bad_document(writable: Any) -> None:
+    documents = [{"id": "fine", "text": "x"}, {"id": "bad", "text": "y", "metadata": {"n": 2**70}}]
+    content = problem(writable.post("/v1/documents", json={"documents": documents}), 422, "invalid-document")
+    assert "documents[1]" in content["detail"]
+    problem(writable.get("/v1/documents/fine"), 404, "not-found")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"id": ""}, {"id": "a\x00b"}, {"id": "x" * 1001}, {"text": " "}, {"extra": 1}, {"vector": [1.0]}]
+)
+def test_documents_that_cannot_be_kept_are_refused(writable: Any, bad: dict[str, Any]) -> None:
+    answer = writable.post("/v1/documents", json={"documents": [{"id": "a", "text": "b", **bad}]})
+    assert answer.status_code == 422
+    assert answer.json()["type"].rpartition(":")[2] in ("invalid-document", "invalid-request")
+
+
+def test_documents_come_as_a_stream(writable: Any) -> None:
+    lines = [json.dumps({"id": f"n{number}", "text": f"text number {number}"}) for number in range(300)]
+    body = ("\n".join(lines) + "\n\n").encode()
+    pieces = (body[at : at + 1_000] for at in range(0, len(body), 1_000))
+    answer = writable.post("/v1/documents", content=pieces, headers={"Content-Type": "application/x-ndjson"})
+    assert answer.json()["added"] == 300
+    assert writable.get("/v1/documents/n299").json()["text"] == "text number 299"
+
+
+def test_a_bad_line_of_a_stream_is_named_with_what_was_written(writable: Any) -> None:
+    lines = [json.dumps({"id": f"n{number}", "text": "text"}) for number in range(200)]
+    lines[150] = '{"id": "n150"'
+    answer = writable.post(
+        "/v1/documents", content="\n".join(lines).encode(), headers={"Content-Type": "application/x-ndjson"}
+    )
+    content = problem(answer, 422, "invalid-document")
+    assert content["detail"] == "line 151 is not a document"
+    assert content["written"]["added"] == 128
+    assert writable.get("/v1/documents/n127").status_code == 200
+    problem(writable.get("/v1/documents/n128"), 404, "not-found")
+
+
+def test_documents_are_removed_by_id_and_by_filter(writable: Any) -> None:
+    assert writable.delete("/v1/documents/song").json() == {"index": "demo", "removed": 1}
+    problem(writable.delete("/v1/documents/song"), 404, "not-found")
+    assert writable.delete("/v1/documents", params={"filter": "year = 2019"}).json()["removed"] == 2
+    tree = json.dumps({"path": "year", "op": "=", "value": 2023})
+    assert writable.delete("/v1/documents", params={"filter": tree}).json()["removed"] == 2
+    assert writable.get("/v1/indexes").json()["indexes"][0]["documents"] == 0
+    for wrong in ({}, {"filter": ""}, {"filter": "{"}, {"filter": "year >"}):
+        assert writable.delete("/v1/documents", params=wrong).status_code == 422
+
+
+def test_commits_of_others_are_served_at_once(writable: Any, tmp_path: Path) -> None:
+    add_documents(tmp_path / "demo", [Document("late", "a late text")], model=as_text_model(DemoAnalyser()))
+    hits = writable.post("/v1/search", json={"query": "a late text", "k": 1}).json()["hits"]
+    assert hits[0]["id"] == "late"
+
+
+def test_while_another_writes_it_says_when_to_come_again(writable: Any, tmp_path: Path) -> None:
+    lock = WriterLock(tmp_path / "demo" / LOCK)
+    try:
+        for answer in (
+            writable.post("/v1/documents", json={"documents": [{"id": "a", "text": "b"}]}),
+            writable.delete("/v1/documents/ball"),
+            writable.delete("/v1/documents", params={"filter": "year = 2019"}),
+        ):
+            content = problem(answer, 409, "locked")
+            assert answer.headers["retry-after"] == "1"
+            assert str(tmp_path) not in content["detail"]
+        assert writable.post("/v1/search", json={"query": "boat"}).status_code == 200
+    finally:
+        lock.release()
+    assert writable.delete("/v1/documents/ball").status_code == 200
+
+
+def test_the_lock_is_let_go_when_idle(writable: Any, tmp_path: Path) -> None:
+    assert writable.delete("/v1/documents/ball").status_code == 200
+    for _ in range(100):
+        try:
+            WriterLock(tmp_path / "demo" / LOCK).release()
+            break
+        except Exception:
+            threading.Event().wait(0.05)
+    else:
+        pytest.fail("the lock was not let go within 5 seconds")
+
+
+def test_an_index_of_vectors_needs_no_model(tmp_path: Path) -> None:
+    vectors = clustered(50)
+    service = Service({"given": build_vector_index(tmp_path / "given", vectors)}, settings=Settings(linger=0.05))
+    with client_of(service) as client:
+        hits = client.post("/v1/search", json={"vector": vectors[7].tolist(), "k": 1}).json()["hits"]
+        assert hits[0]["id"] == "d7"
+        problem(client.post("/v1/search", json={"query": "boat"}), 422, "no-model")
+        problem(client.post("/v1/tag", json={"text": "boat"}), 422, "no-model")
+        problem(client.post("/v1/embeddings", json={"model": "given", "input": "boat"}), 422, "no-model")
+        assert client.post("/v1/similar", json={"ids": ["d7"]}).status_code == 200
+        added = client.post("/v1/documents", json={"documents": [{"id": "v", "vector": (-vectors[7]).tolist()}]})
+        assert added.json()["added"] == 1
+        problem(client.post("/v1/documents", json={"documents": [{"id": "w", "text": "b"}]}), 422, "invalid-document")

@@ -1,0 +1,171 @@
+"""Texts that come together go through the model together, and each gets what it would get alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+httpx = pytest.importorskip("httpx", reason="httpx is not installed")
+
+from fakes import DemoAnalyser, build_index
+from serving import client_of, documents
+
+from indexer.model import TextModel
+from indexer.records import Analysis
+from search.server.batching import Batcher
+from search.server.service import Service
+from search.server.settings import Settings
+from search.server.threads import Threads
+
+
+class Watched(DemoAnalyser):
+    """Notes the batches; a text that holds "spoiled" cannot be embedded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[str]] = []
+        self.begun, self.go = threading.Event(), threading.Event()
+        self.go.set()
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        self.batches.append(list(texts))
+        self.begun.set()
+        self.go.wait(30)
+        if any("spoiled" in text for text in texts):
+            raise ValueError("spoiled")
+        return super().analyse(texts, tags=tags)
+
+
+def batcher(model: DemoAnalyser, *, size: int = 8, wait: float = 0.0, under_way: int = 1) -> Batcher:
+    return Batcher(
+        model,
+        size=size,
+        wait=wait,
+        threads=Threads(1, name="test"),
+        under_way=lambda: under_way,
+        on_batch=lambda _: None,
+    )
+
+
+def test_what_comes_while_the_model_is_busy_is_the_next_batch() -> None:
+    model = Watched()
+
+    async def run() -> list[list[Analysis]]:
+        model.go.clear()
+        way = batcher(model)
+        first = asyncio.create_task(way.analyse(["first"]))
+        await asyncio.to_thread(model.begun.wait, 30)
+        others = [asyncio.create_task(way.analyse([f"text {number}"])) for number in range(10)]
+        await asyncio.sleep(0.05)
+        model.go.set()
+        return list(await asyncio.gather(first, *others))
+
+    results = asyncio.run(run())
+    assert [len(batch) for batch in model.batches] == [1, 8, 2]
+    for number, (analysis,) in enumerate(results[1:]):
+        np.testing.assert_array_equal(analysis.pooled, DemoAnalyser().vector(f"text {number}"))
+
+
+def test_a_text_that_comes_alone_waits_for_nobody() -> None:
+    async def run() -> float:
+        way = batcher(Watched(), wait=30.0)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await way.analyse(["alone"])
+        return loop.time() - started
+
+    assert asyncio.run(run()) < 10
+
+
+def test_with_others_under_way_a_text_waits_for_them_but_not_for_long() -> None:
+    model = Watched()
+
+    async def run() -> None:
+        way = batcher(model, wait=30.0, under_way=2)
+        first = asyncio.create_task(way.analyse(["one"]))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(first, way.analyse(["two"]))
+        await batcher(model, wait=0.01, under_way=2).analyse(["three"])
+
+    asyncio.run(run())
+    assert model.batches == [["one", "two"], ["three"]]
+
+
+def test_one_text_does_not_spoil_the_others() -> None:
+    model = Watched()
+
+    async def run() -> list[Any]:
+        way = batcher(model, wait=30.0, under_way=3)
+        return list(
+            await asyncio.gather(*(way.analyse([text]) for text in ("a", "spoiled", "b")), return_exceptions=True)
+        )
+
+    first, second, third = asyncio.run(run())
+    assert isinstance(second, ValueError)
+    np.testing.assert_array_equal(first[0].pooled, DemoAnalyser().vector("a"))
+    np.testing.assert_array_equal(third[0].pooled, DemoAnalyser().vector("b"))
+
+
+def test_a_request_that_has_gone_takes_no_place_in_a_batch() -> None:
+    model = Watched()
+
+    async def run() -> None:
+        model.go.clear()
+        way = batcher(model)
+        first = asyncio.create_task(way.analyse(["first"]))
+        await asyncio.to_thread(model.begun.wait, 30)
+        gone, stays = (asyncio.create_task(way.analyse([text])) for text in ("gone", "stays"))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        await asyncio.sleep(0.02)
+        model.go.set()
+        await asyncio.gather(first, stays)
+
+    asyncio.run(run())
+    assert model.batches == [["first"], ["stays"]]
+
+
+def test_texts_with_and_without_tags_are_kept_apart() -> None:
+    model = Watched()
+
+    async def run() -> None:
+        way = batcher(model, wait=0.01, under_way=3)
+        tagged, plain, again = await asyncio.gather(
+            way.analyse(["Anna"], tags=True), way.analyse(["Anna"]), way.analyse(["Anna"], tags=True)
+        )
+        assert [len(analysis[0].spans) for analysis in (tagged, plain, again)] == [1, 0, 1]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_many_searches_at_once_are_answered_as_one_by_one(tmp_path: Path, model: str, size: int) -> None:
+    """With a real model, whose batches are padded."""
+    loaded = TextModel.load(model)
+    index = build_index(tmp_path / "index", documents(), loaded)  # type: ignore[arg-type]
+    service = Service({"index": index}, settings=Settings(batch_texts=size, batch_wait=0.01), model=loaded)
+    texts = [" ".join(["hello", "there", "ada", "met", "london"][: 1 + number % 5]) for number in range(24)]
+
+    def ask(client: Any, text: str) -> list[tuple[str, float]]:
+        hits = client.post("/v1/search", json={"query": text}).json()["hits"]
+        return [(hit["id"], hit["score"]) for hit in hits]
+
+    with client_of(service) as client:
+        with ThreadPoolExecutor(12) as pool:
+            together = list(pool.map(lambda text: ask(client, text), texts))
+        alone = [service.indexes["index"].searcher.search(text) for text in texts]
+        page = client.get("/metrics").text
+    for got, expected in zip(together, alone, strict=True):
+        assert [id_ for id_, _ in got] == [hit.id for hit in expected]
+        assert [score for _, score in got] == pytest.approx([hit.score for hit in expected], abs=1e-4)
+    if size > 1:
+        (sum_line,) = (line for line in page.splitlines() if line.startswith("tagdex_model_batch_texts_count"))
+        assert float(sum_line.split()[1]) < len(texts)

@@ -1,0 +1,282 @@
+"""The page in a real browser: Chromium, driven by Playwright. Skipped where either is missing.
+
+TAGDEX_CHROMIUM names the browser where it is not found by its usual names; with TAGDEX_REQUIRE_BROWSER=1 a missing
+one is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
+pytest.importorskip("httpx", reason="httpx is not installed")
+
+from fakes import DemoAnalyser, as_text_model, build_index
+from serving import READER, demo_service, documents, listening
+
+from indexer.records import Document
+from search.server.service import Service
+
+# Each would set window.ran if anything in it were run.
+PAYLOADS = [
+    "<script>window.ran=1</script>",
+    "<img src=x onerror=window.ran=1>",
+    "<svg onload=window.ran=1>",
+    "<iframe srcdoc='<script>parent.ran=1</script>'></iframe>",
+    "'\"><script>window.ran=1</script>",
+    "javascript:window.ran=1",
+    "<a href='javascript:window.ran=1' autofocus onfocus=window.ran=1>x</a>",
+    "<body onload=window.ran=1>",
+    "<details open ontoggle=window.ran=1>",
+    "<style>@import 'data:text/css,*{color:red}';</style>",
+    "<math><mi xlink:href='javascript:window.ran=1'>x</mi></math>",
+    "<template><script>window.ran=1</script></template>",
+    "</title><script>window.ran=1</script>",
+    "</textarea><script>window.ran=1</script>",
+    "{{constructor.constructor('window.ran=1')()}}",
+    "${window.ran=1}",
+    "<input onfocus=window.ran=1 autofocus>",
+    "<object data='data:text/html,<script>parent.ran=1</script>'></object>",
+    "<meta http-equiv=refresh content='0;url=javascript:window.ran=1'>",
+    "<base href='https://evil.example/'>",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    reason = ""
+    found = os.environ.get("TAGDEX_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        reason = "the package playwright is not installed"
+    if not found:
+        reason = "there is no Chromium here (on Debian: apt install chromium)"
+    if reason:
+        if os.environ.get("TAGDEX_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"TAGDEX_REQUIRE_BROWSER=1, but {reason}")
+        pytest.skip(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with listening(demo_service(tmp_path_factory.mktemp("page"))) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1100, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on(
+        "console", lambda message: wrong.append(message.text) if "Content Security Policy" in message.text else None
+    )
+    page.on("request", lambda request: wrong.append(request.url) if "127.0.0.1" not in request.url else None)
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def chips(page: Any) -> list[str]:
+    return [text.removesuffix(" ×") for text in page.locator("#chips button").all_inner_texts()]
+
+
+def hits(page: Any, count: int) -> None:
+    """Wait for so many hits."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".hit")).to_have_count(count, timeout=20_000)
+
+
+def ids(page: Any) -> list[str]:
+    found: list[str] = page.locator(".hit .id").all_inner_texts()
+    return found
+
+
+def test_results_come_as_one_types(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(".empty")
+    assert "5 documents can be searched" in page.inner_text(".empty")
+    page.locator("#query").press_sequentially("the ball is lost again")
+    page.wait_for_selector(".hit >> nth=4")
+    assert ids(page)[0] == "ball"
+    hit = page.locator(".hit", has_text="electric boat")
+    assert hit.locator("mark").inner_text() == "VarbergLOC"
+    assert "author" in hit.inner_text()
+    assert "sport" in page.locator(".hit").first.inner_text()
+    assert page.inner_text("#status") == "5 results, best first"
+    assert page.url == f"{address}/?q=the+ball+is+lost+again"
+
+
+def test_filters_stand_in_the_address_and_the_back_button_takes_them_away(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat")
+    page.click("#facets button:has-text('2023')")
+    page.wait_for_selector("#chips button")
+    hits(page, 2)
+    assert chips(page) == ["year: 2023"]
+    assert page.evaluate("document.activeElement.getAttribute('aria-pressed')") == "true"
+    page.click("#facets button:has-text('Nordal')")
+    hits(page, 1)
+    assert chips(page) == ["year: 2023", "ORG: Nordal"]
+    linked = page.url
+    page.go_back()
+    hits(page, 2)
+    page.click("#chips button")
+    hits(page, 5)
+    page.goto(linked)
+    page.wait_for_selector(".hit")
+    assert (chips(page), ids(page), page.input_value("#query")) == (["year: 2023", "ORG: Nordal"], ["atom"], "boat")
+
+
+def test_more_like_this_and_by_words(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat&mode=keyword")
+    page.wait_for_selector(".hit")
+    assert ids(page) == ["boat"]
+    page.click("text=More like this")
+    page.wait_for_selector(".hit >> nth=3")
+    assert "boat" not in ids(page)
+    assert chips(page) == ["more like boat"]
+
+
+def test_a_pasted_text_is_tagged(page: Any, address: str) -> None:
+    page.goto(address)
+    page.click("#look summary")
+    page.fill("#text", "😀 Anna sings a song")
+    page.click("#tag button")
+    page.wait_for_selector("#tagged mark")
+    assert page.inner_text("#tagged mark") == "AnnaPER"
+    assert "music" in page.inner_text("#tagged")
+
+
+def test_states_of_nothing_and_of_errors(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=zzz&mode=keyword")
+    page.wait_for_selector(".empty")
+    assert page.inner_text("#status") == "No document fits."
+    page.goto(f"{address}/?q=x&filter=%7B%22label%22%3A%22nope%22%7D")
+    page.wait_for_selector(".error")
+    assert "The filter cannot be used" in page.inner_text("[role=alert]")
+    page.click("#chips button")
+    page.wait_for_selector(".hit")
+    assert page.locator(".error").count() == 0
+    page.route("**/v1/search", lambda route: route.abort())
+    page.fill("#query", "another")
+    page.wait_for_selector(".error")
+    assert "cannot be reached" in page.inner_text("[role=alert]")
+    page.unroute("**/v1/search")
+    page.click("button:has-text('Try again')")
+    page.wait_for_selector(".hit")
+
+
+def test_the_keyboard_suffices(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(".empty")
+    page.keyboard.press("/")
+    page.keyboard.type("boat")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit")
+    seen: set[str] = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("(document.activeElement.id || document.activeElement.textContent).slice(0, 40)"))
+    assert {"mode", "More like this"} <= seen
+    assert page.evaluate(
+        "[...document.querySelectorAll('input, select, textarea')].every((one) => one.labels.length === 1)"
+    )
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 360)])
+def test_contrast_and_width(browser: Any, address: str, scheme: str, width: int) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(f"{address}/?q=Nordal+Anna+Varberg")
+    page.wait_for_selector(".hit")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    ratios = page.evaluate(CONTRAST)
+    assert ratios
+    assert min(ratios) >= 4.5, ratios
+    context.close()
+
+
+CONTRAST = """() => {
+  const light = (colour) => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => {
+      const c = part / 255;
+      return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const back = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
+      if (!colour.startsWith("rgba(0, 0, 0, 0")) return colour;
+    }
+    return "rgb(255, 255, 255)";
+  };
+  return [...document.querySelectorAll("mark, .score, .label, .id, .facts dt, .facts dd, #status, button, .count")].map((node) => {
+    const [a, b] = [light(getComputedStyle(node).color), light(back(node))];
+    return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+  });
+}"""  # noqa: E501
+
+
+def test_texts_are_shown_and_never_run(page: Any, tmp_path: Path) -> None:
+    """100: each payload as text, id, metadata name and value, and query."""
+    hostile = [
+        Document(f"{payload}{number}", f"boat {payload} Nordal", {payload: payload, "kind": payload})
+        for number, payload in enumerate(PAYLOADS)
+    ]
+    analyser = DemoAnalyser()
+    index = build_index(tmp_path / "<b>index", [*documents(), *hostile], analyser)
+    with listening(Service({"<i>x</i>": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat&n=50")
+        page.wait_for_selector(f".hit >> nth={len(hostile)}")
+        shown = page.inner_text("body")
+        for number, payload in enumerate(PAYLOADS):
+            assert f"{payload}{number}" in shown
+        for payload in PAYLOADS:
+            page.fill("#query", payload)
+            page.press("#query", "Enter")
+            page.wait_for_selector(".hit")
+            assert page.title() == " ".join(f"{payload} – Search".split())
+        page.click("#look summary")
+        for payload in PAYLOADS[:5]:
+            page.fill("#text", f"{payload} Anna")
+            page.click("#tag button")
+            page.wait_for_selector("#tagged mark:has-text('Anna')")
+        assert page.evaluate("window.ran") is None
+        assert page.locator("main script, main img, main iframe, main svg, main object, main style").count() == 0
+
+
+def test_a_token_is_asked_for(page: Any, tmp_path: Path) -> None:
+    with listening(demo_service(tmp_path, tokens=(f"read:{READER}",))) as url:
+        page.goto(f"{url}/?q=boat")
+        page.wait_for_selector("#token-dialog[open]")
+        page.fill("#token", "a wrong one")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#token-dialog[open]")
+        page.wait_for_selector("#token:focus")
+        page.fill("#token", READER)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".hit")
+        assert page.evaluate("localStorage.length") == 0
+
+
+def test_the_api_is_described(page: Any, address: str) -> None:
+    page.goto(f"{address}/docs")
+    page.wait_for_selector("article")
+    text = page.inner_text("main")
+    assert "POST /v1/search" in text
+    assert "SearchRequest" in text
