@@ -9,7 +9,6 @@ where it is used: none of the peers is a dependency of tagdex.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -324,12 +323,13 @@ class SqliteVec(Engine):
         )
         return [number for (number,) in rows]
 
-    def _connect(self, folder: Path) -> sqlite3.Connection:
+    def _connect(self, folder: Path) -> Any:
+        import apsw  # Python's own sqlite3 can often not load extensions
         import sqlite_vec
 
-        connection = sqlite3.connect(folder / "vectors.db", check_same_thread=False)
+        connection = apsw.Connection(str(folder / "vectors.db"))
         connection.enable_load_extension(True)
-        sqlite_vec.load(connection)
+        connection.load_extension(sqlite_vec.loadable_path())
         connection.enable_load_extension(False)
         return connection
 

@@ -8,7 +8,7 @@
 `DATA` holds wiki-en, acl-anthology and oewn. Their passages are embedded with the default model, once; beyond their
 number, real vectors are shifted along differences of real vectors. Each engine runs in a process of its own, one after
 the other; each step leaves its result in `CACHE`. The peers are installed by hand: pip install lancedb chromadb
-qdrant-client txtai hnswlib sqlite-vec matplotlib. Times mean something on a machine that does nothing else.
+qdrant-client txtai hnswlib sqlite-vec apsw matplotlib. Times mean something on a machine that does nothing else.
 """
 
 from __future__ import annotations

@@ -507,7 +507,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(run: Run, index: str, monk
     def broken(*_: object) -> None:
         raise ZeroDivisionError("first\nsecond")
 
-    monkeypatch.setattr("search.searcher.enrich", broken)
+    monkeypatch.setattr("search.steps.enrich", broken)
     assert_fails(
         run("search", "similar", index, "--id", "a"),
         "unexpected ZeroDivisionError: first second (TAGDEX_DEBUG=1 shows where; please report it)",

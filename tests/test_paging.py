@@ -320,7 +320,7 @@ def test_a_cursor_of_another_query_is_refused(searcher: Searcher, text: str, opt
 
 def test_options_of_fusion_are_part_of_the_query(searcher: Searcher) -> None:
     page = searcher.answer_page(TEXT, Query(k=2, mode="hybrid"))
-    for options in ({"fusion": "weighted"}, {"keyword_weight": 0.5}):
+    for options in ({"fusion": "rrf"}, {"keyword_weight": 0.3}):
         with pytest.raises(CursorError, match="of another query"):
             searcher.answer_page(TEXT, Query(k=2, mode="hybrid", **options), page.cursor)  # type: ignore[arg-type]
 

@@ -219,7 +219,7 @@ def test_a_hybrid_search_fuses_the_raised_rankings(
         {item.doc: item for item in ranked.values()},
     )
     wanted = in_order(fused, {number: id_ for id_, number in numbers.items()})
-    answer = searcher.answer(text, Query(mode="hybrid", entities="boost", boost=0.3))
+    answer = searcher.answer(text, Query(mode="hybrid", fusion="rrf", entities="boost", boost=0.3))
     assert [(numbers[hit.id], hit.score) for hit in answer.hits] == [(item.doc, item.score) for item in wanted[:10]]
     plain = {hit.id: hit.score for hit in searcher.search(text, k=DOCUMENTS)}
     for hit, item in zip(answer.hits, answer.explanation.ranked, strict=True):
