@@ -549,6 +549,9 @@ def facets(
     show_default=True,
     help="Milliseconds that a text waits for others at most.",
 )
+@click.option(
+    "--reranker", metavar="NAME_OR_PATH", help="A cross-encoder that requests may ask to put the best hits in order."
+)
 @click.option("--log-texts", is_flag=True, help="Show queries and documents in the log, which otherwise has none.")
 @model_options
 def serve(
@@ -570,6 +573,7 @@ def serve(
     workers: int | None,
     batch_texts: int,
     batch_wait: float,
+    reranker: str | None,
     log_texts: bool,
     model: str | None,
     device: str,
@@ -613,6 +617,7 @@ def serve(
         batch_texts=batch_texts,
         batch_wait=batch_wait / 1_000,
         read_only=read_only,
+        reranker=reranker,
         log_texts=log_texts,
         loopback_only=not accepted,
     )

@@ -93,6 +93,10 @@ class Searcher:
         """The model that embeds queries. Raises `ModelError`, `FingerprintError`."""
         return self._models.text
 
+    def load_reranker(self, name: str) -> None:
+        """Load a cross-encoder, by name or folder, before the first query that needs it. Raises `ModelError`."""
+        self._models.reranker(name)
+
     def search(
         self,
         text: str,
@@ -324,15 +328,24 @@ class Searcher:
         return self.answer_page(text, query, cursor)
 
     def answer_page(
-        self, text: str | FloatArray, query: Query, cursor: str | None = None, *, explain: bool = False
+        self,
+        text: str | FloatArray,
+        query: Query,
+        cursor: str | None = None,
+        *,
+        explain: bool = False,
+        analysis: Analysis | None = None,
     ) -> Page:
-        """As `page`, for a query with all its options but `rerank`; with `explain`, the parts of each score."""
+        """As `page`, for a query with all its options but `rerank`; with `explain`, the parts of each score.
+
+        `analysis`: as for `answer`.
+        """
         check_pages(query)
         self._check_filter(query.filter)
         explanation = Explanation()
         if isinstance(text, str):
             _check_text(text)
-            asked = self._models.asked(text, query, explanation)
+            asked = self._models.asked(text, query, explanation, analysis=analysis)
         else:
             asked = self._asked_vector(text, query)
         with self._reader.snapshot() as snapshot:

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
+from cross_encoders import save_cross_encoder
 from fakes import DemoAnalyser, as_text_model, build_vector_index, clustered
 from serving import client_of, demo_service, problem
 
@@ -56,7 +57,8 @@ def hits_json(searcher: Searcher, text: str, **options: Any) -> list[dict[str, A
         {"k": 2, "offset": 1},
         {"min_score": 0.1},
         {"mode": "keyword"},
-        {"mode": "hybrid", "fusion": "weighted", "keyword_weight": 0.5},
+        {"mode": "hybrid"},
+        {"mode": "hybrid", "fusion": "rrf"},
         {"distinct": 0.9},
         {"mmr": 0.5},
         {"entities": "boost", "boost": 0.2},
@@ -71,6 +73,52 @@ def test_search_answers_as_the_searcher_does(client: Any, service: Service, opti
         "hits": hits_json(service.indexes["demo"].searcher, "an electric boat to Varberg", **options),
     }
     assert answer.json()["hits"]
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "hybrid"}, {"entities": "boost"}])
+def test_pages_show_every_hit_once_and_end(client: Any, service: Service, options: dict[str, Any]) -> None:
+    text, shown, cursor = "an electric boat to Varberg", [], ""
+    while cursor is not None:
+        answer = client.post("/v1/search", json={"query": text, "k": 2, "cursor": cursor, **options}).json()
+        shown += answer["hits"]
+        cursor = answer["cursor"]
+    assert shown == hits_json(service.indexes["demo"].searcher, text, **options)
+    assert len(shown) == 5
+
+
+def test_pages_leave_out_what_is_new(writable: Any) -> None:
+    first = writable.post("/v1/search", json={"query": "boat", "k": 2, "cursor": ""}).json()
+    writable.post("/v1/documents", json={"documents": [{"id": "new", "text": "boat"}]})
+    rest = writable.post("/v1/search", json={"query": "boat", "k": 10, "cursor": first["cursor"]}).json()
+    ids = [hit["id"] for hit in (*first["hits"], *rest["hits"])]
+    assert len(ids) == len(set(ids)) == 5
+    assert "new" not in ids
+
+
+@pytest.mark.parametrize("body", [{"cursor": "x"}, {"cursor": "", "offset": 1}])
+def test_a_cursor_that_cannot_be_is_refused(client: Any, body: dict[str, Any]) -> None:
+    problem(client.post("/v1/search", json={"query": "boat", **body}), 422, "invalid-query")
+
+
+def test_hits_are_reranked_by_the_operator_s_cross_encoder(tmp_path: Path) -> None:
+    folder = str(save_cross_encoder(tmp_path / "cross"))
+    service = demo_service(tmp_path, reranker=folder)
+    with client_of(service) as client:
+        hits = client.post("/v1/search", json={"query": "boat", "k": 3, "rerank": True, "rerank_top": 5}).json()["hits"]
+        assert hits == hits_json(service.indexes["demo"].searcher, "boat", k=3, rerank=folder, rerank_top=5)
+        assert [hit["rerank_score"] for hit in hits] == sorted((hit["rerank_score"] for hit in hits), reverse=True)
+        body = {"query": "boat", "k": 3, "rerank": True, "rerank_top": 2}
+        problem(client.post("/v1/search", json=body), 422, "invalid-query")
+
+
+def test_without_a_cross_encoder_nothing_is_reranked(client: Any) -> None:
+    problem(client.post("/v1/search", json={"query": "boat", "rerank": True}), 422, "invalid-query")
+
+
+@pytest.mark.parametrize("mode", ["keyword", "hybrid"])
+def test_facets_of_a_mode(client: Any, service: Service, mode: str) -> None:
+    answer = client.post("/v1/facets", json={"query": "boat", "mode": mode, "names": ["year"], "of": 2}).json()
+    assert answer == service.indexes["demo"].searcher.facets("boat", mode=mode, names=["year"], of=2).to_json()
 
 
 def test_a_filter_can_be_text_or_json(client: Any) -> None:

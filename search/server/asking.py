@@ -11,11 +11,12 @@ from indexer.errors import FilterError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, from_json, parse
 from indexer.records import FloatArray
+from search.paging import check_pages
 from search.query import Query
 from search.server.problems import Problem, beyond
 from search.server.schemas import FacetsRequest, SearchRequest, SimilarRequest, WantedFacets
 from search.server.service import OpenIndex
-from search.server.settings import Limits
+from search.server.settings import Limits, Settings
 from search.similar import Examples
 
 _DEEPEST_JSON = 3  # levels of JSON that one level of a filter takes at most, for a limit before it is read
@@ -30,6 +31,7 @@ class Asked:
     vector: FloatArray | None
     facets: WantedFacets | None
     explain: bool
+    cursor: str | None
 
     @property
     def embeds(self) -> bool:
@@ -42,23 +44,31 @@ class Asked:
         return self.query.entities is not None
 
 
-def search_of(body: SearchRequest, limits: Limits) -> Asked:
+def search_of(body: SearchRequest, settings: Settings) -> Asked:
     """A search as it was asked for. Raises `Problem`, `QueryError`, `FilterError`."""
+    limits = settings.limits
     if (body.query is None) == (body.vector is None):
         raise Problem(422, "invalid-request", "give either 'query', a text, or 'vector'")
     if body.query is not None:
         check_text(body.query, limits)
     if body.facets is not None:
         check_facets(body.facets, limits)
-    return Asked(query_of(body, limits), body.query or "", vector_of(body.vector), body.facets, body.explain)
+    query = query_of(body, limits, reranker=settings.reranker)
+    if body.cursor is not None:
+        check_pages(query)
+    return Asked(query, body.query or "", vector_of(body.vector), body.facets, body.explain, body.cursor)
 
 
-def query_of(body: SearchRequest | SimilarRequest, limits: Limits) -> Query:
+def query_of(body: SearchRequest | SimilarRequest, limits: Limits, *, reranker: str | None = None) -> Query:
     """The options of a search. A new option of `Query` is passed on here, and declared in `schemas.py`."""
     check_k(body.k + body.offset, limits)
     ranking: dict[str, Any] = {}
     if isinstance(body, SearchRequest):
-        check_k(max(body.passages, body.neighbours), limits)
+        check_k(max(body.passages, body.neighbours, body.rerank_top if body.rerank else 0), limits)
+        if body.rerank and reranker is None:
+            raise Problem(
+                422, "invalid-query", "this service has no cross-encoder: its operator gives one by --reranker"
+            )
         ranking = {
             "mode": body.mode,
             "fusion": body.fusion,
@@ -68,6 +78,8 @@ def query_of(body: SearchRequest | SimilarRequest, limits: Limits) -> Query:
             "passages": body.passages,
             "neighbours": body.neighbours,
             "highlight": body.highlight,
+            "rerank": reranker if body.rerank else None,
+            "rerank_top": body.rerank_top,
         }
     return Query(
         k=body.k,

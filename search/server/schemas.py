@@ -49,7 +49,7 @@ class SearchRequest(WantedHits):
     query: Annotated[str | None, Field(description="The text to search for.")] = None
     vector: Annotated[Vector | None, Field(description="A vector of the index's dimension, in place of a text.")] = None
     mode: Literal["cosine", "hybrid", "keyword"] = "cosine"
-    fusion: Literal["rrf", "weighted"] = "rrf"
+    fusion: Literal["rrf", "weighted"] = "weighted"
     keyword_weight: Annotated[Number, Field(ge=0, le=1)] = 0.5
     entities: Annotated[
         Literal["filter", "boost"] | None, Field(description="What the entities that the query names do.")
@@ -58,6 +58,16 @@ class SearchRequest(WantedHits):
     passages: Annotated[int, Field(ge=0, description="How many of its best passages each hit shows.")] = 0
     neighbours: Annotated[int, Field(ge=0, description="How many passages on either side of each of them.")] = 0
     highlight: Annotated[bool, Field(description="Show the best sentence of the best passage.")] = False
+    rerank: Annotated[bool, Field(description="Put the best hits in order anew, by the service's cross-encoder.")] = (
+        False
+    )
+    rerank_top: Annotated[int, Field(ge=1, description="How many hits are reranked.")] = 50
+    cursor: Annotated[
+        str | None,
+        Field(
+            description="Page after page, also while the index changes: empty for the first, then the answer's cursor."
+        ),
+    ] = None
     facets: Annotated[WantedFacets | None, Field(description="Counts over the best hits.")] = None
     explain: Annotated[bool, Field(description="Say what was searched, and how long it took.")] = False
 
@@ -84,6 +94,7 @@ class FacetsRequest(WantedFacets):
     index: IndexName = None
     query: str | None = None
     vector: Vector | None = None
+    mode: Literal["cosine", "hybrid", "keyword"] = "cosine"
     filter: FilterValue = None
     min_score: Number | None = None
 
@@ -184,6 +195,7 @@ class HitOut(Answer):
     hidden: Annotated[list[str] | None, Field(description="Near-duplicates that this hit stands for.")] = None
     passages: list[FoundPassageOut] | None = None
     highlight: Annotated[PassageOut | None, Field(description="The best sentence of the best passage.")] = None
+    rerank_score: float | None = None
 
 
 class FacetValueOut(Answer):
@@ -219,6 +231,9 @@ class SearchAnswer(Answer):
 
     index: str
     hits: list[HitOut]
+    cursor: Annotated[
+        str | None, Field(description="For the next page, where pages were asked for; null at the end.")
+    ] = None
     facets: FacetsAnswer | None = None
     explanation: dict[str, Any] | None = None
 

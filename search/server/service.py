@@ -89,6 +89,8 @@ class Service:
                 batcher = same or self._batcher(searcher.model)
                 if info.fingerprint is not None:
                     self._batchers[info.fingerprint, info.heads_fingerprint] = batcher
+            if self.settings.reranker is not None:
+                searcher.load_reranker(self.settings.reranker)
             ingest = Ingest(Path(path), linger=self.settings.linger)
             self.indexes[name] = OpenIndex(name, searcher, batcher, ingest)
 

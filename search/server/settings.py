@@ -47,6 +47,7 @@ class Settings:
       seconds that a query waits for others at most, and only while others are under way.
     - `linger`: seconds without anything to write before an index's lock is let go.
     - `read_only`: whether documents can be changed at all. `log_texts`: whether the log shows what was asked.
+    - `reranker`: a cross-encoder, by name or folder, that requests may ask for; `None` for none.
     - `loopback_only`: requests must name this machine as their host, because nobody needs a token.
     """
 
@@ -57,4 +58,5 @@ class Settings:
     linger: float = 0.5
     read_only: bool = False
     log_texts: bool = False
+    reranker: str | None = None
     loopback_only: bool = False

@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from indexer.records import Analysis
+from indexer.records import Analysis, FloatArray
+from search.explain import Answer
+from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
 from search.server.problems import Problem, to_bytes
@@ -32,7 +34,7 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/search", response_model=SearchAnswer, summary="Search by text or vector")
     async def search(body: SearchRequest) -> Response:
         index = service.index(body.index)
-        asked = asking.search_of(body, limits)
+        asked = asking.search_of(body, service.settings)
         analysis = None
         if asking.needs_model(asked, index):
             (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
@@ -44,7 +46,7 @@ def search_routes(service: Service) -> APIRouter:
         searches: list[tuple[OpenIndex, Asked]] = []
         for number, one in enumerate(body.searches):
             try:
-                searches.append((service.index(one.index), asking.search_of(one, limits)))
+                searches.append((service.index(one.index), asking.search_of(one, service.settings)))
                 asking.needs_model(searches[-1][1], searches[-1][0])
             except Problem as problem:
                 problem.extra["search"] = number
@@ -99,13 +101,17 @@ def search_routes(service: Service) -> APIRouter:
     async def facets(body: FacetsRequest) -> Response:
         index = service.index(body.index)
         text, vector, filter = asking.facet_query_of(body, limits)
-        if text is not None:
+        subject: str | FloatArray | None = text if vector is None else vector
+        if text is not None and body.mode == "cosine":
             (analysis,) = await index.model().analyse([text])
-            vector = analysis.pooled
+            subject = analysis.pooled
+        elif text is not None and body.mode == "hybrid":
+            index.model()
 
         def count() -> bytes:
             counted = index.searcher.facets(
-                vector,
+                subject,
+                mode=body.mode,
                 names=body.names,
                 filter=filter,
                 of=body.of,
@@ -124,11 +130,17 @@ def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str
     """The answer to one search; runs in a thread. `analysis`: what the model says about the text."""
     searcher = index.searcher
     query = asked.query
-    if asked.vector is None:
+    content: dict[str, Any] = {"index": index.name}
+    answered: Answer | Page
+    if asked.cursor is not None:
+        subject = asked.text if asked.vector is None else asked.vector
+        answered = searcher.answer_page(subject, query, asked.cursor or None, explain=asked.explain, analysis=analysis)
+        content["cursor"] = answered.cursor
+    elif asked.vector is None:
         answered = searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis)
     else:
         answered = searcher.answer_vector(asked.vector, query, explain=asked.explain)
-    content: dict[str, Any] = {"index": index.name, "hits": [hit.to_json() for hit in answered.hits]}
+    content["hits"] = [hit.to_json() for hit in answered.hits]
     if asked.facets is not None:
         wanted = asked.facets
         embedded = analysis.pooled if analysis is not None and query.mode == "cosine" else None
