@@ -259,7 +259,7 @@ def test_a_file_of_zero_bytes_is_refused(write: Write, name: str) -> None:
         ("a.csv", "\n\n"),
         ("a.tsv", "\ufeff"),
         ("a.txt", "\ufeff"),
-        ("a.jsonl.gz", gzip.compress(b"")),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)),
     ],
 )
 def test_a_file_without_a_record_is_refused(write: Write, name: str, content: str | bytes) -> None:
