@@ -110,6 +110,7 @@ def soak(
             state = _do(step, writer, analyser, state)
             for part in under_way:
                 part.result()
+            analyser.analysed.clear()  # the tests' own list of texts, which would grow
             log = max(log, _log_bytes(index))
             if (turn + 1) * SAMPLES // rounds > turn * SAMPLES // rounds:
                 done = searches * (turn + 1) // rounds
