@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -525,7 +526,9 @@ def spawn(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         code = f"from {arguments[0]}.cli import main; main()"
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         command = [sys.executable, "-c", code, *arguments[1:]]
-        processes.append(subprocess.Popen(command, text=True, cwd=tmp_path, **pipes))
+        # What is started in the background of a shell ignores Ctrl-C, and so would its children.
+        heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        processes.append(subprocess.Popen(command, text=True, cwd=tmp_path, preexec_fn=heed, **pipes))
         return processes[-1]
 
     yield start
