@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,9 @@ def soak(
         for first in range(0, documents, 500):
             numbers = range(first, min(first + 500, documents))
             state = _do(Step("put", tuple(make_document(n, 0, random) for n in numbers)), writer, analyser, state)
+        with ExitStack() as at_once:  # each has a connection, which is kept: those of the busiest moment, from here on
+            for _ in range(threads + 1):
+                at_once.enter_context(searcher._reader.snapshot())
         gone: list[str] = []
         for turn in range(rounds):
             share = [searches * (turn + 1) // rounds - searches * turn // rounds]
