@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from indexer.training import data  # noqa: E402
-from indexer.training.data import TaggedText  # noqa: E402
+from indexer.training import data
+from indexer.training.data import TaggedText
 
 Row = dict[str, Any]
 
@@ -123,10 +123,22 @@ def topics(source: Path) -> Iterator[tuple[str, Row]]:
         yield row.text, {"text": cut(row.text, 400), "label": TOPICS[row.label]}
 
 
-TOPICS = (
-    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
-    "Animal Plant Album Film WrittenWork"
-).split()
+TOPICS = [
+    "Company",
+    "EducationalInstitution",
+    "Artist",
+    "Athlete",
+    "OfficeHolder",
+    "MeanOfTransportation",
+    "Building",
+    "NaturalPlace",
+    "Village",
+    "Animal",
+    "Plant",
+    "Album",
+    "Film",
+    "WrittenWork",
+]
 
 
 def tagged(source: Path) -> Mapping[str, list[TaggedText]]:
