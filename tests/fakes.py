@@ -104,6 +104,12 @@ def as_text_model(analyser: DemoAnalyser) -> TextModel:
             self.class_labels, self.entity_types = analyser.class_labels, analyser.entity_types
             self.analyse = analyser.analyse
 
+        def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
+            return [
+                np.stack([analyser.vector(text[start:end]) for start, end in own])
+                for text, own in zip(texts, parts, strict=True)
+            ]
+
     return DemoTextModel()
 
 

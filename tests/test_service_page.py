@@ -18,34 +18,13 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 
 from fakes import DemoAnalyser, as_text_model, build_index
+from payloads import PAYLOADS
 from serving import READER, demo_service, documents, listening
 
 from indexer.records import Document
 from search.server.service import Service
 
-# Each would set window.ran if anything in it were run.
-PAYLOADS = [
-    "<script>window.ran=1</script>",
-    "<img src=x onerror=window.ran=1>",
-    "<svg onload=window.ran=1>",
-    "<iframe srcdoc='<script>parent.ran=1</script>'></iframe>",
-    "'\"><script>window.ran=1</script>",
-    "javascript:window.ran=1",
-    "<a href='javascript:window.ran=1' autofocus onfocus=window.ran=1>x</a>",
-    "<body onload=window.ran=1>",
-    "<details open ontoggle=window.ran=1>",
-    "<style>@import 'data:text/css,*{color:red}';</style>",
-    "<math><mi xlink:href='javascript:window.ran=1'>x</mi></math>",
-    "<template><script>window.ran=1</script></template>",
-    "</title><script>window.ran=1</script>",
-    "</textarea><script>window.ran=1</script>",
-    "{{constructor.constructor('window.ran=1')()}}",
-    "${window.ran=1}",
-    "<input onfocus=window.ran=1 autofocus>",
-    "<object data='data:text/html,<script>parent.ran=1</script>'></object>",
-    "<meta http-equiv=refresh content='0;url=javascript:window.ran=1'>",
-    "<base href='https://evil.example/'>",
-]
+LONG = os.environ.get("TAGDEX_LONG_TESTS") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -232,8 +211,29 @@ CONTRAST = """() => {
 }"""  # noqa: E501
 
 
+def test_the_best_sentence_is_shown_where_it_is_asked_for(page: Any, tmp_path: Path) -> None:
+    text = "Halden runs out of steel. 😀 Boats: the boat crosses to Varberg. Ever sings."
+    analyser = DemoAnalyser(passage_words=20)
+    index = build_index(tmp_path / "index", [Document("news", text), *documents()], analyser)
+    with listening(Service({"news": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=the+boat+crosses")
+        hits(page, 6)
+        assert page.locator(".best").count() == 0
+        page.check("#best")
+        page.wait_for_selector(".best")
+        assert page.url == f"{url}/?q=the+boat+crosses&best="
+        hit = page.locator(".hit", has_text="😀")
+        assert hit.locator(".best").inner_text() == "😀 BoatsPER: the boat crosses to VarbergLOC."
+        assert hit.locator(".text").inner_text() == (
+            "HaldenPER runs out of steel. 😀 BoatsPER: the boat crosses to VarbergLOC. EverPER sings."
+        )
+        page.go_back()
+        page.wait_for_selector(".best", state="detached")
+        assert not page.is_checked("#best")
+
+
 def test_texts_are_shown_and_never_run(page: Any, tmp_path: Path) -> None:
-    """100: each payload as text, id, metadata name and value, and query."""
+    """Each payload as text, id, metadata name and value, as a query, and as a text to look at."""
     hostile = [
         Document(f"{payload}{number}", f"boat {payload} Nordal", {payload: payload, "kind": payload})
         for number, payload in enumerate(PAYLOADS)
@@ -241,18 +241,20 @@ def test_texts_are_shown_and_never_run(page: Any, tmp_path: Path) -> None:
     analyser = DemoAnalyser()
     index = build_index(tmp_path / "<b>index", [*documents(), *hostile], analyser)
     with listening(Service({"<i>x</i>": index}, model=as_text_model(analyser))) as url:
-        page.goto(f"{url}/?q=boat&n=50")
-        page.wait_for_selector(f".hit >> nth={len(hostile)}")
-        shown = page.inner_text("body")
-        for number, payload in enumerate(PAYLOADS):
-            assert f"{payload}{number}" in shown
-        for payload in PAYLOADS:
+        page.goto(f"{url}/?q=boat&n={len(hostile) + 5}")
+        page.wait_for_selector(f".hit >> nth={len(hostile) + 4}")
+        assert set(page.locator(".hit .id").all_text_contents()) == {doc.id for doc in (*documents(), *hostile)}
+        values = page.locator(".hit .facts dd").all_text_contents()
+        assert set(PAYLOADS) <= set(values)
+        for payload in PAYLOADS if LONG else PAYLOADS[::5]:
             page.fill("#query", payload)
             page.press("#query", "Enter")
             page.wait_for_selector(".hit")
-            assert page.title() == " ".join(f"{payload} – Search".split())
+            typed = page.input_value("#query")  # in one line
+            assert typed == payload.replace("\n", " ")
+            assert page.title().split() == f"{typed} – Search".split()
         page.click("#look summary")
-        for payload in PAYLOADS[:5]:
+        for payload in PAYLOADS if LONG else PAYLOADS[::20]:
             page.fill("#text", f"{payload} Anna")
             page.click("#tag button")
             page.wait_for_selector("#tagged mark:has-text('Anna')")

@@ -27,6 +27,7 @@ async function show() {
   const own = (underWay = new AbortController());
   if (byId("query").value !== state.q) byId("query").value = state.q;
   byId("mode").value = state.mode;
+  byId("best").checked = state.best;
   if (state.index !== null) byId("index").value = state.index;
   document.title = state.q ? `${state.q} – Search` : "Search";
   showChips();
@@ -62,7 +63,7 @@ async function ask(signal) {
     return { hits: answer.hits, facets };
   }
   if (!state.q.trim()) return { hits: null, facets: await countAll() };
-  const search = { ...common, query: state.q, mode: state.mode, k: state.n, facets: { top: 8 } };
+  const search = { ...common, query: state.q, mode: state.mode, k: state.n, facets: { top: 8 }, highlight: state.best };
   const answer = await call("/v1/search", search, signal);
   return { hits: answer.hits, facets: answer.facets };
 }
@@ -181,6 +182,7 @@ async function start() {
     typing = setTimeout(() => change({ q: byId("query").value, like: null }, { replace: true }), TYPING);
   });
   byId("mode").addEventListener("change", () => change({ mode: byId("mode").value }));
+  byId("best").addEventListener("change", () => change({ best: byId("best").checked }));
   byId("index").addEventListener("change", () => change({ index: byId("index").value, filters: [], like: null }));
   byId("more").addEventListener("click", () => change({ n: Math.min(state.n + FIRST, maximum) }));
   byId("tag").addEventListener("submit", tag);

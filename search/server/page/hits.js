@@ -1,9 +1,9 @@
 // The list of hits.
 
 import { element } from "./dom.js";
-import { label, marked } from "./marks.js";
+import { emphasised, label } from "./marks.js";
 
-const SHOWN = 600; // code points of a text, from where its best passage begins
+const SHOWN = 600; // code points of a text, from where its best passage begins, or its best sentence further on
 
 export function hitElement(hit, number, { onLike }) {
   const heading = [
@@ -15,16 +15,18 @@ export function hitElement(hit, number, { onLike }) {
   const points = Array.from(hit.text);
   const text = element("p", { className: "text" });
   const actions = element("div", { className: "actions" });
-  const start = points.length > SHOWN ? hit.passage.start : 0;
+  const best = hit.highlight;
+  const from = best && best.end > hit.passage.start + SHOWN ? best.start : hit.passage.start;
+  const start = points.length > SHOWN ? from : 0;
   const end = Math.min(points.length, start + SHOWN);
-  text.append(start > 0 ? "… " : "", ...marked(points, hit.entities, start, end), end < points.length ? " …" : "");
+  text.append(start > 0 ? "… " : "", ...emphasised(points, hit.entities, best, start, end), end < points.length ? " …" : "");
   if (start > 0 || end < points.length) {
     const whole = element("button", {
       text: "Whole text",
       attributes: { type: "button" },
       on: {
         click: () => {
-          text.replaceChildren(...marked(points, hit.entities));
+          text.replaceChildren(...emphasised(points, hit.entities, best));
           whole.remove();
         },
       },

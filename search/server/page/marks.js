@@ -32,6 +32,22 @@ export function marked(points, entities, start = 0, end = points.length) {
   return nodes;
 }
 
+// The same with one sentence emphasised. Where an entity crosses its border, the border moves.
+export function emphasised(points, entities, sentence, start = 0, end = points.length) {
+  if (!sentence || sentence.end <= start || sentence.start >= end) return marked(points, entities, start, end);
+  let from = Math.max(sentence.start, start);
+  let to = Math.min(sentence.end, end);
+  for (const entity of entities) {
+    if (entity.start < from && entity.end > from) from = Math.max(entity.start, start);
+    if (entity.start < to && entity.end > to) to = Math.min(entity.end, end);
+  }
+  return [
+    ...marked(points, entities, start, from),
+    element("strong", { className: "best", children: marked(points, entities, from, to) }),
+    ...marked(points, entities, to, end),
+  ];
+}
+
 export function label(found) {
   return element("span", {
     className: "label",

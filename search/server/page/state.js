@@ -22,6 +22,7 @@ export function read(search = location.search) {
     like: parameters.get("like"),
     mode: MODES.includes(mode) ? mode : "cosine",
     index: parameters.get("index"),
+    best: parameters.has("best"),
     filters,
     n: Number.isInteger(n) && n > FIRST ? Math.min(n, 1000) : FIRST,
   };
@@ -33,6 +34,7 @@ export function write(state, { replace = false } = {}) {
   if (state.like !== null) parameters.set("like", state.like);
   if (state.mode !== "cosine") parameters.set("mode", state.mode);
   if (state.index !== null) parameters.set("index", state.index);
+  if (state.best) parameters.set("best", "");
   for (const filter of state.filters) parameters.append("filter", JSON.stringify(filter));
   if (state.n > FIRST) parameters.set("n", state.n);
   const text = parameters.toString();

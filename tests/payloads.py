@@ -1,0 +1,113 @@
+"""Texts that would run as code where a page took them for anything but text: each sets `window.ran` to 1."""
+
+from __future__ import annotations
+
+_RUN = "window.ran=1"
+_EVENTS = [
+    *("onload", "onerror", "onfocus", "onmouseover", "onclick", "onbegin", "onend", "ontoggle", "onanimationstart"),
+    *("onanimationend", "ontransitionend", "onpageshow", "onhashchange", "onresize", "onscroll", "onwheel"),
+    *("onpointerenter", "onpointerrawupdate", "oncanplay", "onloadstart", "onplay"),
+]
+_TAGS = {
+    "onload": "svg",
+    "onerror": "img src=x",
+    "onfocus": "input autofocus",
+    "onbegin": "svg><animate",
+    "onend": "svg><set dur=1ms",
+    "ontoggle": "details open",
+    "oncanplay": "audio src=data:,",
+    "onloadstart": "video src=x",
+    "onplay": "audio autoplay src=x",
+}
+
+# Handlers of events on the element that fires them by itself, or else on one that covers what is clicked.
+_HANDLERS = [f"<{_TAGS.get(event, 'div style=position:fixed;inset:0')} {event}={_RUN}>" for event in _EVENTS]
+
+_ELEMENTS = [
+    f"<script>{_RUN}</script>",
+    f"<SCRIPT>{_RUN}</SCRIPT>",
+    f"<script/x>{_RUN}</script>",
+    f"<script\n>{_RUN}</script\n>",
+    f"<script type=module>{_RUN}</script>",
+    f"<script src='data:text/javascript,{_RUN}'></script>",
+    f"<script type=importmap>{{}}</script><script>{_RUN}</script>",
+    f"<scr<script>ipt>{_RUN}</scr</script>ipt>",
+    f"<svg><script>{_RUN}</script></svg>",
+    f"<svg><script href='data:text/javascript,{_RUN}'/></svg>",
+    f"<svg><a xlink:href='javascript:{_RUN}'><text y=20>x</text></a></svg>",
+    f"<svg><foreignObject><script>{_RUN}</script></foreignObject></svg>",
+    f"<svg><use href='data:image/svg+xml,<svg id=x onload={_RUN}></svg>#x'/></svg>",
+    f"<math><mi xlink:href='javascript:{_RUN}'>x</mi></math>",
+    f"<math><mtext><table><mglyph><style><img src=x onerror={_RUN}></style></mglyph></table></mtext></math>",
+    f"<iframe srcdoc='<script>parent.{_RUN}</script>'></iframe>",
+    f"<iframe src='javascript:parent.{_RUN}'></iframe>",
+    f"<iframe src='data:text/html,<script>parent.{_RUN}</script>'></iframe>",
+    f"<object data='data:text/html,<script>parent.{_RUN}</script>'></object>",
+    f"<object data='javascript:{_RUN}'></object>",
+    f"<embed src='javascript:{_RUN}'>",
+    f"<embed src='data:image/svg+xml,<svg onload=parent.{_RUN}>'>",
+    f"<form action='javascript:{_RUN}'><button>x</button></form>",
+    f"<button formaction='javascript:{_RUN}'>x</button>",
+    f"<isindex action='javascript:{_RUN}' type=submit>",
+    f"<a href='javascript:{_RUN}' autofocus onfocus={_RUN}>x</a>",
+    f"<a href='java\tscript:{_RUN}'>x</a>",
+    f"<a href='&#106;avascript:{_RUN}'>x</a>",
+    f"<area href='javascript:{_RUN}'>",
+    f"<meta http-equiv=refresh content='0;url=javascript:{_RUN}'>",
+    f"<meta http-equiv=refresh content='0;url=data:text/html,<script>{_RUN}</script>'>",
+    '<meta http-equiv=Content-Security-Policy content="default-src *">',
+    "<base href='https://evil.example/'>",
+    "<link rel=stylesheet href='https://evil.example/x.css'>",
+    "<link rel=prefetch href='https://evil.example/x'>",
+    "<style>@import 'data:text/css,*{color:red}';</style>",
+    "<style>*{background:url(https://evil.example/x)}</style>",
+    "<img src='https://evil.example/x.png'>",
+    "<video poster='https://evil.example/x.png'></video>",
+    "<input type=image src='https://evil.example/x.png'>",
+    f"<body onload={_RUN}>",
+    f"<frameset onload={_RUN}>",
+    f"<template><script>{_RUN}</script></template>",
+    f"<template shadowrootmode=open><script>{_RUN}</script></template>",
+    f"<marquee onstart={_RUN}>x</marquee>",
+    f"<keygen autofocus onfocus={_RUN}>",
+    f"<select autofocus onfocus={_RUN}>",
+    f"<textarea autofocus onfocus={_RUN}>",
+    f"<dialog open onclose={_RUN}><form method=dialog><button>x</button></form></dialog>",
+    f"<slot onslotchange={_RUN}>",
+    f"<portal src='javascript:{_RUN}'></portal>",
+]
+
+# Ways out of where a text might have been put.
+_ESCAPES = [
+    f"</title><script>{_RUN}</script>",
+    f"</textarea><script>{_RUN}</script>",
+    f"</style><script>{_RUN}</script>",
+    f"</script><script>{_RUN}</script>",
+    f"</noscript><script>{_RUN}</script>",
+    f"--><script>{_RUN}</script>",
+    f"]]><script>{_RUN}</script>",
+    f"'\"><script>{_RUN}</script>",
+    f'"><img src=x onerror={_RUN}>',
+    f"' autofocus onfocus={_RUN} x='",
+    f'" autofocus onfocus={_RUN} x="',
+    f"` autofocus onfocus={_RUN} x=`",
+    f"';{_RUN};'",
+    f'";{_RUN};"',
+    f"\\';{_RUN};//",
+    f"*/{_RUN}/*",
+    f"\u2028{_RUN}\u2028",
+    f"javascript:{_RUN}",
+    f"data:text/html,<script>{_RUN}</script>",
+    f"vbscript:{_RUN}",
+    f"{{{{constructor.constructor('{_RUN}')()}}}}",
+    f"${{{_RUN}}}",
+    f"#{{{_RUN}}}",
+    f"<%= {_RUN} %>",
+    f"[[${{{_RUN}}}]]",
+    f"%3Cscript%3E{_RUN}%3C/script%3E",
+    f"&lt;script&gt;{_RUN}&lt;/script&gt;",
+    f"\uff1cscript\uff1e{_RUN}\uff1c/script\uff1e",
+    f"+ADw-script+AD4-{_RUN}+ADw-/script+AD4-",
+]
+
+PAYLOADS = [*_ELEMENTS, *_ESCAPES, *_HANDLERS]
