@@ -147,6 +147,7 @@ def with_heads(
     entity_types: Sequence[str] | None = None,
     tag_head: str = "linear",
     tag_layers: Sequence[int] | None = None,
+    tag_shapes: bool = False,
     seed: int = 0,
 ) -> Loaded:
     """A new model on the same backbone and pooling, with fresh heads, to be trained, for the labels given.
@@ -161,6 +162,7 @@ def with_heads(
     if entity_types is not None:
         config.entity_types, config.tag_head = list(entity_types), tag_head
         config.tag_layers = None if tag_layers is None else list(tag_layers)
+        config.tag_shapes = tag_shapes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = MultiTaskModel(config)
@@ -235,6 +237,8 @@ def heads_fingerprint(model: MultiTaskModel) -> str | None:
         "class_temperature": config.class_temperature,
         "class_threshold": config.class_threshold,
     }
+    if config.tag_shapes:  # named only where it is on, so that the fingerprints of older heads stay
+        facts["tag_shapes"] = True
     return _json_digest(facts)
 
 

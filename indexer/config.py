@@ -29,6 +29,7 @@ class TagdexConfig(PreTrainedConfig):
     - `class_head`: "linear" (on the first token's last state), or "pooled" (one hidden layer of width
       `class_head_width` on the means of the pooled layers).
     - `tag_head`: "linear", or "contextual" (projection, then a bidirectional LSTM of width `tag_head_width`).
+    - `tag_shapes`: the contextual head also reads each word's case and form in the raw text; see `shapes.py`.
     - `max_length`: tokens of one window, special tokens and prefix included.
     - `prefix`: text put before every text; it is pooled, but never tagged.
     - `word_splitter`: how a text is cut into words for tagging; see `iob.split_words`.
@@ -51,6 +52,7 @@ class TagdexConfig(PreTrainedConfig):
     class_head_width: int = 128
     tag_head: str = "linear"
     tag_head_width: int = 256
+    tag_shapes: bool = False
     head_dropout: float = 0.1
     max_length: int = 256
     prefix: str = ""
@@ -112,6 +114,8 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
         raise ModelError(f"unknown class_head '{config.class_head}'; there are {', '.join(CLASS_HEADS)}")
     if config.tag_head not in TAG_HEADS:
         raise ModelError(f"unknown tag_head '{config.tag_head}'; there are {', '.join(TAG_HEADS)}")
+    if config.tag_shapes and config.tag_head != "contextual":
+        raise ModelError(f"tag_shapes needs the tag_head 'contextual', got '{config.tag_head}'")
     if config.word_splitter not in WORD_SPLITTERS:
         raise ModelError(f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}")
     if config.class_temperature <= 0:
@@ -145,7 +149,7 @@ def check_types(config: TagdexConfig) -> None:
     for name in ("class_temperature", "class_threshold"):
         if not finite(getattr(config, name)):
             raise ModelError(f"{name} must be a finite number, got {_shown(getattr(config, name))}")
-    for name, kind in (("max_length", int), ("prefix", str), ("normalize_layers", bool)):
+    for name, kind in (("max_length", int), ("prefix", str), ("normalize_layers", bool), ("tag_shapes", bool)):
         if not isinstance(getattr(config, name), kind):
             raise ModelError(f"{name} must be of type {kind.__name__}, got {_shown(getattr(config, name))}")
     if len(config.prefix) > MAX_PREFIX:

@@ -12,6 +12,10 @@ from transformers import AutoModel, PreTrainedModel
 
 from indexer.config import TagdexConfig, check_config
 from indexer.encoder import pool_layers
+from indexer.errors import ModelError
+from indexer.shapes import Shape
+
+SHAPE_WIDTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,8 @@ class LinearTagHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, labels)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG002 - the heads share one signature
-        logits: Tensor = self.linear(self.dropout(states))
+    def forward(self, states: Tensor, mask: Tensor, shapes: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        logits: Tensor = self.linear(self.dropout(states))  # the heads share one signature
         return logits
 
 
@@ -80,19 +84,29 @@ class ContextualTagHead(nn.Module):
 
     The two directions are LSTMs of their own, the second of which reads each text backwards from its last token.
     One bidirectional LSTM would need packed sequences, for which torch leaves its fast path on CPUs.
+
+    With `shapes`, the LSTMs read an embedding of each token's `Shape` beside the projection (Collobert et al. 2011).
     """
 
-    def __init__(self, width: int, labels: int, *, inner: int, dropout: float) -> None:
+    def __init__(self, width: int, labels: int, *, inner: int, dropout: float, shapes: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(width, inner)
-        self.forward_lstm = nn.LSTM(inner, inner // 2, batch_first=True)
-        self.backward_lstm = nn.LSTM(inner, inner // 2, batch_first=True)
+        self.shapes = ShapeEmbedding(dropout=dropout) if shapes else None
+        read = inner + (SHAPE_WIDTH if shapes else 0)
+        self.forward_lstm = nn.LSTM(read, inner // 2, batch_first=True)
+        self.backward_lstm = nn.LSTM(read, inner // 2, batch_first=True)
         self.linear = nn.Linear(2 * (inner // 2), labels)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, states: Tensor, mask: Tensor, shapes: Tensor | None = None) -> Tensor:
         inner = torch.nn.functional.gelu(self.projection(self.dropout(self.norm(states))))
+        if self.shapes is not None:
+            if shapes is None:
+                raise ModelError(
+                    "the tag head reads the shapes of words, and got none: pass those that TextModel.shapes gives"
+                )
+            inner = torch.cat([inner, self.shapes(shapes).to(inner.dtype)], dim=2)
         order = _reversed_positions(mask).unsqueeze(2)
         with _one_thread() if inner.device.type == "cpu" and not self.training else nullcontext():
             ahead, _ = self.forward_lstm(inner)
@@ -100,6 +114,26 @@ class ContextualTagHead(nn.Module):
         context = torch.cat([ahead, back.gather(1, order.expand_as(back))], dim=2)
         logits: Tensor = self.linear(self.dropout(context))
         return logits
+
+
+class ShapeEmbedding(nn.Module):
+    """One vector for each `Shape`: int64 (batch, seq) → (batch, seq, SHAPE_WIDTH).
+
+    Dropout does not drop numbers of it, but whole shapes of words, which become UNKNOWN: the head must also get on
+    without them.
+    """
+
+    def __init__(self, *, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.table = nn.Embedding(len(Shape), SHAPE_WIDTH)
+
+    def forward(self, shapes: Tensor) -> Tensor:
+        if self.training and self.dropout.p > 0:
+            kept = self.dropout(torch.ones_like(shapes, dtype=torch.float32)) > 0
+            shapes = torch.where(kept | (shapes <= Shape.UNKNOWN), shapes, int(Shape.UNKNOWN))
+        vectors: Tensor = self.table(shapes)
+        return vectors
 
 
 @contextmanager
@@ -160,9 +194,16 @@ class MultiTaskModel(PreTrainedModel):
                 self.tag_head = LinearTagHead(tag_width, labels, dropout=config.head_dropout)
             else:
                 self.tag_head = ContextualTagHead(
-                    tag_width, labels, inner=config.tag_head_width, dropout=config.head_dropout
+                    tag_width,
+                    labels,
+                    inner=config.tag_head_width,
+                    dropout=config.head_dropout,
+                    shapes=config.tag_shapes,
                 )
         self.post_init()
+        if isinstance(self.tag_head, ContextualTagHead) and self.tag_head.shapes is not None:
+            # `post_init` draws every table with a deviation of 0.02, unheard by the LSTMs for hundreds of steps.
+            self.tag_head.shapes.table.reset_parameters()
 
     @property
     def dimension(self) -> int:
@@ -174,11 +215,16 @@ class MultiTaskModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor,
         *,
+        shapes: Tensor | None = None,
         embedding: bool = True,
         classes: bool = True,
         tags: bool = True,
     ) -> Outputs:
-        """One backbone call. *Shapes:* `input_ids`, `attention_mask` int64 (batch, seq); see `Outputs`."""
+        """One backbone call. *Shapes:* `input_ids`, `attention_mask`, `shapes` int64 (batch, seq); see `Outputs`.
+
+        `shapes` holds the `Shape` of each token, which a tag head with `config.tag_shapes` needs, and no other part
+        reads; raises `ModelError` where it is missing.
+        """
         config = self.config
         tags = tags and self.tag_head is not None
         pooled = embedding or (classes and isinstance(self.class_head, PooledClassHead))
@@ -199,7 +245,7 @@ class MultiTaskModel(PreTrainedModel):
             class_logits = self.class_head(result.last_hidden_state)
         if tags and self.tag_head is not None:
             tag_states = [states[layer] for layer in config.tagged_layers]
-            tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask)
+            tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask, shapes)
         return Outputs(layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits)
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from indexer.errors import ModelError
 from indexer.folders import no_panic
 from indexer.passages import split_passages
 from indexer.records import Analysis, FloatArray, Label, Passage, Span
+from indexer.shapes import Shape, Shapes, token_shapes, word_shapes
 
 # Halves of a pair, which are no characters and which tokenizers refuse; what replaces one is as long.
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -41,6 +42,19 @@ class Window:
     end: int
     ids: list[int]
     offsets: list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of a window's text: their `offsets`, their `first` tokens (−1: none), the offsets of all `tokens`."""
+
+    offsets: iob.Offsets
+    first: npt.NDArray[np.int64]
+    tokens: iob.Offsets
+
+    def shapes(self, piece: str) -> Shapes:
+        """The `Shape` of each token, int64 (tokens,)."""
+        return token_shapes(word_shapes(piece, self.offsets), self.first, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,11 @@ class TextModel:
         if len(windows) != len(texts):
             raise ModelError(f"a text is longer than one window of {self.config.max_length} tokens: split it first")
         return self.pad(windows)
+
+    def shapes(self, texts: Sequence[str]) -> Tensor:
+        """The shapes of the tokens that `tensors` gives for the same texts, int64 (batch, seq)."""
+        pairs = zip(self.windows(texts), texts, strict=True)
+        return self.pad_shapes([self.words(window, text).shapes(text) for window, text in pairs])
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
@@ -211,15 +230,21 @@ class TextModel:
     def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> Iterator[WindowResult]:
         """One batch through the model."""
         ids, mask = self.pad(windows)
+        words: list[Words] = []
+        shapes = None
+        pieces = [texts[window.text][window.start : window.end] for window in windows]
+        if tags and self.entity_types is not None:
+            words = [self.words(window, piece) for window, piece in zip(windows, pieces, strict=True)]
+            if self.config.tag_shapes:
+                shapes = self.pad_shapes([cut.shapes(piece) for cut, piece in zip(words, pieces, strict=True)])
         with torch.inference_mode():
-            outputs = self.model(ids, mask, classes=tags, tags=tags)
+            outputs = self.model(ids, mask, shapes=shapes, classes=tags, tags=tags)
         assert_finite(outputs.layer_means, name=self.name)
         means = outputs.layer_means.float().cpu().numpy()
         logits = None if outputs.class_logits is None else outputs.class_logits.float().cpu().numpy()
         spans: list[list[Span]] = [[] for _ in windows]
         if outputs.tag_logits is not None:
-            pieces = [texts[window.text][window.start : window.end] for window in windows]
-            spans = self.decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
+            spans = self.decode(outputs.tag_logits.float().cpu().numpy(), words)
         for index in range(len(windows)):
             yield WindowResult(
                 means=means[index], class_logits=None if logits is None else logits[index], spans=spans[index]
@@ -235,23 +260,28 @@ class TextModel:
             mask[row, : len(window.ids)] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
-    def decode(
-        self, logits: npt.NDArray[np.float32], windows: Sequence[Window], pieces: Sequence[str]
-    ) -> list[list[Span]]:
+    def pad_shapes(self, shapes: Sequence[Shapes]) -> Tensor:
+        """The shapes of the tokens of each window, padded as `pad` does it: int64 (windows, longest)."""
+        padded = np.full((len(shapes), max(map(len, shapes))), int(Shape.NONE), dtype=np.int64)
+        for row, own in enumerate(shapes):
+            padded[row, : len(own)] = own
+        return torch.from_numpy(padded).to(self.device)
+
+    def words(self, window: Window, piece: str) -> Words:
+        """The words of a window, whose text is `piece`."""
+        offsets, tokens = iob.split_words(piece), self.token_offsets(window, piece)
+        return Words(offsets=offsets, first=iob.first_tokens(offsets, tokens), tokens=tokens)
+
+    def decode(self, logits: npt.NDArray[np.float32], words: Sequence[Words]) -> list[list[Span]]:
         """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
         types = self.entity_types or ()
-        words = [iob.split_words(piece) for piece in pieces]
-        firsts = [
-            iob.first_tokens(cut, self.token_offsets(window, piece))
-            for window, piece, cut in zip(windows, pieces, words, strict=True)
-        ]
-        lengths = np.array([len(cut) for cut in words], dtype=np.int64)
-        emissions = np.full((len(windows), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32)
+        lengths = np.array([len(cut.offsets) for cut in words], dtype=np.int64)
+        emissions = np.full((len(words), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32)
         emissions[:, :, 0] = 0.0  # a word without a token is O
         log_probs = iob.log_softmax(logits)
-        for row, first in enumerate(firsts):
-            known = np.flatnonzero(first >= 0)
-            emissions[row, known] = log_probs[row, first[known]]
+        for row, cut in enumerate(words):
+            known = np.flatnonzero(cut.first >= 0)
+            emissions[row, known] = log_probs[row, cut.first[known]]
         labels = iob.viterbi(emissions, lengths)
         spans: list[list[Span]] = []
         for row, cut in enumerate(words):
@@ -261,8 +291,8 @@ class TextModel:
                 [
                     Span(
                         type=types[kind],
-                        start=int(cut[first, 0]),
-                        end=int(cut[end - 1, 1]),
+                        start=int(cut.offsets[first, 0]),
+                        end=int(cut.offsets[end - 1, 1]),
                         score=float(probabilities[first:end].mean()),
                     )
                     for kind, first, end in iob.spans_of_labels(chosen)

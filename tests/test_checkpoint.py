@@ -69,6 +69,7 @@ def refusal(folder: Path) -> str:
     [
         pytest.param({}, id="linear"),
         pytest.param({"tag_head": "contextual", "tag_head_width": 16, "tag_layers": [-1, -2]}, id="contextual"),
+        pytest.param({"tag_head": "contextual", "tag_head_width": 16, "tag_shapes": True}, id="shapes"),
         pytest.param({"class_head": "pooled", "class_head_width": 16}, id="pooled class head"),
         pytest.param({"entity_types": None, "normalize_layers": True, "layer_weights": [1, 0.5, 0, 0.3]}, id="class"),
         pytest.param({"class_labels": None, "prefix": "query: ", "pool_layers": [-1, 0]}, id="tags"),

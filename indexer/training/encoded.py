@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer import iob
-from indexer.model import TextModel, Window
+from indexer.model import TextModel, Window, Words
 from indexer.training.data import TaggedText
 from indexer.training.sets import ClassExample, Example, PairExample
 from indexer.training.settings import DataSettings
@@ -27,6 +27,7 @@ class Encoded:
     - `rows`: the windows of each unit of training: one window for class and tags, the windows of the texts of a pair.
     - `classes`: the class of each window, int64 (windows,), or None.
     - `labels`: of each window the label of each of its tokens, or None.
+    - `shapes`: of each window the shape of each of its tokens, or None where the tag head does not read them.
     - `scores`: of each pair, fp32 (rows,), or None. `keys`: of each pair its texts' numbers among distinct ones.
     - `cut`: texts longer than one window; `lost`: spans that such a cut went through.
     """
@@ -37,6 +38,7 @@ class Encoded:
     rows: list[tuple[int, ...]]
     classes: Ints | None = None
     labels: list[Ints] | None = None
+    shapes: list[Ints] | None = None
     scores: npt.NDArray[np.float32] | None = None
     keys: list[tuple[int, ...]] | None = None
     cut: int = 0
@@ -84,7 +86,7 @@ def _encode_tags(settings: DataSettings, examples: Sequence[TaggedText], model: 
     texts = [example.text for example in examples]
     windows = model.windows(texts)
     types = {name: index for index, name in enumerate(model.entity_types or ())}
-    labels, found = [], 0
+    labels, shapes, found = [], [], 0
     for window in windows:
         inside = [
             (types[kind], start - window.start, end - window.start)
@@ -92,19 +94,30 @@ def _encode_tags(settings: DataSettings, examples: Sequence[TaggedText], model: 
             if kind in types and window.start <= start and end <= window.end
         ]
         found += len(inside)
-        labels.append(token_labels(model, window, texts[window.text][window.start : window.end], inside))
+        piece = texts[window.text][window.start : window.end]
+        words = model.words(window, piece)
+        labels.append(token_labels(window, words, inside))
+        if model.config.tag_shapes:
+            shapes.append(words.shapes(piece))
     known = sum(kind in types for example in examples for kind, _, _ in example.spans)
     rows: list[tuple[int, ...]] = [(index,) for index in range(len(windows))]
-    return Encoded(settings, texts, windows, rows, labels=labels, cut=_cut(windows), lost=known - found)
+    return Encoded(
+        settings,
+        texts,
+        windows,
+        rows,
+        labels=labels,
+        shapes=shapes if model.config.tag_shapes else None,
+        cut=_cut(windows),
+        lost=known - found,
+    )
 
 
-def token_labels(model: TextModel, window: Window, piece: str, spans: Sequence[tuple[int, int, int]]) -> Ints:
+def token_labels(window: Window, words: Words, spans: Sequence[tuple[int, int, int]]) -> Ints:
     """The IOB2 label of each token of a window: that of the word it begins, `iob.IGNORED` for the others."""
-    words = iob.split_words(piece)
-    first = iob.first_tokens(words, model.token_offsets(window, piece))
     labels = np.full(len(window.ids), iob.IGNORED, dtype=np.int64)
-    known = np.flatnonzero(first >= 0)
-    labels[first[known]] = iob.labels_of_spans(spans, words)[known]
+    known = np.flatnonzero(words.first >= 0)
+    labels[words.first[known]] = iob.labels_of_spans(spans, words.offsets)[known]
     return labels
 
 

@@ -47,9 +47,11 @@ def forward(
     if states is not None:
         return head_outputs(model, encoded, states, windows)
     ids, mask = model.pad([encoded.windows[index] for index in windows])
+    shapes = None if encoded.shapes is None else model.pad_shapes([encoded.shapes[index] for index in windows])
     outputs: Outputs = model.model(
         ids,
         mask,
+        shapes=shapes,
         embedding=embedding or encoded.task == "similarity",
         classes=encoded.task == "class",
         tags=encoded.task == "tags",
@@ -147,11 +149,11 @@ def predict_spans(model: TextModel, encoded: Encoded, states: States | None = No
     spans: Spans = [[] for _ in encoded.texts]
 
     def take(batch: Sequence[int], outputs: Outputs) -> None:
-        windows = [encoded.windows[index] for index in batch]
-        pieces = [encoded.texts[window.text][window.start : window.end] for window in windows]
         if outputs.tag_logits is None:
             return
-        decoded = model.decode(outputs.tag_logits.float().cpu().numpy(), windows, pieces)
+        windows = [encoded.windows[index] for index in batch]
+        words = [model.words(one, encoded.texts[one.text][one.start : one.end]) for one in windows]
+        decoded = model.decode(outputs.tag_logits.float().cpu().numpy(), words)
         for window, found in zip(windows, decoded, strict=True):
             spans[window.text] += [(s.type, s.start + window.start, s.end + window.start) for s in found]
 

@@ -73,6 +73,7 @@ class ModelSettings:
     tag_head: str = key(choice("linear", "contextual"), "linear")
     tag_head_width: int = key(whole(2, 8192), 256)
     tag_layers: tuple[int, ...] = key(list_of(whole(-1000, 1000), distinct=True), (-1,))
+    tag_shapes: bool = key(SWITCH, False)
     head_dropout: float = key(number(0, 0.99), 0.1)
     calibrate: bool = key(SWITCH, True)
     pool_layers: tuple[int, ...] | None = key(list_of(whole(-1000, 1000), distinct=True), None)
@@ -334,6 +335,10 @@ def build_config(table: Mapping[str, Any], *, file: str = "configuration") -> Tr
 
 def _check(config: TrainConfig, *, file: str) -> None:
     """What keys must hold together."""
+    if config.model.tag_shapes and config.model.tag_head != "contextual":
+        raise ConfigError(
+            f"{file}, [model]: tag_shapes = true needs tag_head = 'contextual', got '{config.model.tag_head}'"
+        )
     for index, data in enumerate(config.data, start=1):
         place = f"{file}, [data {index}]"
         if data.path is None and not isinstance(data.dev, str):

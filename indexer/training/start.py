@@ -53,7 +53,7 @@ def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], 
         kept["tags"] = False
         config.entity_types, config.tag_head = types, settings.tag_head
         config.tag_head_width, config.head_dropout = settings.tag_head_width, settings.head_dropout
-        config.tag_layers = list(settings.tag_layers)
+        config.tag_layers, config.tag_shapes = list(settings.tag_layers), settings.tag_shapes
     elif base.model.tag_head is not None:
         heads["tags"] = f"the base's, {len(base.model.config.entity_types or ())} types"
     with torch.random.fork_rng(devices=[]):

@@ -72,7 +72,8 @@ def head_outputs(model: TextModel, encoded: Encoded, states: States, windows: Se
         padded[row, : len(part)] = part
         mask[row, : len(part)] = 1
     head = model.model.tag_head
-    logits = head(torch.from_numpy(padded).to(model.device), torch.from_numpy(mask).to(model.device))
+    shapes = None if encoded.shapes is None else model.pad_shapes([encoded.shapes[window] for window in windows])
+    logits = head(torch.from_numpy(padded).to(model.device), torch.from_numpy(mask).to(model.device), shapes)
     return Outputs(layer_means=None, class_logits=None, tag_logits=logits)
 
 

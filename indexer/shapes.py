@@ -1,0 +1,170 @@
+"""The case and form of each word in the raw text, which an uncased backbone cannot see. No torch.
+
+Capitalisation as a small table of embeddings beside word vectors that lack it: Collobert et al. 2011, section 4.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from indexer.iob import Offsets
+
+Shapes = npt.NDArray[np.int64]
+"""(n,): a `Shape` for each word or token."""
+
+# From this share on capitals say nothing of a word, in texts of at least so many words with letters that have case;
+# the first words of sentences, which are capitalised anyway, do not count.
+_UNTELLING = 0.7
+_ENOUGH = 3
+
+_SENTENCE_ENDS = frozenset(".!?…")
+_LINK_STARTS = frozenset({"http", "https", "www"})
+_REMEMBERED = 65_536  # words whose shape is kept: frequent ones are looked up in a tenth of the time
+
+
+class Shape(IntEnum):
+    """What a token looks like. The values stand in checkpoints: new ones go to the end.
+
+    In a text of which most words are capitalised, or none is, case says little; it has shapes of its own there.
+    """
+
+    NONE = 0  # padding, special tokens, the prefix, what belongs to no word
+    CONTINUATION = 1  # a token that does not begin its word
+    UNKNOWN = 2  # what dropout puts in a shape's place while a head is trained
+    LOWER = 3
+    LOWER_WITHOUT_CAPITALS = 4  # in a text without any capital
+    TITLE = 5  # Capitalised
+    TITLE_FIRST = 6  # the first word of a text, a line or a sentence
+    TITLE_IN_HEADLINE = 7  # in a text of which most words are capitalised
+    UPPER = 8  # CAPITALS
+    UPPER_IN_CAPITALS = 9  # in a text that is written in capitals
+    INITIAL = 10  # one capital letter
+    MIXED = 11  # iPhone, McDonald
+    DIGITS = 12
+    DIGITS_LOWER = 13  # 2nd, b2b
+    DIGITS_UPPER = 14  # F16, Covid19
+    NO_CASE = 15  # letters of a script without case
+    SENTENCE_END = 16
+    PUNCTUATION = 17  # and symbols
+    HANDLE = 18  # @name, the sign included
+    TAG_LOWER = 19  # the word behind #
+    TAG_UPPER = 20  # the same, with a capital
+    LINK = 21  # parts of a link or an address
+
+
+_CAPITALISED = {Shape.TITLE, Shape.TITLE_FIRST, Shape.UPPER, Shape.INITIAL, Shape.MIXED, Shape.DIGITS_UPPER}
+_CASED = _CAPITALISED | {Shape.LOWER, Shape.DIGITS_LOWER}
+_COUNTED = {Shape.LOWER, Shape.TITLE, Shape.UPPER, Shape.MIXED}
+_LINK, _HANDLE = Shape.LINK, Shape.HANDLE
+# Tables indexed by the shape: a set would ask each member for its hash, which costs more than all the rest.
+_IS_CAPITALISED = tuple(shape in _CAPITALISED | {Shape.TAG_UPPER} for shape in Shape)
+_IS_CASED = tuple(shape in _CASED for shape in Shape)
+_IS_WORD = tuple(shape in _CASED | {Shape.DIGITS, Shape.NO_CASE} for shape in Shape)
+
+
+def word_shapes(text: str, words: Offsets) -> Shapes:
+    """The shape of each word of a text, as cut by `iob.split_words`. Shape (words,).
+
+    >>> word_shapes("Ada met", np.array([[0, 3], [4, 7]])).tolist() == [Shape.TITLE_FIRST, Shape.LOWER]
+    True
+    """
+    shapes: list[int] = []
+    first, before, end_before, kind = True, "", -1, Shape.NONE
+    lines = "\n" in text
+    for start, end in words.tolist():
+        word, glued = text[start:end], start == end_before
+        shape = form(word)
+        if lines and not glued and "\n" in text[max(end_before, 0) : start]:
+            first = True
+        address = word == "@" and before[-1:].isalnum()  # name@example.org
+        if word in _LINK_STARTS or (glued and (address or kind is _LINK)):
+            shape = _LINK
+        elif word == "@" or (glued and kind is _HANDLE and (word == "_" or before in "@_")):
+            shape = _HANDLE
+        elif before == "#" and glued and _IS_CASED[shape]:
+            shape = Shape.TAG_UPPER if _IS_CAPITALISED[shape] else Shape.TAG_LOWER
+        elif _IS_WORD[shape]:
+            if first:
+                shape, first = Shape.TITLE_FIRST if shape is Shape.TITLE else shape, False
+        elif shape is Shape.SENTENCE_END:
+            first = first or kind is not Shape.INITIAL  # "J. Smith", "U.S. Army"
+        shapes.append(shape)
+        before, end_before, kind = word, end, shape
+    return _without_telling(np.array(shapes, dtype=np.int64))
+
+
+def _without_telling(shapes: Shapes) -> Shapes:
+    """The shapes with those for case that says little, where a text's own capitals, or their lack, make it so."""
+    counts = np.bincount(shapes, minlength=len(Shape)).tolist()
+    if not any(count for count, capital in zip(counts, _IS_CAPITALISED, strict=True) if capital):
+        return LOWERED[shapes]
+    counted = sum(counts[shape] for shape in _COUNTED)
+    if counted < _ENOUGH:
+        return shapes
+    if counts[Shape.UPPER] >= _UNTELLING * counted:
+        return np.where(shapes == Shape.UPPER, Shape.UPPER_IN_CAPITALS, shapes)
+    if counted - counts[Shape.LOWER] >= _UNTELLING * counted:
+        return np.where((shapes == Shape.TITLE) | (shapes == Shape.TITLE_FIRST), Shape.TITLE_IN_HEADLINE, shapes)
+    return shapes
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def form(word: str) -> Shape:
+    """The shape of a word by itself.
+
+    >>> [form(word).name for word in ("Ada", "NATO", "J", "iPhone", "2nd", "1815", "%")]
+    ['TITLE', 'UPPER', 'INITIAL', 'MIXED', 'DIGITS_LOWER', 'DIGITS', 'PUNCTUATION']
+    """
+    if word in _SENTENCE_ENDS:
+        return Shape.SENTENCE_END
+    digits = any(map(str.isnumeric, word))
+    if word.islower():  # of the characters that have case, and there is one
+        return Shape.DIGITS_LOWER if digits else Shape.LOWER
+    cased = any(character.isupper() or character.istitle() or character.islower() for character in word)
+    if not cased:
+        letters = any(map(str.isalpha, word))
+        numeric = digits and not any(character.isalpha() and not character.isnumeric() for character in word)
+        return Shape.DIGITS if numeric else Shape.NO_CASE if letters else Shape.PUNCTUATION
+    if digits:
+        return Shape.DIGITS_UPPER
+    if word.isupper():
+        return Shape.INITIAL if sum(map(str.isalpha, word)) == 1 else Shape.UPPER
+    capital = word[0].isupper() or word[0].istitle()  # "ǅ" is a capital before small letters
+    rest = word[1:]
+    return Shape.TITLE if capital and rest == rest.lower() else Shape.MIXED
+
+
+def token_shapes(words: Shapes, first: npt.NDArray[np.int64], tokens: Offsets) -> Shapes:
+    """The shape of each token: its word's if it begins one. Shape (tokens,).
+
+    `words` and `first` are the words' shapes and first tokens (`iob.first_tokens`), `tokens` the offsets that these
+    come from.
+    """
+    shapes = np.where(tokens[:, 1] > tokens[:, 0], int(Shape.CONTINUATION), int(Shape.NONE))
+    known = first >= 0
+    shapes[first[known]] = words[known]
+    return shapes
+
+
+def _table(changes: dict[Shape, Shape]) -> Shapes:
+    return np.array([changes.get(shape, shape) for shape in Shape], dtype=np.int64)
+
+
+LOWERED = _table(
+    dict.fromkeys(_COUNTED | {Shape.TITLE_FIRST, Shape.INITIAL}, Shape.LOWER_WITHOUT_CAPITALS)
+    | dict.fromkeys({Shape.TITLE_IN_HEADLINE, Shape.UPPER_IN_CAPITALS}, Shape.LOWER_WITHOUT_CAPITALS)
+    | {Shape.DIGITS_UPPER: Shape.DIGITS_LOWER, Shape.TAG_UPPER: Shape.TAG_LOWER}
+)
+"""`LOWERED[shapes]` are the shapes of the same text in small letters."""
+
+CAPITALS = _table(
+    dict.fromkeys(
+        _COUNTED | {Shape.TITLE_FIRST, Shape.TITLE_IN_HEADLINE, Shape.LOWER_WITHOUT_CAPITALS}, Shape.UPPER_IN_CAPITALS
+    )
+    | {Shape.DIGITS_LOWER: Shape.DIGITS_UPPER, Shape.TAG_LOWER: Shape.TAG_UPPER}
+)
+"""`CAPITALS[shapes]` are the shapes of the same text in capitals, up to words of one letter."""
