@@ -30,6 +30,7 @@ def add_documents(
     *,
     model: TextModel | str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
     batch_tokens: int | None = None,
     tags: bool | None = None,
     on_commit: Callable[[Report], None] | None = None,
@@ -39,6 +40,7 @@ def add_documents(
 
     `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
     documents bring their vectors, it says by which model those were made, and `None` that this is not known.
+    `precision`: what a model that is loaded here computes in; "auto" is bf16 where the device is faster with it.
     `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
     What `on_commit` was told of is durable. `on_error` is called for each document that cannot be kept, which is then
     passed over; without it the first one ends the call, with what came before it kept. Raises `InputError`,
@@ -59,7 +61,7 @@ def add_documents(
             if model is None:
                 iterator = _without_vectors(iterator, path, settings.model)
                 _, iterator = _peek(iterator)  # refused before the model is loaded
-            loaded = _load(model if model is not None else settings.model, device, batch_tokens)
+            loaded = _load(model if model is not None else settings.model, device, precision, batch_tokens)
             return pipeline.index(iterator, loaded, writer, on_commit=on_commit, on_error=on_error)
     # Neither a bad first record nor a bad model leaves an empty index behind.
     first, iterator = _peek(iterator)
@@ -73,7 +75,7 @@ def add_documents(
             return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
     if given and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
-    loaded = _load(model, device, batch_tokens)
+    loaded = _load(model, device, precision, batch_tokens)
     if first.vector is not None and len(first.vector) != loaded.dimension:
         raise InputError(
             f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
@@ -113,6 +115,7 @@ def retag_documents(
     *,
     model: TextModel | str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
     batch_tokens: int | None = None,
     on_commit: Callable[[int], None] | None = None,
 ) -> int:
@@ -121,7 +124,7 @@ def retag_documents(
     `model` must embed as the index's own does; by default it is that one. Raises `FingerprintError`.
     """
     with IndexWriter(path) as writer:
-        loaded = _load(model if model is not None else writer.settings.model, device, batch_tokens)
+        loaded = _load(model if model is not None else writer.settings.model, device, precision, batch_tokens)
         return pipeline.retag(loaded, writer, on_commit=on_commit)
 
 
@@ -163,7 +166,7 @@ def repair_index(
     from indexer import repair
 
     def load(name: str | None) -> TextModel:
-        return _load(model if model is not None else name, device, None)
+        return _load(model if model is not None else name, device, "fp32", None)
 
     return repair.repair_index(path, load=load)
 
@@ -220,9 +223,9 @@ def _peek(documents: Iterator[Document]) -> tuple[Document | None, Iterator[Docu
     return first, documents if first is None else chain([first], documents)
 
 
-def _load(model: TextModel | str | Path | None, device: str, batch_tokens: int | None) -> TextModel:
+def _load(model: TextModel | str | Path | None, device: str, precision: str, batch_tokens: int | None) -> TextModel:
     from indexer.model import TextModel
 
     if isinstance(model, TextModel):
         return model
-    return TextModel.load(model, device=device, batch_tokens=batch_tokens)
+    return TextModel.load(model, device=device, precision=precision, batch_tokens=batch_tokens)

@@ -15,7 +15,7 @@ import click
 
 from indexer import __version__
 from indexer.cli_copies import export, restore, snapshot
-from indexer.cli_source import SHOWN_ERRORS, batch_tokens_option, reading_options, source_documents
+from indexer.cli_source import SHOWN_ERRORS, computing_options, reading_options, source_documents
 from indexer.cli_texts import encode, tag
 from indexer.command import CONTEXT, counted, model_options, one_line, run
 from indexer.errors import CorruptIndexError, InputError
@@ -40,7 +40,7 @@ for command in (snapshot, restore, export, encode, tag, train, evaluate):
 @click.argument("files", nargs=-1, required=True)
 @reading_options
 @model_options
-@batch_tokens_option
+@computing_options("auto")
 @click.option("--no-tags", is_flag=True, help="A new index without class and entities; it has no such filters.")
 @click.option("--tags", is_flag=True, help="A new index with class and entities, although its vectors are given.")
 @click.option(
@@ -60,6 +60,7 @@ def add(
     files: tuple[str, ...],
     model: str | None,
     device: str,
+    precision: str,
     batch_tokens: int | None,
     no_tags: bool,
     tags: bool,
@@ -103,6 +104,7 @@ def add(
             documents,
             model=model,
             device=device,
+            precision=precision,
             batch_tokens=batch_tokens,
             tags=True if tags else False if no_tags else None,
             on_commit=source.show,
@@ -179,8 +181,8 @@ def info(index: Path, json: bool) -> None:
 @cli.command()
 @click.argument("index", type=click.Path(path_type=Path))
 @model_options
-@batch_tokens_option
-def retag(index: Path, model: str | None, device: str, batch_tokens: int | None) -> None:
+@computing_options("auto")
+def retag(index: Path, model: str | None, device: str, precision: str, batch_tokens: int | None) -> None:
     """Find the class and the entities of all documents in INDEX again, with other heads; embeddings stay.
 
     \b
@@ -192,7 +194,12 @@ def retag(index: Path, model: str | None, device: str, batch_tokens: int | None)
 
     with tqdm(unit=" documents", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         done = retag_documents(
-            index, model=model, device=device, batch_tokens=batch_tokens, on_commit=lambda n: bar.update(n - bar.n)
+            index,
+            model=model,
+            device=device,
+            precision=precision,
+            batch_tokens=batch_tokens,
+            on_commit=lambda n: bar.update(n - bar.n),
         )
     click.echo(f"{index}: {counted(done, 'document')} tagged again")
 

@@ -51,12 +51,23 @@ def reading_options(command: F) -> F:
     )(command)
 
 
-batch_tokens_option = click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of one batch, padding included. Default: 1024 on a CPU, 65536 on a GPU.",
-)
+def computing_options(default: str) -> Callable[[F], F]:
+    """--precision, with its default, and --batch-tokens."""
+    return options(
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            default=default,
+            show_default=True,
+            help="What the model computes in; auto takes bf16 where the hardware has it and embeddings stay the same.",
+        ),
+        click.option(
+            "--batch-tokens",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="Tokens of one batch, padding included. Default: 1024 on a CPU, 65536 on a GPU.",
+        ),
+    )
 
 
 class Source:

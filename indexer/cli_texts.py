@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from indexer.cli_source import batch_tokens_option, reading_options, source_documents
+from indexer.cli_source import computing_options, reading_options, source_documents
 from indexer.command import model_options
 from indexer.errors import InputError
 
@@ -17,12 +17,13 @@ from indexer.errors import InputError
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .npy file.")
 @reading_options
 @model_options
-@batch_tokens_option
+@computing_options("fp32")
 def encode(
     files: tuple[str, ...],
     output: Path,
     model: str | None,
     device: str,
+    precision: str,
     batch_tokens: int | None,
     on_error: str,
     **reading: Any,
@@ -36,7 +37,7 @@ def encode(
     from indexer.npy import NpyWriter
 
     with source_documents(files, reading, on_error=on_error) as source:
-        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
+        text_model = TextModel.load(model, device=device, precision=precision, batch_tokens=batch_tokens)
         with NpyWriter(output, dimension=text_model.dimension) as rows:
             for batch in source.batches():
                 rows.append(text_model.encode([document.text for document in batch]))
@@ -47,11 +48,12 @@ def encode(
 @click.argument("files", nargs=-1, required=True)
 @reading_options
 @model_options
-@batch_tokens_option
+@computing_options("fp32")
 def tag(
     files: tuple[str, ...],
     model: str | None,
     device: str,
+    precision: str,
     batch_tokens: int | None,
     on_error: str,
     **reading: Any,
@@ -66,7 +68,7 @@ def tag(
     from indexer.model import TextModel
 
     with source_documents(files, reading, on_error=on_error) as source:
-        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
+        text_model = TextModel.load(model, device=device, precision=precision, batch_tokens=batch_tokens)
         if text_model.class_labels is None and text_model.entity_types is None:
             raise InputError(f"model {text_model.name} has no heads: it gives embeddings, but no class or entities")
         for batch in source.batches():

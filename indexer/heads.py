@@ -242,10 +242,10 @@ class MultiTaskModel(PreTrainedModel):
         if classes and isinstance(self.class_head, PooledClassHead):
             class_logits = self.class_head(means)
         elif classes and self.class_head is not None:
-            class_logits = self.class_head(result.last_hidden_state)
+            class_logits = self.class_head(result.last_hidden_state.float())
         if tags and self.tag_head is not None:
             tag_states = [states[layer] for layer in config.tagged_layers]
-            tag_logits = self.tag_head(torch.cat(tag_states, dim=2), attention_mask, shapes)
+            tag_logits = self.tag_head(torch.cat(tag_states, dim=2).float(), attention_mask, shapes)
         return Outputs(layer_means=means if embedding else None, class_logits=class_logits, tag_logits=tag_logits)
 
     def token_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from indexer.encoder import concatenate_layers
 from indexer.errors import ModelError
 from indexer.folders import no_panic
 from indexer.passages import split_passages
+from indexer.precision import choose
 from indexer.records import Analysis, FloatArray, Label, Passage, Span
 from indexer.shapes import Shape, Shapes, token_shapes, word_shapes
 
@@ -28,6 +29,9 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 # Padded tokens of one batch: small on a CPU, where a batch should stay in the cache, large on a GPU.
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
 
+
+# Texts of several kinds, which show whether a precision will do.
+PROBES = ("Hello there!", "A ship at sea, 1815", "naïve 日本語 😀", "a", "x = f(y) + 2", "Ada met Bob in Rome")
 
 # Families whose layers mix in what stands at padding, mask or not: they get batches of one length.
 UNMASKED = frozenset({"convbert", "fnet", "nystromformer"})
@@ -69,8 +73,14 @@ class WindowResult:
 class TextModel:
     """A multi-task model ready for use on one device. Safe to share between threads that only read."""
 
-    def __init__(self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None) -> None:
-        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for a device that is not there."""
+    def __init__(
+        self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None, precision: str = "fp32"
+    ) -> None:
+        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for a device that is not there.
+
+        `precision`: what the backbone computes in; "auto" is bf16 where the device is faster with it and the
+        embeddings stay what they are (`precision.choose`), and `self.precision` then says what was chosen.
+        """
         self.loaded = loaded
         self.device = choose_device(device)
         self.model = loaded.model.to(self.device).eval()
@@ -83,13 +93,19 @@ class TextModel:
         self._special_tokens = int(self.tokenizer.num_special_tokens_to_add(False))
         self._pad_id = int(getattr(self.model.backbone.config, "pad_token_id", None) or 0)
         self._offsets_hold_spaces = _offsets_hold_spaces(self.tokenizer)
+        self.precision, self.model = choose(precision, self.model, lambda: self.pad(self.windows(PROBES)))
 
     @classmethod
     def load(
-        cls, name: str | Path | None = None, *, device: str = "auto", batch_tokens: int | None = None
+        cls,
+        name: str | Path | None = None,
+        *,
+        device: str = "auto",
+        batch_tokens: int | None = None,
+        precision: str = "fp32",
     ) -> TextModel:
         """Load a model by name or folder (`None`: the default model). Raises `ModelError`."""
-        return cls(load_checkpoint(name), device=device, batch_tokens=batch_tokens)
+        return cls(load_checkpoint(name), device=device, batch_tokens=batch_tokens, precision=precision)
 
     @property
     def dimension(self) -> int:
