@@ -127,12 +127,11 @@ def with_adapter(base: Loaded, adapter: Adapter, *, source: BackboneSource | Non
     folder = find_backbone(source) if source is not None else published_folder(model.config.backbone_source)
     backbone, before = load_backbone(str(folder), name=str(folder)), model.backbone.state_dict()
     for key, tensor in backbone.state_dict().items():
-        own = before.get(key)
-        if own is None or own.shape != tensor.shape:
-            found = "no such weight" if own is None else f"one of {list(own.shape)}"
-            raise ModelError(
-                f"{folder} holds {key} of shape {list(tensor.shape)}, but the model's backbone has {found}"
-            )
+        if key not in before:
+            raise ModelError(f"{folder} holds {key}, which the model's backbone does not have")
+        if tensor.shape != (shape := before[key].shape):
+            found = f"{list(tensor.shape)}, but the model's has the shape {list(shape)}"
+            raise ModelError(f"{folder} holds {key} of shape {found}")
     backbone.load_state_dict(merge(backbone.state_dict(), adapter))
     model.backbone = backbone
     return attach(model, load_tokenizer(folder), name=base.name)
