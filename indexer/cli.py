@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from indexer import __version__
+from indexer.cli_copies import export, restore, snapshot
+from indexer.cli_source import SHOWN_ERRORS, batch_tokens_option, reading_options, source_documents
+from indexer.cli_texts import encode, tag
 from indexer.command import CONTEXT, counted, model_options, one_line, run
 from indexer.errors import CorruptIndexError, InputError
-from indexer.training import commands
+from indexer.training.commands import evaluate, train
 
 if TYPE_CHECKING:
-    from indexer.backup import Copied
     from indexer.pipeline import Report
-    from indexer.readers import ReadOptions
-    from indexer.records import Document
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-SHOWN_ERRORS = 5  # of the records that --on-error skip passes over
 
 
 @click.group(context_settings={**CONTEXT, "auto_envvar_prefix": "INDEXER"})
@@ -37,43 +31,8 @@ def cli() -> None:
     """Build a search index over your own texts: embedding, class and named entities from one forward pass."""
 
 
-def reading_options(command: F) -> F:
-    """The options that say how files are read."""
-    options = (
-        click.option(
-            "--format",
-            type=click.Choice(["jsonl", "csv", "tsv", "parquet", "text", "sqlite"]),
-            help="Format of all files. Default: by each file's suffix.",
-        ),
-        click.option("--id-field", metavar="F", help="Field with the id. Default: id, else a hash of the content."),
-        click.option(
-            "--text-field",
-            "text_field",
-            multiple=True,
-            metavar="F",
-            help="Field with the text; several are joined by a newline. Default: text.",
-        ),
-        click.option("--lines", is_flag=True, help="Text files: one document per line instead of one per file."),
-        click.option("--table", metavar="T", help="SQLite files: which table, where there are several."),
-        click.option(
-            "--on-error",
-            type=click.Choice(["stop", "skip"]),
-            default="stop",
-            show_default=True,
-            help="What a record that cannot be read does.",
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-batch_tokens_option = click.option(
-    "--batch-tokens",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Tokens of one batch, padding included. Default: 1024 on a CPU, 65536 on a GPU.",
-)
+for command in (snapshot, restore, export, encode, tag, train, evaluate):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -312,228 +271,6 @@ def repaired(index: Path, model: str | None, device: str) -> None:
     click.echo(f"{index}: {'everything is restored' if report.found or report.kept else 'no fault'}")
 
 
-@cli.command()
-@click.argument("index", type=click.Path(path_type=Path))
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option(
-    "--link",
-    is_flag=True,
-    help="Hard links in place of copies of the segments, where DEST is on the same file system: quick, and needs no "
-    "room, but what damages a file damages both. Default: a copy, which shares nothing.",
-)
-@click.option("--no-verify", is_flag=True, help="Copy without checking; also the way to copy a damaged index.")
-def snapshot(index: Path, dest: Path, link: bool, no_verify: bool) -> None:
-    """Copy INDEX to the new folder DEST, while it is written to and searched.
-
-    DEST is an index itself, as of one commit, and is checked as `indexer verify` does. It is there whole or not at
-    all, and survives a power cut once the command has ended.
-
-    \b
-    Example: indexer snapshot myindex /backups/myindex-monday
-    """
-    from indexer.api import snapshot_index
-
-    copied = snapshot_index(index, dest, link=link, verify=not no_verify)
-    click.echo(f"{dest}: {describe_copy(copied)}, {'not verified' if no_verify else 'no fault'}")
-
-
-@cli.command()
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.argument("index", type=click.Path(path_type=Path))
-def restore(source: Path, index: Path) -> None:
-    """Make the new INDEX of the snapshot SRC, if `indexer verify` would find no fault in it.
-
-    INDEX is there whole or not at all. One that is there already is not replaced: move it away first.
-
-    \b
-    Example: indexer restore /backups/myindex-monday myindex
-    """
-    from indexer.api import restore_index
-
-    copied = restore_index(source, index)
-    click.echo(f"{index}: {describe_copy(copied)}, no fault")
-
-
-@cli.command()
-@click.argument("index", type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="A new file, .jsonl or .parquet. Default: JSON Lines on standard output.",
-)
-@click.option("--vectors", is_flag=True, help='Add "vector", the embedding of the whole document, of length 1.')
-@click.option("--passage-vectors", is_flag=True, help='Add "vectors", the embedding of each passage.')
-def export(index: Path, output: Path | None, vectors: bool, passage_vectors: bool) -> None:
-    """Write everything that INDEX says about its documents, as of one commit: one JSON object each.
-
-    The index can be written to meanwhile. What was exported can be added to another index; with --vectors, also
-    without embedding it again.
-
-    \b
-    Examples: indexer export myindex --output all.jsonl
-              indexer add other all.jsonl --metadata-field metadata
-    """
-    from tqdm import tqdm
-
-    from indexer.export import export_documents, write_jsonl, write_records
-
-    documents = export_documents(index, vectors=vectors, passage_vectors=passage_vectors)
-    with tqdm(documents, unit=" documents", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        if output is None:
-            write_jsonl(bar, sys.stdout.buffer)
-            return
-        count = write_records(bar, output)
-    click.echo(f"{output}: {counted(count, 'document')}")
-
-
-@cli.command()
-@click.argument("files", nargs=-1, required=True)
-@click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .npy file.")
-@reading_options
-@model_options
-@batch_tokens_option
-def encode(
-    files: tuple[str, ...],
-    output: Path,
-    model: str | None,
-    device: str,
-    batch_tokens: int | None,
-    on_error: str,
-    **reading: Any,
-) -> None:
-    """Write the embeddings of the texts in FILES: one fp32 row each, in their order, not normalised.
-
-    \b
-    Example: indexer encode texts.txt --lines --output texts.npy
-    """
-    from indexer.model import TextModel
-    from indexer.npy import NpyWriter
-
-    with source_documents(files, reading, on_error=on_error) as source:
-        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
-        with NpyWriter(output, dimension=text_model.dimension) as rows:
-            for batch in source.batches():
-                rows.append(text_model.encode([document.text for document in batch]))
-    click.echo(f"{output}: {rows.rows} rows of {text_model.dimension} dimensions")
-
-
-@cli.command()
-@click.argument("files", nargs=-1, required=True)
-@reading_options
-@model_options
-@batch_tokens_option
-def tag(
-    files: tuple[str, ...],
-    model: str | None,
-    device: str,
-    batch_tokens: int | None,
-    on_error: str,
-    **reading: Any,
-) -> None:
-    """Print the class and the entities of the texts in FILES: one JSON object each, in their order.
-
-    \b
-    Example: echo "Ada Lovelace lived in London." | indexer tag -
-    """
-    from indexer.model import TextModel
-
-    with source_documents(files, reading, on_error=on_error) as source:
-        text_model = TextModel.load(model, device=device, batch_tokens=batch_tokens)
-        if text_model.class_labels is None and text_model.entity_types is None:
-            raise InputError(f"model {text_model.name} has no heads: it gives embeddings, but no class or entities")
-        for batch in source.batches():
-            for document, analysis in zip(
-                batch, text_model.analyse([document.text for document in batch]), strict=True
-            ):
-                label = analysis.label
-                entities = [
-                    {
-                        "type": span.type,
-                        "text": document.text[span.start : span.end],
-                        "start": span.start,
-                        "end": span.end,
-                        "score": span.score,
-                    }
-                    for span in analysis.spans
-                ]
-                click.echo(
-                    dumps(
-                        {
-                            "id": document.id,
-                            "label": None if label is None else {"name": label.name, "score": label.score},
-                            "entities": entities,
-                        }
-                    )
-                )
-
-
-cli.add_command(commands.train)
-cli.add_command(commands.evaluate)
-
-
-class Source:
-    """Documents from files, with a progress bar on a terminal and a count of what was skipped."""
-
-    def __init__(self, files: tuple[str, ...], options: ReadOptions, *, skip: bool) -> None:
-        from tqdm import tqdm
-
-        from indexer.readers import read_documents, total_bytes
-
-        self.skipped: list[InputError] = []
-        self.skipped_count = 0
-        total = total_bytes(files, options)
-        self._bar = tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
-        self._started = time.monotonic()
-        self.on_error = self._skip if skip else None
-        self.documents: Iterator[Document] = read_documents(
-            files, options, on_error=self.on_error, on_progress=self._bar.update
-        )
-
-    def show(self, report: Report) -> None:
-        """The number of documents and their rate, beside the bar."""
-        rate = report.documents / max(1e-9, time.monotonic() - self._started)
-        self._bar.set_postfix_str(f"{report.documents:,} documents, {rate:,.0f}/s")
-
-    def batches(self) -> Iterator[list[Document]]:
-        """The documents in batches for the model."""
-        from indexer.pipeline import batched
-
-        done = 0
-        for batch in batched(self.documents):
-            yield batch
-            done += len(batch)
-            rate = done / max(1e-9, time.monotonic() - self._started)
-            self._bar.set_postfix_str(f"{done:,} texts, {rate:,.0f}/s")
-
-    def close(self) -> None:
-        """End the bar; say what was skipped."""
-        self._bar.close()
-        if self.skipped_count:
-            click.echo(f"skipped {counted(self.skipped_count, 'record')} that could not be read:", err=True)
-            for error in self.skipped:
-                click.echo(f"  {one_line(str(error))}", err=True)
-            if self.skipped_count > len(self.skipped):
-                click.echo(f"  … and {self.skipped_count - len(self.skipped)} more", err=True)
-
-    def _skip(self, error: InputError) -> None:
-        self.skipped_count += 1
-        if len(self.skipped) < SHOWN_ERRORS:
-            self.skipped.append(error)
-
-
-@contextmanager
-def source_documents(files: tuple[str, ...], reading: dict[str, Any], *, on_error: str) -> Iterator[Source]:
-    """The documents of FILES under the reading options of a command."""
-    from indexer.readers import ReadOptions
-
-    options = ReadOptions(text_fields=reading.pop("text_field"), **reading)
-    source = Source(files, options, skip=on_error == "skip")
-    try:
-        yield source
-    finally:
-        source.close()
-
-
 def describe(report: Report) -> str:
     """A report in words: what is zero is left out, but for what was added."""
     parts = [f"{counted(report.added, 'document')} added"]
@@ -548,11 +285,6 @@ def describe(report: Report) -> str:
         if count
     ]
     return ", ".join(parts)
-
-
-def describe_copy(copied: Copied) -> str:
-    """What a copy of an index holds, in words."""
-    return f"{counted(copied.documents, 'document')} of commit {copied.commit:,}, {copied.bytes:,} bytes"
 
 
 def dumps(value: object) -> str:

@@ -74,17 +74,30 @@ def one_line(message: str) -> str:
     )
 
 
+def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator; `--help` shows them in this order."""
+
+    def decorate(command: F) -> F:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
 def model_options(command: F) -> F:
     """--model and --device."""
-    command = click.option(
-        "--device",
-        default="auto",
-        show_default=True,
-        metavar="auto|cpu|cuda",
-        help="Where the model runs; auto takes a GPU where there is one.",
-    )(command)
-    return click.option(
-        "--model",
-        metavar="NAME_OR_PATH",
-        help="A model folder or a Hugging Face encoder. Default: the index's own model, else the default model.",
+    return options(
+        click.option(
+            "--model",
+            metavar="NAME_OR_PATH",
+            help="A model folder or a Hugging Face encoder. Default: the index's own model, else the default model.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda",
+            help="Where the model runs; auto takes a GPU where there is one.",
+        ),
     )(command)

@@ -322,7 +322,7 @@ def spelled(tmp_path: Path) -> Iterator[Searcher]:
 def test_spellings_prefixes_and_negation_of_entity_filters(
     spelled: Searcher, flags: list[str], found: set[int]
 ) -> None:
-    from search.cli import flag_filter
+    from search.cli_options import flag_filter
 
     hits = spelled.search("anything", filter=flag_filter(flags, (), None), k=20)
     names = {f"s{number}" if number < len(SPELLINGS) else "none" for number in found}

@@ -229,6 +229,16 @@ def test_the_guard_keeps_what_similarity_was(folder: Path) -> None:
     assert result.scores["scores (similarity)"] >= floor
 
 
+def test_distillation_is_part_of_the_batches_of_its_tasks_only(folder: Path) -> None:
+    config = configure(
+        folder, "kept", [CLASSES, SPANS], {"train": "all", "epochs": 1}, distill={"weight": 0.1, "tasks": ["tags"]}
+    )
+    train(config, base=raw())
+    events = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
+    parts = [set(event["losses"]) for event in events if event["event"] == "step"]
+    assert {tuple(sorted(part)) for part in parts} == {("classes (class)",), ("distill", "spans (tags)")}
+
+
 def test_early_stopping_ends_a_phase(folder: Path) -> None:
     phase = {"train": "heads", "epochs": 50, "learning_rate": 1e-9}
     config = configure(folder, "run", [CLASSES], phase, early_stopping={"patience": 2})

@@ -113,7 +113,12 @@ class Progress:
 @click.command()
 @click.argument("model", required=False, metavar="[MODEL]")
 @click.option("--compare", nargs=2, metavar="A B", help="Two models in place of one, side by side.")
-@click.option("--task", type=click.Choice(["class", "tags", "similarity", "retrieval"]), required=True)
+@click.option(
+    "--task",
+    type=click.Choice(["class", "tags", "similarity", "retrieval"]),
+    required=True,
+    help="What the data say, and so what is measured.",
+)
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -123,6 +128,7 @@ class Progress:
 @click.option(
     "--key",
     "keys",
+    envvar="INDEXER_EVALUATE_KEY",
     multiple=True,
     metavar="NAME=VALUE",
     help="How the file is read: any key of [[data]] in a training configuration, as label=intent; may be repeated.",

@@ -210,9 +210,10 @@ class MixSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSettings:
-    """[distill]: stay near the starting backbone's pooled layers; `weight` 0 is off."""
+    """[distill]: stay near the starting backbone's pooled layers in the batches of `tasks`; `weight` 0 is off."""
 
     weight: float = key(number(0), 0.0)
+    tasks: tuple[str, ...] = key(list_of(choice(*TASKS), distinct=True), TASKS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

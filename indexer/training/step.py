@@ -47,7 +47,7 @@ def batch_loss(
     config, model = run.config, run.model
     rows = [encoded.rows[row] for row in batch.rows]
     windows = [row[side] for side in range(len(rows[0])) for row in rows]  # all first texts, then all second ones
-    distill = distill and run.start is not None and states is None
+    distill = distill and run.start is not None and states is None and encoded.task in config.distill.tasks
     outputs = forward(model, encoded, windows, states, embedding=distill)
     if outputs.class_logits is not None and encoded.classes is not None:
         loss = losses.class_loss(outputs.class_logits, torch.from_numpy(encoded.classes[windows]).to(model.device))

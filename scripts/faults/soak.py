@@ -138,7 +138,7 @@ def judge(samples: Sequence[Sample]) -> Outcome:
         problems.append(f"resident memory has grown by {resident:.1%}, less than {MAX_DRIFT:.0%} are allowed")
     if (most := max(sample.log for sample in samples)) >= MAX_LOG_BYTES:
         problems.append(f"the write-ahead log had {most:,} bytes, less than {MAX_LOG_BYTES:,} are allowed")
-    # While a merge runs it has some files open; a leak shows in the least that there are.
+    # A snapshot that is being taken has its connection; a leak shows in the least that there are.
     before, after = (min(sample.descriptors for sample in part) for part in (warm[:window], warm[-window:]))
     if after > before:
         problems.append(f"{after - before} file descriptors were gained")
@@ -221,10 +221,23 @@ def _sample(index: Path, searches: int, updates: int, seconds: float, log: int) 
         kilobytes("VmRSS"),
         kilobytes("RssAnon"),
         log,
-        len(os.listdir("/proc/self/fd")),
+        _descriptors(),
         int(status["Threads"]),
         sum(file.stat().st_size for file in index.rglob("*") if file.is_file()),
     )
+
+
+def _descriptors() -> int:
+    """Open files, without those of the index's segments, of which there are now more and now fewer.
+
+    A segment's file that was deleted counts: its descriptor should have been given back, if perhaps a moment later.
+    """
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            target = os.readlink(f"/proc/self/fd/{name}")
+            count += "/segments/" not in target or target.endswith(" (deleted)")
+    return count
 
 
 def _log_bytes(index: Path) -> int:
