@@ -117,17 +117,20 @@ def load_backbone(source: str, *, name: str) -> nn.Module:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder's tokenizer.json. Raises `ModelError`."""
+    """The tokenizer in a folder's tokenizer.json, which neither cuts nor pads. Raises `ModelError`."""
     path = folder / TOKENIZER
     if not path.is_file():
         raise ModelError(f"{folder} has no {TOKENIZER}")
     try:
         with no_panic(str(path)):
-            return Tokenizer.from_file(str(path))
+            tokenizer = Tokenizer.from_file(str(path))
     except ModelError:
         raise
     except Exception as error:  # the tokenizers library raises plain Exception
         raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def check_finite(model: nn.Module, *, name: str) -> None:

@@ -39,6 +39,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackboneSource]
     folder = tmp_path_factory.mktemp("published")
     package = folder / "tagdex_tests_backbone"
     save_raw(package / "model", wordpiece(), seed=7)
+    tokenizer = wordpiece()
+    tokenizer.enable_truncation(8)  # as published ones do
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(package / "model" / "tokenizer.json"))
     (package / "__init__.py").touch()
     digest = file_sha256(package / "model" / "model.safetensors")
     found = BackboneSource(name="tagdex-tests/backbone", revision="0" * 40, sha256=digest, package=package.name)
