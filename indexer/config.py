@@ -14,6 +14,7 @@ TAG_HEADS = ("linear", "contextual")
 WORD_SPLITTERS = ("unicode",)
 
 MAX_PREFIX = 10_000  # characters; it stands in every window
+MAX_SCALE = 1e6  # of an adapter; alpha / rank has some 0.1 to 100
 _SHOWN = 200  # characters of a value in a message
 
 
@@ -37,6 +38,7 @@ class TagdexConfig(PreTrainedConfig):
       where the best score is below the threshold.
     - `backbone_source`: where the backbone's weights come from if the checkpoint does not hold them:
       {"name", "revision", "sha256"}; see `sources.py`.
+    - `adapter_scale`: factor of the low-rank update of these weights that the checkpoint holds; see `adapter.py`.
     """
 
     model_type = "tagdex"
@@ -60,6 +62,7 @@ class TagdexConfig(PreTrainedConfig):
     class_temperature: float = 1.0
     class_threshold: float = 0.0
     backbone_source: dict[str, Any] | None = None
+    adapter_scale: float | None = None
 
     def backbone_config(self) -> PreTrainedConfig:
         """The backbone's configuration, rebuilt from `encoder_config`. Raises `ModelError` for an unknown type."""
@@ -156,6 +159,9 @@ def check_types(config: TagdexConfig) -> None:
         raise ModelError(f"prefix has {len(config.prefix):,} characters, at most {MAX_PREFIX:,} are possible")
     if not isinstance(config.backbone_source, dict | None):
         raise ModelError(f"backbone_source must be an object, got {_shown(config.backbone_source)}")
+    scale = config.adapter_scale
+    if scale is not None and not (finite(scale) and 0 <= scale <= MAX_SCALE):
+        raise ModelError(f"adapter_scale must be a number from 0 to {MAX_SCALE:g}, got {_shown(scale)}")
 
 
 def _shown(value: object) -> str:

@@ -13,10 +13,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from indexer.errors import ModelError
 
@@ -108,8 +110,7 @@ def check_weights(files: Iterable[Path]) -> int:
                     if name.endswith((".weight", ".bias")) and not part.get_dtype().startswith(("F", "BF")):
                         raise ModelError(f"{path}: {name} holds values of type {part.get_dtype()}, not floats")
         except (SafetensorError, OSError, ValueError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise ModelError(f"{path} is damaged: {type(error).__name__}: {line}") from error
+            raise ModelError(f"{path} is damaged: {one_line(error)}") from error
     return total
 
 
@@ -124,3 +125,32 @@ def check_size(build: Callable[[], nn.Module], *, layers: object, available: int
         described = sum(parameter.numel() for parameter in build().parameters())
     if described > MAX_TIMES * available + MAX_MORE:
         raise ModelError(f"{place} describes a model of {described:,} weights, but there are {available:,} of them")
+
+
+def read_json(path: Path, *, kind: str = "a model") -> dict[str, Any]:
+    """The object in a folder's JSON file; `kind` says what the folder is not without it. Raises `ModelError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ModelError(f"{path.parent} has no {path.name}: it is not {kind} folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name. Raises `ModelError`."""
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}; weights in other forms (pickle) are never loaded")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is damaged: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error of another library: its type and the beginning of its message."""
+    line = " ".join(str(error).split())
+    return f"{type(error).__name__}: {line[:300]}" if line else type(error).__name__

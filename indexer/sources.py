@@ -24,6 +24,11 @@ class BackboneSource:
     sha256: str
     package: str | None = None
 
+    @property
+    def reference(self) -> dict[str, str]:
+        """As a model's configuration names it in `backbone_source`."""
+        return {"name": self.name, "revision": self.revision, "sha256": self.sha256}
+
 
 MINILM = BackboneSource(
     name="sentence-transformers/all-MiniLM-L6-v2",

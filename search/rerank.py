@@ -17,12 +17,22 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
+from indexer.backbones import (
+    LOADING,
+    MIN_ROOM,
+    cannot_load,
+    check_finite,
+    check_folder_size,
+    find_folder,
+    load_parts,
+    positions_of,
+    quiet_loading,
+)
 from indexer.batches import plan_batches
-from indexer.checkpoint import MIN_ROOM, cannot_load, positions_of, quiet_loading
 from indexer.errors import ModelError, QueryError
-from indexer.folders import check_files, check_size, check_weights, no_panic
+from indexer.folders import no_panic
 from indexer.model import BATCH_TOKENS, UNMASKED, choose_device
 
 MAX_TOKENS = 512  # of query and passage together; fewer where the model takes fewer
@@ -78,22 +88,9 @@ class CrossEncoder:
         """Load a cross-encoder by folder or hub name: safetensors only, and no code of its own. Raises `ModelError`."""
         choose_device(device)
         text = str(name)
-        folder = Path(text).expanduser()
-        if folder.is_dir():
-            check_files(folder)
-        elif folder.exists() or text.startswith((".", "/", "~")) or text.count("/") > 1:
-            raise ModelError(f"{text} is not a model folder: give a folder with config.json, or a hub name")
-        source = str(folder) if folder.is_dir() else text
-        if (Path(source) / "adapter_config.json").exists():  # the loader would follow the path to its base model
-            raise ModelError(f"{source} holds an adapter: merge it into its base model, and give the resulting folder")
-        with quiet_loading(), no_panic(text):
-            try:
-                config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-                fast = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            except Exception as error:  # loaders raise whatever a file makes them raise
-                raise ModelError(cannot_load(source, error)) from error
-        if not hasattr(fast, "backend_tokenizer"):
-            raise ModelError(f"{text} has no fast tokenizer (tokenizer.json)")
+        folder = find_folder(text)
+        source = text if folder is None else str(folder)
+        config, fast = load_parts(source, name=text)
         if config.num_labels not in (1, 2):
             raise ModelError(
                 f"{text} tells {config.num_labels} classes apart; a cross-encoder for reranking has 1 or 2"
@@ -146,27 +143,12 @@ class CrossEncoder:
 
 def _load_model(source: str, config: Any, *, name: str) -> Any:
     """The pretrained classifier, in fp32; every one of its weights must be there."""
-    files = sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else []
+    check_folder_size(
+        source, config, lambda: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    )
     with quiet_loading():
         try:
-            if files:
-                check_size(
-                    lambda: AutoModelForSequenceClassification.from_config(config, trust_remote_code=False),
-                    layers=getattr(config, "num_hidden_layers", None),
-                    available=check_weights(files),
-                    place=str(Path(source) / "config.json"),
-                )
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                config=config,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
-                output_loading_info=True,
-            )
-        except ModelError:
-            raise
+            model, info = AutoModelForSequenceClassification.from_pretrained(source, config=config, **LOADING)
         except Exception as error:
             raise ModelError(cannot_load(source, error)) from error
     wrong = sorted(info["missing_keys"]) or sorted(str(key[0]) for key in info["mismatched_keys"])
@@ -175,9 +157,7 @@ def _load_model(source: str, config: Any, *, name: str) -> Any:
             f"{name} is no cross-encoder: {len(wrong)} weights of a model for sequence classification are missing or "
             f"of another shape, such as {wrong[0]}"
         )
-    for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ModelError(f"{name}: the weight {key} holds values that are not finite")
+    check_finite(model, name=name)
     return model
 
 

@@ -22,8 +22,9 @@ from tokenizers.normalizers import BertNormalizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, T5Config, T5Model
 
-from indexer.checkpoint import attach, load_checkpoint, save_checkpoint, tensors_digest, tokenizer_digest, with_heads
+from indexer.checkpoint import attach, load_checkpoint, save_checkpoint, with_heads
 from indexer.errors import ModelError
+from indexer.fingerprint import tensors_digest, tokenizer_digest
 from indexer.model import TextModel
 from indexer.sources import BackboneSource, cached_digest, file_sha256, find_backbone
 
