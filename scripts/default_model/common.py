@@ -1,0 +1,69 @@
+"""What all stages share: constants, the cache's keys and files, batches, precision."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+ENTITY_TYPES = ["PER", "ORG", "LOC"]
+LAYERS = [-1, -2, -3, -4]
+MAX_LENGTH = 256
+
+Floats = npt.NDArray[np.float32]
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, int64 (rows, longest)."""
+    ids = torch.zeros((len(rows), max(len(row) for row in rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        mask[index, : len(row)] = 1
+    return ids, mask
+
+
+def learning_rate_factor(step: int, total: int, *, warmup: float = 0.05) -> float:
+    """Linear rise to 1 over the first steps, then half a cosine to 0."""
+    done = step / total
+    if done < warmup:
+        return (done + 1 / total) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def key_of(*facts: Any) -> str:
+    """Short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """A file of this name is always complete."""
+    temporary = path.with_name("unfinished-" + path.name)
+    write(temporary)
+    temporary.rename(path)
+
+
+def progress(name: str, batches: Sequence[Any]) -> Any:
+    return tqdm(batches, desc=name, disable=not sys.stderr.isatty(), leave=False)
+
+
+def log(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def has_bfloat16() -> bool:
+    """Whether this machine computes in bfloat16; one that emulates it is several times slower than in fp32."""
+    # No public function of torch says this of a processor.
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(function is not None and function() for function in asked)

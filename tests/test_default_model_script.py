@@ -1,0 +1,94 @@
+"""The stages of scripts/train_default_model.py that read word shapes, on a tiny backbone."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from models import tiny
+
+from indexer.model import TextModel
+from indexer.training.data import TaggedText
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TEXTS = [
+    TaggedText("we met Ada in London", (("PER", 7, 10), ("LOC", 14, 20))),
+    TaggedText("we met ada in london", ()),
+    TaggedText("Ada and Paris met", (("PER", 0, 3), ("LOC", 8, 13))),
+    TaggedText("the 😀 of zurich", ()),
+]
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from default_model import features, tag_head
+
+    return features, tag_head
+
+
+@pytest.mark.usefixtures("stages")
+def test_the_script_says_how_it_is_called() -> None:
+    import train_default_model
+
+    found = CliRunner().invoke(train_default_model.main, ["--help"])
+    assert found.exit_code == 0, found.output
+    assert "--no-shapes" in found.output
+
+
+def test_token_states_hold_the_shapes_that_the_product_computes(stages: Any, tmp_path: Path) -> None:
+    features, _ = stages
+    loaded = tiny()
+    states = features.Encoder(loaded, tmp_path).token_states("few", TEXTS, exact=True)
+    model = TextModel(loaded, device="cpu")
+    for number, text in enumerate(TEXTS):
+        start, end = states.starts[number : number + 2]
+        assert states.shapes[start:end].tolist() == model.shapes([text.text])[0].tolist()
+    again = features.Encoder(loaded, tmp_path).token_states("few", TEXTS, exact=True)
+    assert again.digest() == states.digest()
+
+
+def test_another_backbone_has_states_of_its_own_in_the_same_cache(stages: Any, tmp_path: Path) -> None:
+    features, _ = stages
+    first = features.Encoder(tiny(), tmp_path).token_states("few", TEXTS, exact=True)
+    second = features.Encoder(tiny(seed=1), tmp_path).token_states("few", TEXTS, exact=True)
+    assert (first.states != second.states).any()
+
+
+def test_a_share_of_the_texts_is_seen_in_other_case(stages: Any) -> None:
+    _, tag_head = stages
+    model = TextModel(tiny(), device="cpu")
+    texts = [text.text for text in TEXTS[:3]]
+    shapes = model.shapes(texts)
+    settings = tag_head.TagSettings(small_letters=1.0)
+    changed = tag_head.other_case(shapes, settings, random.Random(0))
+    assert torch.equal(changed, model.shapes([text.lower() for text in texts]))
+    changed = tag_head.other_case(shapes, replace(settings, small_letters=0.0, capitals=1.0), random.Random(0))
+    assert torch.equal(changed, model.shapes([text.upper() for text in texts]))
+    assert torch.equal(tag_head.other_case(shapes, tag_head.TagSettings(), random.Random(0)), shapes)
+
+
+def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path: Path) -> None:
+    features, tag_head = stages
+    encoder = features.Encoder(tiny(), tmp_path)
+    states = encoder.token_states("few", TEXTS, exact=True)
+    dev = {f"{name} dev": tag_head.dev_set(encoder, name, TEXTS) for name in ("ewt", "btc")}
+    settings = tag_head.TagSettings(
+        width=16, dropout=0.0, epochs=12, batch_tokens=64, learning_rate=0.02, averaging=0.5
+    )
+    settings = replace(settings, averaging=0.5)
+    train = [states] * 9
+    head, report = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
+    assert report["best mean F1"] == 1.0
+    assert report["settings"]["tag_shapes"] is True
+    again, same = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
+    assert same == report
+    assert all(torch.equal(a, b) for a, b in zip(head.parameters(), again.parameters(), strict=True))
+    plain, found = tag_head.cached_tag_head(encoder, "teacher", train, dev, replace(settings, tag_shapes=False), "few")
+    assert plain.shapes is None
+    assert found["best mean F1"] < 0.9
