@@ -12,6 +12,7 @@ import click
 import numpy as np
 import torch
 
+from default_model.adapted import Adapted
 from default_model.class_sets import TOPICS, class_sets
 from default_model.classes import Classifier
 from default_model.common import ENTITY_TYPES, LAYERS, MAX_LENGTH
@@ -28,21 +29,13 @@ from indexer.training import data, metrics
 
 
 def assemble(
-    backbone: Loaded,
-    weights: list[float],
-    tag_head: ContextualTagHead,
-    tags: TagSettings,
-    classifier: Classifier,
-    output: Path,
+    found: Adapted, tag_head: ContextualTagHead, tags: TagSettings, classifier: Classifier, output: Path
 ) -> None:
-    """Write the heads and the configuration; a published backbone is named, not copied."""
-    source = backbone.model.config.backbone_source
-    if backbone.name == MINILM.name:
-        source = {"name": MINILM.name, "revision": MINILM.revision, "sha256": MINILM.sha256}
+    """Write the heads, the backbone's update and the configuration; the published backbone is named, not copied."""
     config = TagdexConfig(
-        encoder_config=portable(backbone.model.config.encoder_config),
+        encoder_config=portable(found.backbone.model.config.encoder_config),
         pool_layers=LAYERS,
-        layer_weights=weights,
+        layer_weights=found.weights,
         normalize_layers=True,
         tag_layers=LAYERS,
         class_labels=TOPICS,
@@ -55,14 +48,16 @@ def assemble(
         max_length=MAX_LENGTH,
         class_temperature=classifier.temperature,
         class_threshold=classifier.threshold,
-        backbone_source=source,
+        backbone_source=MINILM.reference,
     )
     model = MultiTaskModel(config)
-    model.backbone = backbone.model.backbone
+    model.backbone = found.backbone.model.backbone
     model.class_head, model.tag_head = classifier.head, tag_head
     temporary = output.with_name(output.name + ".new")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_checkpoint(attach(model, backbone.tokenizer, name="default"), temporary, backbone=source is None)
+    model.config.adapter_scale = None if found.adapter is None else found.adapter.scale
+    loaded = attach(model, found.backbone.tokenizer, name="default")
+    save_checkpoint(loaded, temporary, backbone=False, adapter=found.adapter)
     output.mkdir(parents=True, exist_ok=True)
     for file in temporary.iterdir():  # a model card that stands there stays
         file.replace(output / file.name)
@@ -120,9 +115,12 @@ def embeddings_identical(model: TextModel, raw: Loaded, texts: Sequence[str]) ->
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    click.echo(f"layer weights {report['embedding']['layer_weights']}")
-    for name, row in report["embedding"]["scores"].items():
-        click.echo(f"{name:24}" + "".join(f"  {column} {value:.4f}" for column, value in row.items()))
+    embedding = report["embedding"]
+    chosen = embedding["tried"][embedding["chosen"]]
+    click.echo(f"strength {embedding['chosen']}, layer weights {chosen['layer_weights']}")
+    for name, row in chosen["scores"].items():
+        columns = "".join(f"  {column} {value:.4f}" for column, value in row.items())
+        click.echo(f"{name:32}  floor {embedding['floors'][name]:.4f}{columns}")
     product = report["product"]
     for name, scores in product["tags"].items():
         columns = "".join(f"  {kind} {score['f1']:.4f}" for kind, score in scores.items())

@@ -1,18 +1,18 @@
-"""The weights of the pooled layers, chosen on held-in similarity and retrieval."""
+"""Similarity and retrieval on texts that were kept out of training, and the weights of the layers that they ask for."""
 
 from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from default_model.common import Floats
 from default_model.features import Encoder
+from default_model.pairs import Row, glosses, held_out, paragraphs, questions
 from indexer.training import data, metrics
 
 TOLERANCE = 0.002  # what any one set may lose by the layer weights, about the noise of its score
@@ -53,23 +53,25 @@ class QuerySimilarities:
         return float(np.mean(values))
 
 
-def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], dict[str, Any]]:
-    """Weights for normalised layers, chosen on the sets in `chosen_on`; the others only check.
+Similarities = PairSimilarities | QuerySimilarities
+
+
+def choose_layer_weights(
+    sets: Mapping[str, Similarities], floors: Mapping[str, float]
+) -> tuple[list[float], float, dict[str, dict[str, float]]]:
+    """Weights for normalised layers; the mean gain over `floors`, negative where a set loses more than `TOLERANCE`.
 
     With normalised layers, the cosine of two embeddings is Σ aₗ · cosₗ with shares aₗ = wₗ² / Σ w², so each
-    layer's cosines are computed once, and a share vector costs one weighted sum.
+    layer's cosines are computed once, and a share vector costs one weighted sum. Third, the scores by set: of the last
+    layer alone, with equal weights, and with those that were chosen.
     """
-    sets = similarity_sets(encoder, folder)
-    chosen_on, every = sets.chosen_on, {**sets.chosen_on, **sets.checks}
-    floor = np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32)
-    floors = {name: found.score(floor) for name, found in every.items()}
+    last, equal = np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32), np.full(4, 0.25, dtype=np.float32)
 
     def gain(shares: Floats) -> float:
-        """Mean gain over the last layer alone, if no set loses more than the tolerance."""
-        gains = [found.score(shares) - floors[name] for name, found in chosen_on.items()]
-        return float(np.mean(gains)) if min(gains) > -TOLERANCE else -1.0
+        gains = [found.score(shares) - floors[name] for name, found in sets.items()]
+        return float(np.mean(gains)) if min(gains) > -TOLERANCE else -1.0 + float(np.mean(gains))
 
-    best, value = floor, 0.0
+    best, value = last, gain(last)
     for step in (0.05, 0.01):
         centre = best[1:]
         for moves in itertools.product(range(5) if step == 0.05 else range(-4, 5), repeat=3):
@@ -82,37 +84,22 @@ def choose_layer_weights(encoder: Encoder, folder: Path) -> tuple[list[float], d
     weights = [round(float(weight), 4) for weight in np.sqrt(best / best.max())]
     exact = np.array(weights, dtype=np.float32) ** 2
     exact /= exact.sum()
-    report: dict[str, Any] = {"layer_weights": weights, "chosen_on": list(chosen_on), "scores": {}}
-    equal = np.full(4, 0.25, dtype=np.float32)
-    for name, found in every.items():
-        report["scores"][name] = {
-            "last layer": floors[name],
-            "equal": found.score(equal),
-            "chosen": found.score(exact),
-        }
-    return weights, report
+    scores = {
+        name: {"last layer": found.score(last), "equal": found.score(equal), "chosen": found.score(exact)}
+        for name, found in sets.items()
+    }
+    return weights, value, scores
 
 
-Similarities = PairSimilarities | QuerySimilarities
+def floors_of(sets: Mapping[str, Similarities]) -> dict[str, float]:
+    """What the last layer alone gives."""
+    last = np.array([1.0, 0.0, 0.0, 0.0], dtype=np.float32)
+    return {name: found.score(last) for name, found in sets.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class SimilaritySets:
-    """Sets to choose the weights on, and sets that only check them."""
-
-    chosen_on: dict[str, Similarities]
-    checks: dict[str, Similarities]
-
-
-def similarity_sets(encoder: Encoder, folder: Path) -> SimilaritySets:
+def similarity_sets(encoder: Encoder, folder: Path) -> dict[str, Similarities]:
+    """Similarity and retrieval on texts that the backbone was not adapted on; see `pairs.held_out`."""
     generator = random.Random(7)
-    papers = [row for row in data.read_jsonl(folder / "acl-anthology" / "acl-2016-2024.jsonl.xz") if row["abstract"]]
-    papers = generator.sample(papers, 3000)
-    trivia = list(data.read_jsonl(folder / "opentrivia" / "opentrivia.jsonl.xz"))
-    trivia = list({row["answer"].lower(): row for row in generator.sample(trivia, 4000)}.values())[:2500]
-    synsets = [row for row in data.read_jsonl(folder / "oewn" / "oewn-synsets.jsonl.xz") if row["examples"]]
-    synsets = generator.sample(synsets, 2500)
-    paragraphs = wiki_pairs(folder, 1500, generator)
 
     def pairs(name: str, path: Path) -> PairSimilarities:
         rows = data.read_stsb(path)
@@ -121,50 +108,56 @@ def similarity_sets(encoder: Encoder, folder: Path) -> SimilaritySets:
         cosines = np.einsum("nld,nld->ln", unit(first), unit(second))
         return PairSimilarities(cosines, np.array([row.score for row in rows], dtype=np.float32))
 
-    def twins(name: str, queries: Sequence[str], documents: Sequence[str]) -> QuerySimilarities:
-        first = encoder.features(f"{name}-queries", queries)
-        second = encoder.features(f"{name}-documents", documents)
-        return QuerySimilarities(layer_cosines(first, second), [[row] for row in range(len(queries))])
+    def twins(name: str, rows: Sequence[tuple[str, str]], count: int) -> QuerySimilarities:
+        """Each first text's only relevant document is its second one."""
+        rows = generator.sample(list({b: (a, b) for a, b in rows}.values()), min(count, len(rows)))
+        first = encoder.features(f"{name}-queries", [a for a, _ in rows])
+        second = encoder.features(f"{name}-documents", [b for _, b in rows])
+        return QuerySimilarities(layer_cosines(first, second), [[row] for row in range(len(rows))])
 
-    def titles(name: str, rows: Sequence[Mapping[str, Any]]) -> QuerySimilarities:
-        return twins(name, [row["title"] for row in rows], [row["abstract"] for row in rows])
+    def kept_out(rows: Iterator[tuple[str, Row]]) -> list[tuple[str, str]]:
+        return [(row["first"], row["second"]) for key, row in rows if held_out(key)]
 
-    chosen_on: dict[str, Similarities] = {
-        "STS-B train": pairs("stsb-train", folder / "stsb" / "sts-train.csv"),
-        "ACL titles": titles("acl-1", papers[:1500]),
-        "wiki paragraphs": twins("wiki", [a for a, _ in paragraphs], [b for _, b in paragraphs]),
-        "trivia answers": twins("trivia", [row["question"] for row in trivia], [str(row["answer"]) for row in trivia]),
-        "OEWN examples": twins("oewn", [row["examples"][0] for row in synsets], [row["definition"] for row in synsets]),
-    }
-    checks: dict[str, Similarities] = {
+    titles = {row["title"]: row["abstract"] for row in papers_of(folder) if held_out(row["id"])}
+    return {
         "STS-B dev": pairs("stsb-dev", folder / "stsb" / "sts-dev.csv"),
-        "ACL titles held out": titles("acl-2", papers[1500:]),
-        "SciFact train": scifact(encoder, folder, generator),
+        "ACL title → abstract": twins("acl", list(titles.items()), 800),
+        "SciFact claim → abstract": scifact(encoder, folder, generator),
+        "sentence → its paragraph": twins("wiki", kept_out(paragraphs(folder)), 600),
+        "paragraph → one of its article": twins("articles", neighbours(folder), 700),
+        "question → answer": twins("trivia", kept_out(questions(folder)), 1500),
+        "example → gloss": twins("oewn", kept_out(glosses(folder)), 1500),
     }
-    return SimilaritySets(chosen_on, checks)
+
+
+def papers_of(folder: Path) -> Iterator[Row]:
+    """Papers with abstracts, as they are."""
+    rows = data.read_jsonl(folder / "acl-anthology" / "acl-2016-2024.jsonl.xz")
+    return (row for row in rows if row["abstract"] and len(row["title"]) > 10)
 
 
 def scifact(encoder: Encoder, folder: Path, generator: random.Random) -> QuerySimilarities:
-    """All training queries, on the documents that are relevant to one and 1,000 others."""
+    """The training queries that were kept out, on the documents that are relevant to any and 400 others."""
     found = data.read_beir(folder / "scifact", split="train")
+    asked = {name: query for name, query in found.queries.items() if name in found.relevant and held_out(name)}
     wanted = {document for relevant in found.relevant.values() for document in relevant}
     others = sorted(found.documents.keys() - wanted)
-    names = sorted(wanted) + generator.sample(others, 1000)
+    names = sorted(generator.sample(sorted(wanted), 400)) + generator.sample(others, 400)
+    names += sorted({document for name in asked for document in found.relevant[name]} - set(names))
     column = {name: index for index, name in enumerate(names)}
-    queries = encoder.features("scifact-queries", list(found.queries.values()))
+    queries = encoder.features("scifact-queries", list(asked.values()))
     documents = encoder.features("scifact-documents", [found.documents[name] for name in names])
-    relevant = [[column[name] for name in found.relevant[query]] for query in found.queries]
+    relevant = [[column[document] for document in found.relevant[name]] for name in asked]
     return QuerySimilarities(layer_cosines(queries, documents), relevant)
 
 
-def wiki_pairs(folder: Path, count: int, generator: random.Random) -> list[tuple[str, str]]:
-    """Two paragraphs each of `count` articles."""
+def neighbours(folder: Path) -> list[tuple[str, str]]:
+    """Two paragraphs each of articles; nothing of this kind is trained on."""
     articles: dict[str, list[str]] = {}
     for row in data.read_jsonl(folder / "wiki-en" / "wiki-paragraphs.jsonl.xz"):
-        if len(row["text"]) > 150:
+        if len(row["text"]) > 150 and held_out(row["title"]):
             articles.setdefault(row["title"], []).append(row["text"])
-    titles = sorted(title for title, texts in articles.items() if len(texts) > 1)
-    return [(articles[title][0], articles[title][1]) for title in generator.sample(titles, count)]
+    return [(texts[0], texts[1]) for _, texts in sorted(articles.items()) if len(texts) > 1]
 
 
 def unit(means: Floats) -> Floats:

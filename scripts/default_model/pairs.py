@@ -1,9 +1,7 @@
-"""What the default model's backbone is adapted on, as the files that docs/training/default-backbone.toml names.
+"""What the backbone is adapted on, as the files that docs/training/default-backbone.toml names.
 
-    python scripts/default_model/pairs.py DATA FOLDER
-
-`DATA` holds the data sets that MODEL_CARD.md names. A tenth of everything, by a hash of its key, is kept out of the
-training files and goes into `*-dev.jsonl`: so the two stay apart however often the files are written again.
+A tenth of everything, by a hash of its key, is kept out of the training files and goes into `*-dev.jsonl`: so the two
+stay apart however often the files are written again.
 """
 
 from __future__ import annotations
@@ -12,25 +10,23 @@ import hashlib
 import json
 import random
 import re
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from default_model.class_sets import TOPICS
+from default_model.tag_sets import tag_sets
 from indexer.training import data
 from indexer.training.data import TaggedText
 
 Row = dict[str, Any]
 
 SNIPPET = 550  # characters of an abstract or paragraph, about 110 tokens: what a pass over it costs grows with them
-WNUT_TYPES = {"person": "PER", "location": "LOC", "corporation": "ORG", "group": "ORG"}
 LIMITS = {"acl": 6000, "wiki": 4000, "trivia": 4000, "glosses": 4000, "topics": 2500}
 
 
-def main(source: Path, folder: Path) -> None:
-    """Write all files."""
+def write_pairs(source: Path, folder: Path) -> None:
+    """Write all files for the data sets in `source`."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs: dict[str, Iterator[tuple[str, Row]]] = {
         "acl": papers(source),
@@ -50,8 +46,12 @@ def main(source: Path, folder: Path) -> None:
         for part, kept, limit in (("", train, LIMITS.get(name, len(train))), ("-dev", dev, 500)):
             kept = generator.sample(kept, min(limit, len(kept)))
             write(folder / f"{name}{part}.jsonl", kept)
-    for name, texts in tagged(source).items():
-        write(folder / f"tags-{name}.jsonl", (spans_as_json(text) for text in texts if text.text.strip()))
+    tags = tag_sets(source)
+    for name, texts in [*tags.train.items(), *tags.dev.items()]:
+        write(
+            folder / f"tags-{name.replace(' ', '-')}.jsonl",
+            (spans_as_json(text) for text in texts if text.text.strip()),
+        )
 
 
 def held_out(key: str) -> bool:
@@ -123,37 +123,6 @@ def topics(source: Path) -> Iterator[tuple[str, Row]]:
         yield row.text, {"text": cut(row.text, 400), "label": TOPICS[row.label]}
 
 
-TOPICS = [
-    "Company",
-    "EducationalInstitution",
-    "Artist",
-    "Athlete",
-    "OfficeHolder",
-    "MeanOfTransportation",
-    "Building",
-    "NaturalPlace",
-    "Village",
-    "Animal",
-    "Plant",
-    "Album",
-    "Film",
-    "WrittenWork",
-]
-
-
-def tagged(source: Path) -> Mapping[str, list[TaggedText]]:
-    """Persons, organisations and places."""
-    ewt, btc, wnut = source / "uner-ewt", source / "btc", source / "wnut17"
-    return {
-        "ewt": data.read_columns(ewt / "en_ewt-ud-train.v0-normalised.iob2", token=1, tag=2),
-        "ewt-dev": data.read_columns(ewt / "en_ewt-ud-dev.iob2", token=1, tag=2),
-        "btc": data.read_columns(btc / "btc.train", token=0, tag=1),
-        "btc-dev": data.read_columns(btc / "btc.dev", token=0, tag=1),
-        "wnut": data.read_columns(wnut / "wnut17train.conll", token=0, tag=1, types=WNUT_TYPES, drop_handles=True),
-        "wnut-dev": data.read_columns(wnut / "emerging.dev.conll", token=0, tag=1, types=WNUT_TYPES),
-    }
-
-
 def spans_as_json(text: TaggedText) -> Row:
     """As the trainer reads it."""
     return {"text": text.text, "entities": [[start, end, kind] for kind, start, end in text.spans]}
@@ -168,8 +137,3 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     """JSON Lines."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{path}: {len(lines):,}")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

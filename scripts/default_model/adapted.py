@@ -1,0 +1,68 @@
+"""The adapted backbone: trained on all tasks at once, and its update scaled so that no retrieval set loses by it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from default_model.common import log
+from default_model.features import Encoder
+from default_model.layer_weights import choose_layer_weights, floors_of, similarity_sets
+from default_model.pairs import write_pairs
+from indexer.adapter import Adapter, read_peft
+from indexer.checkpoint import Loaded, with_adapter
+from indexer.sources import MINILM
+from indexer.training.loop import train
+from indexer.training.settings import read_config
+
+CONFIG = Path(__file__).resolve().parents[2] / "docs" / "training" / "default-backbone.toml"
+STRENGTHS = (1.0, 0.75, 0.5, 0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A backbone with its adapter merged in, `None` where the untouched one is best, and the weights of its layers."""
+
+    backbone: Loaded
+    adapter: Adapter | None
+    weights: list[float]
+    report: dict[str, Any]
+
+
+def train_adapter(data: Path, cache: Path) -> Path:
+    """The folder of the adapter, in peft's form; a run that was stopped goes on."""
+    pairs = cache / "pairs"
+    if not (pairs / "acl.jsonl").is_file():
+        write_pairs(data, pairs)
+    os.environ["DATA"] = str(data.resolve())
+    output = cache / "backbone"
+    train(read_config(CONFIG, root=pairs, output=output))
+    return output / "adapter-1"
+
+
+def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> Adapted:
+    """The strength of the adapter, and the layer weights with it, that gain most where no set loses.
+
+    The floor on every set is the untouched backbone's last layer alone. Where no strength keeps to it, there is no
+    adapter.
+    """
+    sets = similarity_sets(Encoder(backbone, cache), data)
+    floors = floors_of(sets)
+    weights, gain, scores = choose_layer_weights(sets, floors)
+    best = Adapted(backbone, None, weights, {})
+    tried: dict[str, Any] = {"0": {"gain": gain, "layer_weights": weights, "scores": scores}}
+    best_gain = gain
+    for strength in STRENGTHS:
+        adapter = read_peft(folder, strength=strength)
+        merged = with_adapter(backbone, adapter, source=MINILM)
+        weights, gain, scores = choose_layer_weights(similarity_sets(Encoder(merged, cache), data), floors)
+        tried[str(strength)] = {"gain": gain, "layer_weights": weights, "scores": scores}
+        log(f"strength {strength}: gain {gain:+.4f} with weights {weights}")
+        for name, row in scores.items():
+            log(f"  {name:32} floor {floors[name]:.4f} " + " ".join(f" {kind} {row[kind]:.4f}" for kind in row))
+        if gain > best_gain:
+            best, best_gain = Adapted(merged, adapter, weights, {}), gain
+    strength = "0" if best.adapter is None else str(best.adapter.scale / read_peft(folder).scale)
+    return Adapted(best.backbone, best.adapter, best.weights, {"floors": floors, "chosen": strength, "tried": tried})
