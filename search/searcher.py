@@ -365,6 +365,7 @@ class Searcher:
         mode: str = "cosine",
         top: int = 10,
         significant: bool = False,
+        vector: FloatArray | None = None,
     ) -> Facets:
         """How many documents have each class, entity and metadata value: exact counts, of one commit.
 
@@ -372,8 +373,8 @@ class Searcher:
         `search` with k = `of` and the same `mode` and `min_score` finds them. `names`: `label`, `entity`,
         `entity:TYPE`, a field of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by
         default the class, the entities of each type and the fields of few values. `top` values of each, the most
-        frequent first, or with `significant` those that stand out most from the whole index. Raises `QueryError`,
-        `FilterError`, `ModelError`.
+        frequent first, or with `significant` those that stand out most from the whole index. `vector`: the embedding of
+        a query that is a text, where the caller has it already. Raises `QueryError`, `FilterError`, `ModelError`.
         """
         if top < 1:
             raise QueryError(f"top must be at least 1, got {top}")
@@ -385,7 +386,12 @@ class Searcher:
         if significant and query is None and asked.filter is None:
             raise QueryError("significant values need a query or a filter, to compare with the whole index")
         self._check_filter(asked.filter)
-        vector = None if query is None else self._query_vector(query, mode)
+        if query is None:
+            vector = None
+        elif vector is None:
+            vector = self._query_vector(query, mode)
+        else:
+            self._check_vector(vector)
         text = query if isinstance(query, str) else ""
         with self._reader.snapshot() as snapshot:
             docs = steps.allowed(snapshot, asked)

@@ -102,11 +102,10 @@ def search_routes(service: Service) -> APIRouter:
         index = service.index(body.index)
         text, vector, filter = asking.facet_query_of(body, limits)
         subject: str | FloatArray | None = text if vector is None else vector
-        if text is not None and body.mode == "cosine":
+        embedded: FloatArray | None = None
+        if text is not None and body.mode != "keyword":
             (analysis,) = await index.model().analyse([text])
-            subject = analysis.pooled
-        elif text is not None and body.mode == "hybrid":
-            index.model()
+            embedded = analysis.pooled
 
         def count() -> bytes:
             counted = index.searcher.facets(
@@ -118,6 +117,7 @@ def search_routes(service: Service) -> APIRouter:
                 min_score=body.min_score,
                 top=body.top,
                 significant=body.significant,
+                vector=embedded,
             )
             return to_bytes(counted.to_json())
 
@@ -143,9 +143,8 @@ def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str
     content["hits"] = [hit.to_json() for hit in answered.hits]
     if asked.facets is not None:
         wanted = asked.facets
-        embedded = analysis.pooled if analysis is not None and query.mode == "cosine" else None
         content["facets"] = searcher.facets(
-            next((vector for vector in (asked.vector, embedded) if vector is not None), asked.text),
+            asked.text if asked.vector is None else asked.vector,
             names=wanted.names,
             filter=query.filter,
             of=wanted.of,
@@ -153,6 +152,7 @@ def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str
             mode=query.mode,
             top=wanted.top,
             significant=wanted.significant,
+            vector=analysis.pooled if analysis is not None and query.mode != "keyword" else None,
         ).to_json()
     if asked.explain:
         content["explanation"] = answered.explanation.to_json()
