@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from indexer.adapter import merge, split_adapter
 from indexer.checkpoint import DEFAULT_MODEL, load_checkpoint, save_checkpoint
 from indexer.model import TextModel
 from indexer.sources import MINILM
@@ -43,23 +45,26 @@ def test_its_shape(model: TextModel) -> None:
     assert model.config.max_length == 256
 
 
-def test_its_backbone_is_untouched(model: TextModel) -> None:
-    raw = load_checkpoint(MINILM.name).model
-    for text in TEXTS:
-        ids = torch.tensor([model.tokenizer.encode(text).ids])
-        mask = torch.ones_like(ids)
-        with torch.inference_mode():
-            ours, theirs = model.model(ids, mask).layer_means, raw(ids, mask).layer_means
-        assert ours.shape == (1, 4, 384)
-        assert torch.equal(ours, theirs)
+def test_its_backbone_is_the_published_one_with_its_update(model: TextModel) -> None:
+    published = load_checkpoint(MINILM.name).model.backbone.state_dict()
+    adapter = split_adapter(load_file(DEFAULT_MODEL / "model.safetensors"), model.config, place="default")
+    expected = published if adapter is None else merge(published, adapter)
+    found = model.model.backbone.state_dict()
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_its_embedding_is_the_weighted_layers(model: TextModel) -> None:
-    raw = TextModel(load_checkpoint(MINILM.name), device="cpu").encode(TEXTS).reshape(-1, 4, 384)
-    if model.config.normalize_layers:
-        raw = raw / np.linalg.norm(raw, axis=2, keepdims=True)
-    expected = (raw * np.array(model.config.weights, dtype=np.float32)[:, None]).reshape(-1, 1536)
-    np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=1e-5)
+    for text in TEXTS:
+        ids = torch.tensor([model.tokenizer.encode(text).ids])
+        with torch.inference_mode():
+            states = model.model.backbone(input_ids=ids, output_hidden_states=True).hidden_states
+        means = np.stack([states[layer][0].numpy().mean(axis=0) for layer in (-1, -2, -3, -4)])
+        if model.config.normalize_layers:
+            means = means / np.linalg.norm(means, axis=1, keepdims=True)
+        expected = (means * np.array(model.config.weights, dtype=np.float32)[:, None]).ravel()
+        np.testing.assert_allclose(model.encode([text])[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.usefixtures("model")

@@ -64,5 +64,7 @@ def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> 
             log(f"  {name:32} floor {floors[name]:.4f} " + " ".join(f" {kind} {row[kind]:.4f}" for kind in row))
         if gain > best_gain:
             best, best_gain = Adapted(merged, adapter, weights, {}), gain
+        elif best.adapter is not None:
+            break  # less of it is worse
     strength = "0" if best.adapter is None else str(best.adapter.scale / read_peft(folder).scale)
     return Adapted(best.backbone, best.adapter, best.weights, {"floors": floors, "chosen": strength, "tried": tried})
