@@ -10,6 +10,7 @@ import click
 from indexer.cli_source import computing_options, reading_options, source_documents
 from indexer.command import model_options
 from indexer.errors import InputError
+from indexer.records import label_json
 
 
 @click.command()
@@ -75,23 +76,9 @@ def tag(
             for document, analysis in zip(
                 batch, text_model.analyse([document.text for document in batch]), strict=True
             ):
-                label = analysis.label
-                entities = [
-                    {
-                        "type": span.type,
-                        "text": document.text[span.start : span.end],
-                        "start": span.start,
-                        "end": span.end,
-                        "score": span.score,
-                    }
-                    for span in analysis.spans
-                ]
-                click.echo(
-                    orjson.dumps(
-                        {
-                            "id": document.id,
-                            "label": None if label is None else {"name": label.name, "score": label.score},
-                            "entities": entities,
-                        }
-                    ).decode()
-                )
+                record = {
+                    "id": document.id,
+                    "label": label_json(analysis.label),
+                    "entities": [span.to_json(document.text) for span in analysis.spans],
+                }
+                click.echo(orjson.dumps(record).decode())

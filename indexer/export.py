@@ -26,7 +26,7 @@ from indexer.backup import copy_commit, refuse_existing, storage_errors
 from indexer.durable import sync, write_file
 from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
-from indexer.records import FloatArray
+from indexer.records import FloatArray, label_json
 from indexer.segments import CODES_SUFFIX, SegmentRecord, open_segment
 from indexer.settings import read_settings
 from indexer.store import SEGMENTS, read_pending
@@ -143,22 +143,12 @@ def write_parquet(records: Iterable[Record], file: BinaryIO) -> None:
 
 
 def _record(stored: StoredDocument) -> Record:
-    label = stored.label
     return {
         "id": stored.id,
         "text": stored.text,
         "metadata": stored.metadata,
-        "label": None if label is None else {"name": label.name, "score": label.score},
-        "entities": [
-            {
-                "type": span.type,
-                "text": stored.text[span.start : span.end],
-                "start": span.start,
-                "end": span.end,
-                "score": span.score,
-            }
-            for span in stored.spans
-        ],
+        "label": label_json(stored.label),
+        "entities": [span.to_json(stored.text) for span in stored.spans],
         "passages": [{"start": p.start, "end": p.end, "tokens": p.tokens} for p in stored.passages],
     }
 

@@ -49,6 +49,10 @@ class Label:
     name: str
     score: float
 
+    def to_json(self) -> dict[str, Any]:
+        """As every output has it."""
+        return {"name": self.name, "score": self.score}
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -58,6 +62,21 @@ class Span:
     start: int
     end: int
     score: float
+
+    def to_json(self, text: str) -> dict[str, Any]:
+        """As every output has it; `text` is what the offsets are of."""
+        return {
+            "type": self.type,
+            "text": text[self.start : self.end],
+            "start": self.start,
+            "end": self.end,
+            "score": self.score,
+        }
+
+
+def label_json(label: Label | None) -> dict[str, Any] | None:
+    """The class as JSON, null where the class head abstains."""
+    return None if label is None else label.to_json()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from indexer.records import Label
+from indexer.records import Label, label_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +115,6 @@ class Hit:
                 else {"highlight": {"start": self.highlight.start, "end": self.highlight.end}}
             ),
         }
-
-
-def label_json(label: Label | None) -> dict[str, Any] | None:
-    """{"name", "score"}, or null where the class head abstains."""
-    return None if label is None else {"name": label.name, "score": label.score}
 
 
 def entity_json(entity: Entity) -> dict[str, Any]:

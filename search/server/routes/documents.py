@@ -18,9 +18,8 @@ from indexer.errors import InputError, TagdexError
 from indexer.pipeline import Report, fitting
 from indexer.readers.documents import Record, document_of
 from indexer.readers.options import ReadOptions
-from indexer.records import Document
+from indexer.records import Document, label_json
 from indexer.stored import StoredDocument
-from search.hits import label_json
 from search.server import asking
 from search.server.problems import Problem, as_problem, beyond
 from search.server.routes import answer, problems
@@ -220,16 +219,7 @@ def _document_json(stored: StoredDocument) -> dict[str, Any]:
         "text": stored.text,
         "metadata": stored.metadata,
         "label": label_json(stored.label),
-        "entities": [
-            {
-                "type": span.type,
-                "text": stored.text[span.start : span.end],
-                "start": span.start,
-                "end": span.end,
-                "score": span.score,
-            }
-            for span in stored.spans
-        ],
+        "entities": [span.to_json(stored.text) for span in stored.spans],
         "passages": [{"start": passage.start, "end": passage.end} for passage in stored.passages],
     }
 

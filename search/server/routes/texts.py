@@ -9,8 +9,7 @@ import numpy as np
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from indexer.records import FloatArray
-from search.hits import label_json
+from indexer.records import FloatArray, label_json
 from search.server import asking
 from search.server.problems import Problem
 from search.server.routes import answer, problems
@@ -36,16 +35,7 @@ def text_routes(service: Service) -> APIRouter:
         return answer(
             {
                 "label": label_json(analysis.label),
-                "entities": [
-                    {
-                        "type": span.type,
-                        "text": body.text[span.start : span.end],
-                        "start": span.start,
-                        "end": span.end,
-                        "score": span.score,
-                    }
-                    for span in analysis.spans
-                ],
+                "entities": [span.to_json(body.text) for span in analysis.spans],
             }
         )
 
