@@ -65,12 +65,13 @@ def test_a_share_of_the_texts_is_seen_in_other_case(stages: Any) -> None:
     model = TextModel(tiny(), device="cpu")
     texts = [text.text for text in TEXTS[:3]]
     shapes = model.shapes(texts)
-    settings = tag_head.TagSettings(small_letters=1.0)
+    settings = tag_head.TagSettings(small_letters=1.0, capitals=0.0)
     changed = tag_head.other_case(shapes, settings, random.Random(0))
     assert torch.equal(changed, model.shapes([text.lower() for text in texts]))
     changed = tag_head.other_case(shapes, replace(settings, small_letters=0.0, capitals=1.0), random.Random(0))
     assert torch.equal(changed, model.shapes([text.upper() for text in texts]))
-    assert torch.equal(tag_head.other_case(shapes, tag_head.TagSettings(), random.Random(0)), shapes)
+    as_it_is = replace(settings, small_letters=0.0)
+    assert torch.equal(tag_head.other_case(shapes, as_it_is, random.Random(0)), shapes)
 
 
 def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
     settings = tag_head.TagSettings(
         width=16, dropout=0.0, epochs=12, batch_tokens=64, learning_rate=0.02, averaging=0.5
     )
-    settings = replace(settings, averaging=0.5)
+    settings = replace(settings, averaging=0.5, small_letters=0.0, capitals=0.0)
     train = [states] * 9
     head, report = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
     assert report["best mean F1"] == 1.0

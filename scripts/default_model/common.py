@@ -63,7 +63,7 @@ def log(message: str) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16; one that emulates it is several times slower than in fp32."""
+    """Whether this machine computes in bfloat16 itself; one that does not emulates it."""
     # No public function of torch says this of a processor.
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(function is not None and function() for function in asked)

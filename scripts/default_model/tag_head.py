@@ -46,8 +46,8 @@ class TagSettings:
     paragraphs: int = 5000  # without annotation, for the second round
     tag_shapes: bool = True
     shape_dropout: float = 0.1  # share of the words whose shape is hidden
-    small_letters: float = 0.0  # share of the texts that are seen as if in small letters
-    capitals: float = 0.0  # and in capitals
+    small_letters: float = 0.1  # share of the texts that are seen as if in small letters
+    capitals: float = 0.05  # and in capitals
     seed: int = 1
 
 
