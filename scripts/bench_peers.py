@@ -344,7 +344,13 @@ class Txtai(Engine):
 
         self._data = data
         embeddings = Embeddings(
-            {"method": "external", "transform": self._vectors, "content": True, "backend": "faiss", "format": "json"}
+            {
+                "method": "external",
+                "transform": self._transform(),
+                "content": True,
+                "backend": "faiss",
+                "format": "json",
+            }
         )
         embeddings.index(
             (row, {"text": f"v{row}", **{name: int(values[row]) for name, values in data.columns.items()}}, None)
@@ -357,7 +363,7 @@ class Txtai(Engine):
 
         self._data, self._query = data, np.zeros(0, dtype=np.float32)
         self._embeddings = Embeddings()
-        self._embeddings.load(str(folder / "txtai"), config={"transform": self._vectors})
+        self._embeddings.load(str(folder / "txtai"), config={"transform": self._transform()})
 
     def search(self, query: Floats, k: int, where: Range | None, level: Any) -> list[int]:
         self._query = query
@@ -368,6 +374,9 @@ class Txtai(Engine):
             f"SELECT id FROM txtai WHERE similar('query', {level}){condition} LIMIT {k}", limit=k
         )
         return [int(row["id"]) for row in found]
+
+    def _transform(self) -> Any:
+        return lambda texts: self._vectors(texts)  # txtai calls nothing but plain functions
 
     def _vectors(self, texts: list[Any]) -> Floats:
         names = [text["text"] if isinstance(text, dict) else text for text in texts]
