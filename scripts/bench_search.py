@@ -110,7 +110,7 @@ def query(cache: Path, n: int, name: str) -> dict[str, Any]:
             (c["level"] for c in cells if (c["kind"], c["share"]) == (kind, share) and c["recall"] >= ENOUGH),
             engine.levels[-1],
         )
-        if name not in ("sqlite-vec", "chroma"):  # one connection each, for one thread at a time
+        if name not in ("sqlite-vec", "chroma", "txtai"):  # one connection each, for one thread at a time
             result["queries_per_second"][f"{kind} {share}"] = throughput(engine, data, kind, share, level)
     return result
 
