@@ -10,7 +10,6 @@ import click
 from indexer.cli_source import computing_options, reading_options, source_documents
 from indexer.command import model_options
 from indexer.errors import InputError
-from indexer.records import label_json
 
 
 @click.command()
@@ -67,6 +66,7 @@ def tag(
     import orjson
 
     from indexer.model import TextModel
+    from indexer.records import label_json
 
     with source_documents(files, reading, on_error=on_error) as source:
         text_model = TextModel.load(model, device=device, precision=precision, batch_tokens=batch_tokens)
