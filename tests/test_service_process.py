@@ -128,7 +128,7 @@ def test_from_start_to_stop(index: Path) -> None:
     entries = [json.loads(line) for line in served.log]
     assert {entry["route"] for entry in entries if "route" in entry} >= {"/v1/search", "/v1/documents", "/readyz"}
     whole = "".join(served.log)
-    for secret in (canary, READER, WRITER, "there ada", "\"late\""):  # no hexadecimal, as request ids are
+    for secret in (canary, READER, WRITER, "there ada", '"late"'):  # no hexadecimal, as request ids are
         assert secret not in whole
 
 
