@@ -35,7 +35,7 @@ from indexer.records import Analysis, FloatArray
 from indexer.sources import MINILM, find_backbone
 from indexer.training.data import read_jsonl
 
-PROFILES = {"12 tokens": "oewn", "30 tokens": "wiki sentences", "200 tokens": "acl abstracts"}
+PROFILES = ("12 tokens", "30 tokens", "200 tokens")
 REFERENCE = "sentence-transformers, fp32"
 QUERIES = 200
 STARTS = 5

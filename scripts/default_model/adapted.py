@@ -50,12 +50,12 @@ def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> 
     """
     sets = similarity_sets(Encoder(backbone, cache), data)
     floors = floors_of(sets)
-    weights, gain, scores = choose_layer_weights(sets, floors)
-    best = Adapted(backbone, None, weights, {})
-    tried: dict[str, Any] = {"0": {"gain": gain, "layer_weights": weights, "scores": scores}}
-    best_gain = gain
+    weights, best_gain, scores = choose_layer_weights(sets, floors)
+    tried: dict[str, Any] = {"0": {"gain": best_gain, "layer_weights": weights, "scores": scores}}
+    chosen, best, best_adapter, best_weights = "0", backbone, None, weights
+    whole = read_peft(folder)
     for strength in STRENGTHS:
-        adapter = read_peft(folder, strength=strength)
+        adapter = whole.scaled(strength)
         merged = with_adapter(backbone, adapter, source=MINILM)
         weights, gain, scores = choose_layer_weights(similarity_sets(Encoder(merged, cache), data), floors)
         tried[str(strength)] = {"gain": gain, "layer_weights": weights, "scores": scores}
@@ -63,8 +63,7 @@ def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> 
         for name, row in scores.items():
             log(f"  {name:32} floor {floors[name]:.4f} " + " ".join(f" {kind} {row[kind]:.4f}" for kind in row))
         if gain > best_gain:
-            best, best_gain = Adapted(merged, adapter, weights, {}), gain
-        elif best.adapter is not None:
+            chosen, best, best_adapter, best_weights, best_gain = str(strength), merged, adapter, weights, gain
+        elif best_adapter is not None:
             break  # less of it is worse
-    strength = "0" if best.adapter is None else str(best.adapter.scale / read_peft(folder).scale)
-    return Adapted(best.backbone, best.adapter, best.weights, {"floors": floors, "chosen": strength, "tried": tried})
+    return Adapted(best, best_adapter, best_weights, {"floors": floors, "chosen": chosen, "tried": tried})

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from default_model.class_sets import TOPICS, class_sets
-from default_model.common import LAYERS, Floats, key_of, learning_rate_factor, write_whole
+from default_model.common import LAYERS, WARMUP, Floats, key_of, write_whole
 from default_model.features import Encoder
 from indexer.heads import PooledClassHead
 from indexer.training import metrics
+from indexer.training.calibration import fit_temperature
+from indexer.training.step import rate_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def train_class_head(encoder: Encoder, folder: Path, settings: ClassSettings) ->
     head.eval()
 
     logits = class_logits(head, held)
-    temperature = fit_temperature(logits, torch.from_numpy(gold))
+    temperature = fit_temperature(logits.numpy(), gold)
     before, after = logits.softmax(1).numpy(), (logits / temperature).softmax(1).numpy()
     right = after.argmax(1) == gold
     measured = {
@@ -120,7 +122,7 @@ def fit_class_head(
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     for step in range(settings.steps):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_factor(step, settings.steps)
+            group["lr"] = settings.learning_rate * rate_factor(step, settings.steps, warmup=WARMUP, decay="cosine")
         rows, others = torch.randint(len(x), (settings.batch,)), torch.randint(len(z), (settings.batch,))
         logits = head(torch.cat([x[rows], z[others]]))
         loss = nn.functional.cross_entropy(logits[: settings.batch], targets[rows])
@@ -131,10 +133,3 @@ def fit_class_head(
     with torch.no_grad():
         head.hidden.weight.div_(scale.flatten())
         head.hidden.bias.sub_(head.hidden.weight @ mean.flatten())
-
-
-def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature with the smallest cross-entropy (Guo et al. 2017)."""
-    candidates = np.exp(np.linspace(np.log(0.2), np.log(5), 321))
-    losses = [float(nn.functional.cross_entropy(logits / value, targets)) for value in candidates]
-    return round(float(candidates[int(np.argmin(losses))]), 4)

@@ -1,10 +1,9 @@
-"""What all stages share: constants, the cache's keys and files, batches, precision."""
+"""What all stages share: constants, the cache's keys and files, batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 ENTITY_TYPES = ["PER", "ORG", "LOC"]
 LAYERS = [-1, -2, -3, -4]
 MAX_LENGTH = 256
+WARMUP = 0.05  # share of a head's steps in which the learning rate rises
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,14 +32,6 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         ids[index, : len(row)] = torch.tensor(row)
         mask[index, : len(row)] = 1
     return ids, mask
-
-
-def learning_rate_factor(step: int, total: int, *, warmup: float = 0.05) -> float:
-    """Linear rise to 1 over the first steps, then half a cosine to 0."""
-    done = step / total
-    if done < warmup:
-        return (done + 1 / total) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
 
 
 def key_of(*facts: Any) -> str:
@@ -60,10 +52,3 @@ def progress(name: str, batches: Sequence[Any]) -> Any:
 
 def log(message: str) -> None:
     click.echo(message, err=True)
-
-
-def has_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16 itself; one that does not emulates it."""
-    # No public function of torch says this of a processor.
-    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(function is not None and function() for function in asked)

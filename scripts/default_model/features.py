@@ -18,7 +18,6 @@ from default_model.common import (
     LAYERS,
     MAX_LENGTH,
     Floats,
-    has_bfloat16,
     key_of,
     pad,
     progress,
@@ -29,6 +28,7 @@ from indexer.batches import plan_batches
 from indexer.checkpoint import Loaded
 from indexer.encoder import pool_layers
 from indexer.passages import split_passages
+from indexer.precision import native_bf16
 from indexer.shapes import Shapes, token_shapes, word_shapes
 from indexer.training.data import TaggedText
 
@@ -99,7 +99,7 @@ class Encoder:
 
         `exact`: in fp32; otherwise in bfloat16, where the machine has it.
         """
-        exact = exact or not has_bfloat16()
+        exact = exact or not native_bf16(torch.device("cpu"))
         precision = "fp32" if exact else "bf16"
         stem = f"states-{name}-{key_of([asdict(text) for text in texts], self.loaded.fingerprint, precision)}"
         paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "labels", "states")]
@@ -121,11 +121,11 @@ class Encoder:
         if not exact and self.half is None:
             self.half = copy.deepcopy(self.backbone).to(torch.bfloat16)
         backbone = self.backbone if exact else self.half
-        encoded = [encoding.ids for encoding in self.tokenizer.encode_batch([text.text for text in texts])]
-        offsets = [encoding.offsets for encoding in self.tokenizer.encode_batch([text.text for text in texts])]
+        encodings = self.tokenizer.encode_batch([text.text for text in texts])
+        encoded = [encoding.ids for encoding in encodings]
         kept = [index for index, ids in enumerate(encoded) if len(ids) <= MAX_LENGTH]
         starts = np.concatenate([[0], np.cumsum([len(encoded[index]) for index in kept])]).astype(np.int64)
-        labels = np.concatenate([token_labels(texts[index], offsets[index]) for index in kept])
+        labels = np.concatenate([token_labels(texts[index], encodings[index].offsets) for index in kept])
         temporary = paths[2].with_suffix(".tmp")
         states = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(LAYERS) * self.width)

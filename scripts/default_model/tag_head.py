@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from default_model.common import (
     ENTITY_TYPES,
     LAYERS,
-    has_bfloat16,
+    WARMUP,
     key_of,
-    learning_rate_factor,
     log,
     progress,
     write_whole,
@@ -27,9 +26,11 @@ from default_model.features import Encoder, TokenStates
 from indexer import iob
 from indexer.batches import plan_batches
 from indexer.heads import ContextualTagHead
+from indexer.precision import native_bf16
 from indexer.shapes import CAPITALS, LOWERED, Shape
 from indexer.training import metrics
 from indexer.training.data import TaggedText
+from indexer.training.step import rate_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,10 @@ def fit_tag_head(
         losses = []
         for batch in progress(f"tag head, epoch {epoch + 1}", plan):
             for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * learning_rate_factor(step, total)
+                group["lr"] = settings.learning_rate * rate_factor(step, total, warmup=WARMUP, decay="cosine")
             found = tag_batch(train, batch)
             shapes = other_case(found.shapes, settings, generator)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bfloat16()):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16(torch.device("cpu"))):
                 logits = head(found.states, found.mask, shapes)
             loss = nn.functional.cross_entropy(
                 logits.float().flatten(end_dim=1), found.labels.flatten(), ignore_index=iob.IGNORED
