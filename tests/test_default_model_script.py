@@ -80,7 +80,7 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
     states = encoder.token_states("few", TEXTS, exact=True)
     dev = {f"{name} dev": tag_head.dev_set(encoder, name, TEXTS) for name in ("ewt", "btc")}
     settings = tag_head.TagSettings(
-        width=16, dropout=0.0, epochs=12, batch_tokens=64, learning_rate=0.02, averaging=0.5
+        width=16, dropout=0.0, epochs=24, batch_tokens=64, learning_rate=0.02, averaging=0.5
     )
     settings = replace(settings, averaging=0.5, small_letters=0.0, capitals=0.0)
     train = [states] * 9
