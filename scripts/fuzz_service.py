@@ -58,7 +58,9 @@ def aimed(schema: dict[str, Any]) -> dict[str, Any]:
             properties["names"]["items"] = {"enum": ["label", "entity", "entity:ORG", "year", "author.name", "tags"]}
     schemas["EmbeddingsRequest"]["properties"]["model"] = {"const": "demo"}
     schemas["DocumentIn"]["properties"].pop("vector")
-    schemas["Filter"]["oneOf"] = [form for form in schemas["Filter"]["oneOf"] if "label" not in form["required"]]
+    forms = [form for form in schemas["Filter"]["oneOf"] if "label" not in form.get("required", ())]
+    text = {"enum": ["year >= 2020", "not entity ORG:nordal or year = 2019", "exists author.name"]}
+    schemas["Filter"]["oneOf"] = [text if form.get("type") == "string" else form for form in forms]
     for path in narrowed["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):

@@ -277,8 +277,8 @@ def test_the_version_is_shown(run: Run, name: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--label", "politics"], "unknown class 'politics'; this index knows music, science, sport"),
-        (["--entity", "DATE:x"], "unknown entity type 'DATE'; this index knows EVENT, LOC, ORG, PER, WORK"),
+        (["--label", "politics"], "unknown class 'politics' (this index knows music, science, sport)"),
+        (["--entity", "DATE:x"], "unknown entity type 'DATE' (this index knows EVENT, LOC, ORG, PER, WORK)"),
         (["--where", "year >="], "expected a value at character 8: year >=⟨here⟩"),
         (
             ["--where", "year > 1 ) "],

@@ -416,8 +416,8 @@ def test_number_of_nodes_is_limited() -> None:
 @pytest.mark.parametrize(
     ("obj", "expected"),
     [
-        (None, "filter: expected an object, got null"),
-        ([], "filter: expected an object, got an array"),
+        (None, "filter: expected an object or a text, got null"),
+        ([], "filter: expected an object or a text, got an array"),
         ({}, "filter: expected one of the keys path, label, entity, id, and, or, not, everything; got"),
         ({"foo": 1}, "got 'foo'"),
         ({"path": "a", "op": "~"}, "op: expected one of = != < <= > >= in between exists, got"),
@@ -446,7 +446,12 @@ def test_number_of_nodes_is_limited() -> None:
         ({"entity": {"type": "ORG", "match": "exact"}}, "entity: an entity text must be a string, got null"),
         ({"and": {}}, "and: expected an array, got an object"),
         ({"or": []}, "or: expected at least one filter, got an empty array"),
-        ({"not": 1}, "not: expected an object, got a number"),
+        ({"not": 1}, "not: expected an object or a text, got a number"),
+        ("year >=", "filter: expected a"),
+        ({"and": [{"label": "A"}, "a = 1 or"]}, "and[1]: expected a condition"),
+        ({"not": "a ~ 1"}, "not: expected "),
+        ({"or": ["a = 1", " or ".join(["a = 1"] * 9_999)]}, "or[1]: the filter has too many conditions"),
+        ({"not": {"not": "not " * 99 + "a = 1"}}, "not.not: the filter is nested too deeply"),
         ({"everything": 1}, "everything: expected true, got a number"),
         (
             {"and": [{"label": "A"}, {"path": "a", "op": "?", "value": 1}]},
@@ -464,6 +469,17 @@ def test_from_json_errors(obj: object, expected: str) -> None:
     if re.match(r"[a-z\[\]0-9.]+: ", expected):
         assert str(caught.value).startswith(expected)
     assert expected in str(caught.value)
+
+
+def test_a_text_stands_wherever_a_filter_may_in_an_object() -> None:
+    assert from_json("year >= 2020 or lang = de") == parse("year >= 2020 or lang = de")
+    assert from_json({"not": {"and": ["year >= 2020 or lang = de", {"label": "A"}]}}) == parse(
+        "not ((year >= 2020 or lang = de) and label = A)"
+    )
+    with pytest.raises(FilterError) as caught:
+        from_json({"and": ["a = 1", "b = 'x"]})
+    assert caught.value.text == "b = 'x"
+    assert caught.value.position is not None
 
 
 def test_from_json_takes_and_and_or_of_one() -> None:
@@ -777,12 +793,30 @@ def test_row_factory_of_the_caller_does_not_matter() -> None:
 def test_check_names() -> None:
     filter = parse("not (entity ORG:x or label in [A, B]) and entity * and exists label and a = 1")
     check_names(filter, labels={"A", "B"}, entity_types=["ORG", "PER"])
-    with pytest.raises(FilterError, match=r"^unknown entity type 'ORG'; this index knows LOC, PER$"):
+    with pytest.raises(
+        FilterError,
+        match=r"^unknown entity type 'ORG' \(this index knows LOC, PER\) at character 13: not \(entity ⟨here⟩ORG:x",
+    ):
         check_names(filter, labels={"A", "B"}, entity_types=["PER", "LOC"])
-    with pytest.raises(FilterError, match=r"^unknown class 'B'; this index knows A$"):
+    with pytest.raises(
+        FilterError, match=r"^unknown class 'B' \(this index knows A\) at character 35: .*label in \[A, ⟨here⟩B\]"
+    ):
         check_names(filter, labels={"A"}, entity_types={"ORG"})
-    with pytest.raises(FilterError, match=r"knows l0, l1, .* and 5 more$"):
+    with pytest.raises(FilterError, match=r"knows l0, l1, .* and 5 more\)$"):
         check_names(HasLabel("x"), labels=[f"l{n}" for n in range(25)], entity_types=None)
+
+
+def test_check_names_tells_the_place_in_a_json_object() -> None:
+    obj = {"and": ["a = 1", {"not": {"label": "B"}}]}
+    with pytest.raises(FilterError, match=r"^and\[1\]\.not\.label: unknown class 'B' \(this index knows A\)$"):
+        check_names(from_json(obj), labels={"A"}, entity_types=None)
+    obj = {"or": [{"entity": {"type": "ORG", "match": "any"}}, "a = 1"]}
+    with pytest.raises(FilterError, match=r"^or\[0\]\.entity\.type: unknown entity type 'ORG'"):
+        check_names(from_json(obj), labels=None, entity_types={"PER"})
+    with pytest.raises(FilterError, match=r"^unknown class 'B' .* at character 9: label = ⟨here⟩B$"):
+        check_names(from_json({"not": "label = B"}), labels={"A"}, entity_types=None)
+    assert HasLabel("B") == parse("label = B")
+    assert hash(HasLabel("B")) == hash(parse("label = B"))
 
 
 @pytest.mark.parametrize(("text", "by"), [("entity *", "entity"), ("entity ORG:x", "entity"),

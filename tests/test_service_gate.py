@@ -152,6 +152,8 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
             {"query": "x", "filter": {"not": {"not": {"not": {"not": {"label": "sport"}}}}}},
             "filter_depth",
         ),
+        ("/v1/search", {"query": "x", "filter": {"not": {"and": ["year = 1 or " * 17 + "year = 1"]}}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"not": {"and": ["not not not year = 1"]}}}, "filter_depth"),
         ("/v1/search/batch", {"searches": [{"query": "x"}] * 4}, "batch"),
         ("/v1/similar", {"ids": ["a", "b", "c", "d"]}, "batch"),
         ("/v1/similar", {"texts": ["x" * 101]}, "text"),

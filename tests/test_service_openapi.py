@@ -34,8 +34,10 @@ def test_every_reference_leads_somewhere_and_limits_stand_in_it(tmp_path: Path) 
 def test_the_schema_of_filters_has_every_form() -> None:
     from search.server.openapi import FILTER_SCHEMA
 
-    assert len(FILTER_SCHEMA["oneOf"]) == 11
-    for form in FILTER_SCHEMA["oneOf"]:
+    text, *objects = FILTER_SCHEMA["oneOf"]
+    assert text["type"] == "string"
+    assert len(objects) == 11
+    for form in objects:
         assert form["required"]
     with pytest.raises(Exception, match="expected one of the keys path, label, entity, id, and, or, not, everything"):
         from_json({})

@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 
-from fakes import DemoAnalyser, as_text_model, build_index
+from fakes import DemoAnalyser, as_text_model, build_index, entries
 from payloads import PAYLOADS
 from serving import READER, demo_service, documents, listening
 
@@ -219,6 +219,7 @@ def test_the_best_sentence_is_shown_where_it_is_asked_for(page: Any, tmp_path: P
         page.goto(f"{url}/?q=the+boat+crosses")
         hits(page, 6)
         assert page.locator(".best").count() == 0
+        page.click("#options summary")
         page.check("#best")
         page.wait_for_selector(".best")
         assert page.url == f"{url}/?q=the+boat+crosses&best="
@@ -230,6 +231,132 @@ def test_the_best_sentence_is_shown_where_it_is_asked_for(page: Any, tmp_path: P
         page.go_back()
         page.wait_for_selector(".best", state="detached")
         assert not page.is_checked("#best")
+
+
+def test_what_names_in_the_query_do(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=what+Nordal+makes")
+    hits(page, 5)
+    page.click("#options summary")
+    page.select_option("#names", "filter")
+    hits(page, 1)
+    assert ids(page) == ["atom"]
+    assert page.inner_text("#about") == (
+        "Names in the query: Nordal (ORG, 1 document). Only these were searched: 1 document."
+    )
+    page.select_option("#names", "boost")
+    hits(page, 5)
+    assert ids(page)[0] == "atom"
+    assert "These were raised: 1 document." in page.inner_text("#about")
+    page.fill("#query", "what Zorn makes")
+    page.wait_for_selector("#about:has-text('No document has any')")
+    page.fill("#query", "what is made")
+    page.wait_for_selector("#about:has-text('No name was found')")
+    page.go_back()
+    page.wait_for_selector("#about:has-text('Only these')")
+
+
+def test_why_a_hit_is_there(page: Any, address: str) -> None:
+    page.goto(
+        f"{address}/?q=Nordal+counts&mode=hybrid&filter=%7B%22path%22%3A%22year%22%2C%22op%22%3A%22exists%22%7D&why="
+    )
+    hits(page, 5)
+    assert page.is_checked("#why")
+    assert "5 documents of 5 may be found." in page.inner_text("#about")
+    assert "It took" in page.inner_text("#about")
+    first = page.locator(".hit").first
+    first.locator("summary").click()
+    names = first.locator(".why dt").all_inner_texts()
+    assert names == [
+        "score",
+        "likeness of meaning (cosine)",
+        "of which layer -1",
+        "of which layer -3",
+        "words (BM25)",
+        "share of meaning",
+        "share of words",
+        "filters that hold",
+    ]
+    values = first.locator(".why dd").all_inner_texts()
+    assert values[-1] == "exists year"
+    assert float(values[0]) == float(first.locator(".score").first.inner_text().removeprefix("score "))
+    assert abs(float(values[2]) + float(values[3]) - float(values[1])) < 0.0021
+    page.uncheck("#why")
+    page.wait_for_selector(".why", state="detached")
+
+
+def test_a_filter_in_words_becomes_a_chip_or_is_explained(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat")
+    hits(page, 5)
+    page.fill("#where", "year >= 2021 and not entity LOC:varberg or")
+    page.press("#where", "Enter")
+    page.wait_for_function("document.querySelector('#where').validationMessage.includes('⟨here⟩')")
+    assert chips(page) == []
+    page.fill("#where", "year >= 2021 and not entity LOC:varberg")
+    page.press("#where", "Enter")
+    hits(page, 2)
+    assert chips(page) == ["year >= 2021 and not entity LOC:varberg"]
+    assert page.input_value("#where") == ""
+    page.click("#facets button:has-text('Nordal')")
+    hits(page, 1)
+    assert ids(page) == ["atom"]
+    page.click("#chips button >> nth=0")
+    hits(page, 1)
+    assert chips(page) == ["ORG: Nordal"]
+
+
+def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Path) -> None:
+    from indexer.store import IndexWriter
+
+    analyser = DemoAnalyser()
+    many = [Document(f"boat {number}", f"a boat number{number} crosses") for number in range(35)]
+    index = build_index(tmp_path / "many", many, analyser)
+    with listening(Service({"many": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat+crosses")
+        hits(page, 10)
+        page.click("#more")
+        hits(page, 20)
+        with IndexWriter(index) as writer:
+            new = [Document(f"new {number}", "boat crosses") for number in range(5)]
+            writer.write(entries(new, analyser))
+        page.click("#more")
+        hits(page, 30)
+        page.click("#more")
+        hits(page, 35)
+        assert page.locator("#more").is_hidden()
+        assert sorted(ids(page)) == sorted(document.id for document in many)
+        assert page.inner_text("#status") == "35 results, best first"
+        assert page.url.endswith("&n=40")
+        page.reload()
+        hits(page, 40)
+        assert set(ids(page)[:5]) == {document.id for document in new}
+
+
+def test_near_duplicates_variety_and_passages(page: Any, tmp_path: Path) -> None:
+    analyser = DemoAnalyser()
+    long = "Halden waits. " * 30 + "The boat crosses to Varberg now. " + "Anna sings. " * 30
+    docs = [Document("long", long), Document("one", "the boat crosses"), Document("two", "the boat crosses")]
+    index = build_index(tmp_path / "some", docs, analyser)
+    with listening(Service({"some": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=the+boat+crosses")
+        hits(page, 3)
+        page.click("#options summary")
+        page.check("#distinct")
+        hits(page, 2)
+        assert page.locator(".hit").first.inner_text().count("+ 1 like it") == 1
+        page.check("#passages")
+        page.wait_for_selector(".passages")
+        shown = page.locator(".hit", has_text="Varberg").locator(".passages > li")
+        assert shown.count() == 3
+        assert "boat crosses" in shown.first.inner_text()
+        assert shown.first.locator(".around").count() == 2
+        page.check("#varied")
+        page.wait_for_function("location.search.includes('varied')")
+        hits(page, 2)
+        assert page.locator("#rerank-choice").is_hidden()
+        page.go_back()
+        page.go_back()
+        page.wait_for_selector(".passages", state="detached")
+        assert page.is_checked("#distinct")
 
 
 def test_texts_are_shown_and_never_run(page: Any, tmp_path: Path) -> None:

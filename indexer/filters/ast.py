@@ -133,10 +133,26 @@ class Exists(_Node):
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a condition was written: at `position` in `text`, or at `place` in a JSON object."""
+
+    place: str = ""
+    text: str | None = None
+    position: int | None = None
+
+    def error(self, problem: str) -> FilterError:
+        """What is wrong there."""
+        return FilterError(
+            f"{self.place}: {problem}" if self.place else problem, text=self.text, position=self.position
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class HasLabel(_Node):
     """The document's class has this name; with `None`, it has a class."""
 
     name: str | None
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.name is not None:
@@ -153,6 +169,7 @@ class HasEntity(_Node):
     type: str | None
     text: str | None
     match: EntityMatch
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.match not in ("exact", "prefix", "any"):

@@ -19,11 +19,13 @@ from indexer.filters.ast import (
     In,
     Not,
     Or,
+    Origin,
     all_of,
     any_of,
     check_size,
     checked_kind,
 )
+from indexer.filters.parser import parse
 
 T = TypeVar("T")
 
@@ -64,7 +66,11 @@ def to_json(filter: Filter) -> dict[str, Any]:
 def from_json(obj: object) -> Filter:
     """The filter that a JSON object describes; "and" and "or" of a single filter are that filter.
 
-    Raises FilterError with the place of the fault, such as `and[1].op`.
+    Where a filter may stand, a string may, too: a filter in the filter language. Raises FilterError with the place of
+    the fault, such as `and[1].op`.
+
+    >>> from_json({"and": [{"label": "Company"}, "year >= 2020"]})
+    And(parts=(HasLabel(name='Company'), Compare(path='year', op='>=', value=2020)))
     """
     return _Reader().read(obj, "", 1)
 
@@ -81,8 +87,10 @@ class _Reader:
             check_size(depth, self.nodes)
         except FilterError as error:
             _fail(place, error.problem)
+        if isinstance(obj, str):
+            return self.read_text(obj, place, depth)
         if not isinstance(obj, dict):
-            _fail(place, f"expected an object, got {_type_name(obj)}")
+            _fail(place, f"expected an object or a text, got {_type_name(obj)}")
         form = next((key for key in _FORMS if key in obj), None)
         if form is None:
             _fail(place, f"expected one of the keys {', '.join(_FORMS)}; got {_names(obj)}")
@@ -99,7 +107,7 @@ class _Reader:
             case "not":
                 return _build(place, Not, self.read(inner, at, depth + 1))
             case "label":
-                return _build(at, HasLabel, inner)
+                return _build(at, HasLabel, inner, Origin(at))
             case "id":
                 ids = _list(inner, at)
                 for number, id in enumerate(ids):
@@ -111,6 +119,18 @@ class _Reader:
                 if inner is not True:
                     _fail(at, f"expected true, got {_type_name(inner)}")
                 return Everything()
+
+    def read_text(self, text: str, place: str, depth: int) -> Filter:
+        """A filter in the filter language. Its place in the object is told before what is wrong in it."""
+        try:
+            found = parse(text)
+            self.nodes += found.nodes - 1
+            check_size(depth + found.depth - 1, self.nodes)
+        except FilterError as error:
+            raise FilterError(
+                f"{place or 'filter'}: {error.problem}", text=error.text, position=error.position
+            ) from None
+        return found
 
 
 _FORMS = ("path", "label", "entity", "id", "and", "or", "not", "everything")
@@ -150,7 +170,7 @@ def _read_entity(obj: object, place: str) -> Filter:
     if not isinstance(obj, dict):
         _fail(place, f"expected an object, got {_type_name(obj)}")
     _check_keys(obj, place, ("match",), optional=("type", "text"))
-    return _build(place, HasEntity, obj.get("type"), obj.get("text"), obj["match"])
+    return _build(place, HasEntity, obj.get("type"), obj.get("text"), obj["match"], Origin(_join(place, "type")))
 
 
 def _build(place: str, make: Callable[..., T], *arguments: object) -> T:

@@ -25,6 +25,7 @@ from indexer.filters.ast import (
     In,
     Not,
     Or,
+    Origin,
     any_of,
     check_size,
     checked_kind,
@@ -171,19 +172,18 @@ class _Parser:
     def label(self, start: int) -> Filter:
         names = self.names("label")
         self.count(start, nodes=len(names))
-        return self.build(start, lambda: any_of(HasLabel(name) for name in names))
+        return self.build(start, lambda: any_of(HasLabel(name, self.origin(at)) for at, name in names))
 
     def id(self, start: int) -> Filter:
-        return self.build(start, HasId, tuple(self.names("id")))
+        return self.build(start, HasId, tuple(name for _, name in self.names("id")))
 
-    def names(self, subject: str) -> list[str]:
-        """What follows `label` or `id`: = and a name, or in and a list of names."""
+    def names(self, subject: str) -> list[tuple[int, str]]:
+        """What follows `label` or `id`: = and a name, or in and a list of names. With the place of each."""
         scanner = self.scanner
         at = scanner.skip_space()
         operator = self.operator()
         if operator == "=":
-            scanner.skip_space()
-            return [self.name()]
+            return [(scanner.skip_space(), self.name())]
         if operator == "!=":
             scanner.fail(f"{subject} has no !=; write not {subject} = …", at)
         if operator != "in":
@@ -194,7 +194,7 @@ class _Parser:
         scanner.skip_space()
         if not scanner.next_is("["):
             scanner.fail(f"expected a list in brackets; {subject} has no ranges")
-        return self.bracketed(self.name)
+        return self.bracketed(lambda: (scanner.at, self.name()))
 
     def entity(self) -> Filter:
         scanner = self.scanner
@@ -214,11 +214,11 @@ class _Parser:
         if not scanner.take(":"):
             if quoted or scanner.next_is("*"):
                 scanner.fail("expected a colon: an entity is written TYPE:text, or *:text for any type")
-            return self.build(at, HasEntity, type, None, "any")
+            return self.build(at, HasEntity, type, None, "any", self.origin(at))
         if scanner.take("*"):
-            return self.build(at, HasEntity, type, None, "any")
+            return self.build(at, HasEntity, type, None, "any", self.origin(at))
         text = self.name(what="a text or * right after the colon", reserved_allowed=True)
-        return self.build(at, HasEntity, type, text, "prefix" if scanner.take("*") else "exact")
+        return self.build(at, HasEntity, type, text, "prefix" if scanner.take("*") else "exact", self.origin(at))
 
     def field(self) -> str:
         """A path: keys with dots between them, each bare or in backticks."""
@@ -324,6 +324,9 @@ class _Parser:
     def count(self, at: int, nodes: int = 1) -> None:
         self.nodes += nodes
         self.build(at, check_size, 1, self.nodes)
+
+    def origin(self, at: int) -> Origin:
+        return Origin(text=self.scanner.text, position=at)
 
     def build(self, at: int, make: Callable[..., T], *arguments: object) -> T:
         try:

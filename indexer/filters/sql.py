@@ -30,6 +30,7 @@ from indexer.filters.ast import (
     In,
     Not,
     Or,
+    Origin,
 )
 
 Statement = tuple[str, Sequence[Scalar]]
@@ -86,13 +87,14 @@ def allowed(connection: sqlite3.Connection, filter: Filter, *, known: Known | No
 def check_names(filter: Filter, *, labels: Collection[str] | None, entity_types: Collection[str] | None) -> None:
     """Raise FilterError for a class or an entity type that the index cannot have.
 
-    `labels` and `entity_types` are those that the index knows, `None` where it was built without them.
+    `labels` and `entity_types` are those that the index knows, `None` where it was built without them. The error points
+    at the name where the filter was written as text or JSON.
     """
     for leaf in leaves(filter):
         if isinstance(leaf, HasLabel):
-            _check_name(leaf.name, labels, by="class", one="class", many="classes")
+            _check_name(leaf, leaf.name, labels, by="class", one="class", many="classes")
         elif isinstance(leaf, HasEntity):
-            _check_name(leaf.type, entity_types, by="entity", one="entity type", many="entity types")
+            _check_name(leaf, leaf.type, entity_types, by="entity", one="entity type", many="entity types")
 
 
 def leaves(filter: Filter) -> Iterator[Filter]:
@@ -225,7 +227,9 @@ def _end(value: str | int | float | None) -> str | int | float:
     return value
 
 
-def _check_name(name: str | None, known: Collection[str] | None, *, by: str, one: str, many: str) -> None:
+def _check_name(
+    leaf: HasLabel | HasEntity, name: str | None, known: Collection[str] | None, *, by: str, one: str, many: str
+) -> None:
     if known is None:
         raise FilterError(
             f"this index was built without tags, so it cannot be filtered by {by}; `indexer retag` adds them"
@@ -233,4 +237,5 @@ def _check_name(name: str | None, known: Collection[str] | None, *, by: str, one
     if name is not None and name not in known:
         names = sorted(known)
         listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-        raise FilterError(f"unknown {one} {name!r}; this index knows {listed or 'no ' + many}")
+        origin = leaf.origin or Origin()
+        raise origin.error(f"unknown {one} {name!r} (this index knows {listed or 'no ' + many})")

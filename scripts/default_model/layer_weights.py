@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from default_model.common import Floats
 from default_model.features import Encoder
-from default_model.pairs import Row, glosses, held_out, paragraphs, questions
+from default_model.pairs import Row, glosses, held_out, neighbours, paragraphs, questions
 from indexer.training import data, metrics
 
 TOLERANCE = 0.002  # what any one set may lose by the layer weights, about the noise of its score
@@ -124,9 +125,10 @@ def similarity_sets(encoder: Encoder, folder: Path) -> dict[str, Similarities]:
         "ACL title → abstract": twins("acl", list(titles.items()), 500),
         "SciFact claim → abstract": scifact(encoder, folder, generator),
         "sentence → its paragraph": twins("wiki", kept_out(paragraphs(folder)), 400),
-        "paragraph → one of its article": twins("articles", neighbours(folder), 400),
+        "paragraph → one of its article": twins("articles", kept_out(neighbours(folder, limit=10_000)), 400),
         "question → answer": twins("trivia", kept_out(questions(folder)), 1000),
         "example → gloss": twins("oewn", kept_out(glosses(folder)), 1000),
+        "request → same intent": intents(encoder, folder),
     }
 
 
@@ -151,13 +153,18 @@ def scifact(encoder: Encoder, folder: Path, generator: random.Random) -> QuerySi
     return QuerySimilarities(layer_cosines(queries, documents), relevant)
 
 
-def neighbours(folder: Path) -> list[tuple[str, str]]:
-    """Two paragraphs each of articles; nothing of this kind is trained on."""
-    articles: dict[str, list[str]] = {}
-    for row in data.read_jsonl(folder / "wiki-en" / "wiki-paragraphs.jsonl.xz"):
-        if len(row["text"]) > 150 and held_out(row["title"]):
-            articles.setdefault(row["title"], []).append(row["text"])
-    return [(texts[0], texts[1]) for _, texts in sorted(articles.items()) if len(texts) > 1]
+def intents(encoder: Encoder, folder: Path) -> QuerySimilarities:
+    """Two requests of each intent → ten others of it. Requests to assistants: a kind of text and of likeness that
+    nothing is trained on, so that what is gained elsewhere is not bought here."""
+    found = json.loads((folder / "clinc150" / "data_full.json").read_text(encoding="utf-8"))["val"]
+    by_intent: dict[str, list[str]] = {}
+    for text, intent in found:
+        by_intent.setdefault(intent, []).append(text)
+    texts = [by_intent[intent][:12] for intent in sorted(by_intent)]
+    queries = encoder.features("intents-queries", [text for one in texts for text in one[:2]])
+    documents = encoder.features("intents-documents", [text for one in texts for text in one[2:]])
+    relevant = [list(range(10 * intent, 10 * intent + 10)) for intent in range(len(texts)) for _ in range(2)]
+    return QuerySimilarities(layer_cosines(queries, documents), relevant)
 
 
 def unit(means: Floats) -> Floats:

@@ -22,7 +22,7 @@ from indexer.training.data import TaggedText
 Row = dict[str, Any]
 
 SNIPPET = 550  # characters of an abstract or paragraph, about 110 tokens: what a pass over it costs grows with them
-LIMITS = {"acl": 6000, "wiki": 4000, "trivia": 4000, "glosses": 4000, "topics": 2500}
+LIMITS = {"acl": 6000, "wiki": 4000, "articles": 3000, "trivia": 4000, "glosses": 4000, "topics": 2500}
 
 
 def write_pairs(source: Path, folder: Path) -> None:
@@ -32,6 +32,7 @@ def write_pairs(source: Path, folder: Path) -> None:
         "acl": papers(source),
         "scifact": claims(source),
         "wiki": paragraphs(source),
+        "articles": neighbours(source),
         "trivia": questions(source),
         "glosses": glosses(source),
         "snli": triples(source),
@@ -88,6 +89,17 @@ def paragraphs(source: Path) -> Iterator[tuple[str, Row]]:
             continue
         others = " ".join(sentences[:chosen] + sentences[chosen + 1 :])
         yield row["title"], {"first": sentences[chosen], "second": cut(others)}
+
+
+def neighbours(source: Path, limit: int = SNIPPET) -> Iterator[tuple[str, Row]]:
+    """Paragraph → the next long one of its article."""
+    articles: dict[str, list[str]] = {}
+    for row in data.read_jsonl(source / "wiki-en" / "wiki-paragraphs.jsonl.xz"):
+        if len(row["text"]) > 150:
+            articles.setdefault(row["title"], []).append(row["text"])
+    for title, texts in sorted(articles.items()):
+        if len(texts) > 1:
+            yield title, {"first": cut(texts[0], limit), "second": cut(texts[1], limit)}
 
 
 def questions(source: Path) -> Iterator[tuple[str, Row]]:

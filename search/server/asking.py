@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,14 +122,15 @@ def filter_of(given: str | dict[str, Any] | None, limits: Limits) -> Filter | No
     if given is None:
         return None
     if isinstance(given, str):
-        if len(given) > limits.filter:
-            raise beyond("filter", limits.filter, len(given), "the characters of a filter")
+        _check_length(given, limits)
         if not given.strip():
             raise FilterError("the filter is empty: leave it out to search everything")
         tree = parse(given)
     else:
         if _is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
             raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter")
+        for text in _texts_in(given):
+            _check_length(text, limits)
         tree = from_json(given)
     if tree.depth > limits.filter_depth:
         raise beyond("filter_depth", limits.filter_depth, tree.depth, "the levels of a filter")
@@ -182,6 +184,23 @@ def needs_model(asked: Asked, index: OpenIndex) -> bool:
     if asked.embeds:
         index.model()
     return asked.embeds
+
+
+def _check_length(text: str, limits: Limits) -> None:
+    if len(text) > limits.filter:
+        raise beyond("filter", limits.filter, len(text), "the characters of a filter")
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """The filters in the command line's syntax within a JSON object."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts_in(one)
+    elif isinstance(value, dict):
+        for key in ("and", "or", "not"):
+            yield from _texts_in(value.get(key))
 
 
 def _is_deeper(value: object, limit: int) -> bool:

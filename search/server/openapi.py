@@ -22,8 +22,9 @@ def _object(*required: str, **properties: Any) -> dict[str, Any]:
 
 FILTER_SCHEMA: dict[str, Any] = {
     "title": "Filter",
-    "description": "A filter as a tree; docs/FILTERS.md describes it.",
+    "description": "A filter as a tree, or in the command line's syntax; docs/FILTERS.md describes both.",
     "oneOf": [
+        {"type": "string", "minLength": 1},
         _object("path", "op", "value", path=_PATH, op={"enum": ["=", "!=", "<", "<=", ">", ">="]}, value=_SCALAR),
         _object("path", "op", "values", path=_PATH, op={"const": "in"}, values={"type": "array", "items": _SCALAR}),
         _object(

@@ -324,6 +324,7 @@ class IndexesAnswer(Answer):
     indexes: list[IndexOut]
     limits: dict[str, float]
     writable: bool
+    reranker: Annotated[bool, Field(description="Whether searches may ask for a cross-encoder.")]
 
 
 class Health(Answer):

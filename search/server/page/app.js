@@ -5,7 +5,9 @@ import { byId, counted, element } from "./dom.js";
 import { facetElements } from "./facets.js";
 import { hitElement } from "./hits.js";
 import { label, marked } from "./marks.js";
-import { described, FIRST, read, same, together, write } from "./state.js";
+import { common, hasPages, searchOf, similarOf } from "./query.js";
+import { described, FIRST, read, same, SWITCHES, write } from "./state.js";
+import { aboutElements } from "./why.js";
 
 const TYPING = 250; // milliseconds without a key before a search begins
 const SLOW = 150; // before the page says that it is searching
@@ -14,6 +16,7 @@ let state = read();
 let underWay = null;
 let typing = null;
 let maximum = 1000;
+let following = null; // the cursor of the hits after those that are shown, where it is known
 
 function change(changes, options) {
   state = { ...state, n: FIRST, ...changes };
@@ -27,21 +30,30 @@ async function show() {
   const own = (underWay = new AbortController());
   if (byId("query").value !== state.q) byId("query").value = state.q;
   byId("mode").value = state.mode;
-  byId("best").checked = state.best;
+  byId("names").value = state.names;
+  for (const name of SWITCHES) byId(name).checked = state[name];
   if (state.index !== null) byId("index").value = state.index;
   document.title = state.q ? `${state.q} – Search` : "Search";
   showChips();
+  following = null;
+  await during(own, async () => {
+    const answer = await ask(own.signal);
+    if (own !== underWay) return;
+    byId("error").replaceChildren();
+    showHits(answer);
+    showFacets(answer.facets);
+  });
+}
+
+// Do something that takes time, and say so where it takes long. What another has overtaken is given up in silence.
+async function during(own, work) {
   const results = byId("results");
   const slow = setTimeout(() => {
     results.setAttribute("aria-busy", "true");
     byId("status").textContent = "Searching …";
   }, SLOW);
   try {
-    const { hits, facets } = await ask(own.signal);
-    if (own !== underWay) return;
-    byId("error").replaceChildren();
-    showHits(hits, facets);
-    showFacets(facets);
+    await work();
   } catch (error) {
     if (error.name === "AbortError" || own !== underWay) return;
     showError(error);
@@ -53,23 +65,57 @@ async function show() {
 
 // Hits, `null` where nothing is searched for yet, and facets: of the best hits, or of all that the filters allow.
 async function ask(signal) {
-  const common = { index: state.index ?? undefined, filter: together(state.filters) };
-  const countAll = () => call("/v1/facets", { ...common, top: 8 }, signal);
+  const countAll = () => call("/v1/facets", { ...common(state), top: 8 }, signal);
   if (state.like !== null) {
-    const [answer, facets] = await Promise.all([
-      call("/v1/similar", { ...common, ids: [state.like], k: state.n }, signal),
-      countAll(),
-    ]);
+    const [answer, facets] = await Promise.all([call("/v1/similar", similarOf(state, state.n), signal), countAll()]);
     return { hits: answer.hits, facets };
   }
   if (!state.q.trim()) return { hits: null, facets: await countAll() };
-  const search = { ...common, query: state.q, mode: state.mode, k: state.n, facets: { top: 8 }, highlight: state.best };
-  const answer = await call("/v1/search", search, signal);
-  return { hits: answer.hits, facets: answer.facets };
+  return call("/v1/search", { ...searchOf(state, state.n, maximum), facets: { top: 8 } }, signal);
 }
 
-function showHits(hits, facets) {
+// More hits, behind those that are shown. The first time, those are asked for anew as a page, for the cursor of the next.
+async function more() {
+  const shown = state.n;
+  const n = Math.min(shown + FIRST, maximum);
+  if (!hasPages(state)) return change({ n });
+  clearTimeout(typing);
+  underWay?.abort();
+  const own = (underWay = new AbortController());
+  const page = (cursor, k) => call("/v1/search", { ...searchOf(state, k, maximum), cursor }, own.signal);
+  await during(own, async () => {
+    if (following === null) {
+      const first = await page("", shown);
+      if (own !== underWay) return;
+      following = first.cursor;
+      showHits(first);
+    }
+    const next = following === null ? null : await page(following, n - shown);
+    if (own !== underWay) return;
+    state = { ...state, n };
+    write(state);
+    if (next === null) return showMore(false);
+    following = next.cursor;
+    const before = byId("results").querySelectorAll(".hit").length;
+    byId("results").append(...hitElements(next, before));
+    byId("status").textContent = `${counted(before + next.hits.length, "result")}, best first`;
+    showMore(following !== null);
+    byId("results").children[before]?.querySelector("button")?.focus();
+  });
+}
+
+function hitElements({ hits, explanation }, before = 0) {
+  const parts = (state.why && explanation?.hits) || [];
+  return hits.map((hit, at) => hitElement(hit, before + at + 1, { onLike: like, parts: parts[at] }));
+}
+
+function showMore(there) {
+  byId("more").hidden = !there || state.n >= maximum;
+}
+
+function showHits({ hits, facets, explanation }) {
   const results = byId("results");
+  byId("about").replaceChildren(...(explanation ? aboutElements(explanation, { whole: state.why }) : []));
   if (hits === null) {
     const what = state.filters.length ? "match the filters" : "can be searched";
     byId("status").textContent = "";
@@ -86,9 +132,9 @@ function showHits(hits, facets) {
     );
   } else {
     byId("status").textContent = `${counted(hits.length, "result")}, best first`;
-    results.replaceChildren(...hits.map((hit, at) => hitElement(hit, at + 1, { onLike: like })));
+    results.replaceChildren(...hitElements({ hits, explanation }));
   }
-  byId("more").hidden = hits === null || hits.length < state.n || state.n >= maximum;
+  showMore(hits !== null && hits.length >= state.n);
 }
 
 // New buttons take the place of the old ones; the one that has the keyboard keeps it.
@@ -105,7 +151,9 @@ function showError(error) {
   const title = error instanceof Problem ? error.title : "The page failed";
   byId("status").textContent = "";
   byId("results").replaceChildren();
-  byId("more").hidden = true;
+  byId("about").replaceChildren();
+  following = null;
+  showMore(false);
   byId("error").replaceChildren(
     element("div", {
       className: "box error",
@@ -141,6 +189,29 @@ function toggle(filter) {
   change({ filters: others.length < state.filters.length ? others : [...state.filters, filter] });
 }
 
+// Variety and a second reading each put hits into an order of their own: one takes the other's place.
+function instead(name) {
+  return { varied: { rerank: false }, rerank: { varied: false } }[name];
+}
+
+// A filter in the filter language becomes a chip, once the service has understood it.
+async function where(event) {
+  event.preventDefault();
+  const field = byId("where");
+  const filter = field.value.trim();
+  if (!filter) return;
+  field.setCustomValidity("");
+  try {
+    await call("/v1/facets", { index: state.index ?? undefined, filter, names: ["label"], top: 1 });
+  } catch (error) {
+    field.setCustomValidity(error.message);
+    field.reportValidity();
+    return;
+  }
+  field.value = "";
+  if (!state.filters.some((one) => same(one, filter))) change({ filters: [...state.filters, filter] });
+}
+
 async function like(id) {
   await change({ like: id, q: "" });
   window.scrollTo(0, 0);
@@ -173,6 +244,8 @@ async function tag(event) {
 
 async function start() {
   byId("facets-box").open = matchMedia("(min-width: 48rem)").matches;
+  byId("options").open = state.names !== "" || SWITCHES.some((name) => state[name]);
+  byId("where").addEventListener("input", () => byId("where").setCustomValidity(""));
   byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
     change({ q: byId("query").value, like: null });
@@ -182,9 +255,11 @@ async function start() {
     typing = setTimeout(() => change({ q: byId("query").value, like: null }, { replace: true }), TYPING);
   });
   byId("mode").addEventListener("change", () => change({ mode: byId("mode").value }));
-  byId("best").addEventListener("change", () => change({ best: byId("best").checked }));
+  byId("names").addEventListener("change", () => change({ names: byId("names").value }));
+  for (const name of SWITCHES) byId(name).addEventListener("change", () => change({ [name]: byId(name).checked, ...instead(name) }));
+  byId("where-form").addEventListener("submit", where);
   byId("index").addEventListener("change", () => change({ index: byId("index").value, filters: [], like: null }));
-  byId("more").addEventListener("click", () => change({ n: Math.min(state.n + FIRST, maximum) }));
+  byId("more").addEventListener("click", more);
   byId("tag").addEventListener("submit", tag);
   window.addEventListener("popstate", () => {
     state = read();
@@ -197,8 +272,10 @@ async function start() {
     }
   });
   try {
-    const { indexes, limits } = await call("/v1/indexes");
+    const { indexes, limits, reranker } = await call("/v1/indexes");
     maximum = limits.k;
+    byId("rerank-choice").hidden = !reranker;
+    byId("names-choice").hidden = indexes.every((index) => index.entity_types === null);
     if (indexes.length > 1) {
       byId("index").append(...indexes.map(({ name }) => element("option", { text: name, attributes: { value: name } })));
       byId("index").hidden = false;

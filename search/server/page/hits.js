@@ -1,11 +1,13 @@
 // The list of hits.
 
 import { element } from "./dom.js";
-import { emphasised, label } from "./marks.js";
+import { emphasised, label, marked } from "./marks.js";
+import { partsElement } from "./why.js";
 
 const SHOWN = 600; // code points of a text, from where its best passage begins, or its best sentence further on
 
-export function hitElement(hit, number, { onLike }) {
+// `parts`: what its score is made of, where that was asked for.
+export function hitElement(hit, number, { onLike, parts }) {
   const heading = [
     element("span", { className: "id", text: hit.id }),
     element("span", { className: "score", text: `score ${hit.score.toFixed(3)}` }),
@@ -13,8 +15,31 @@ export function hitElement(hit, number, { onLike }) {
   if (hit.label) heading.push(label(hit.label));
   if (hit.hidden) heading.push(element("span", { className: "score", text: `+ ${hit.hidden.length} like it` }));
   const points = Array.from(hit.text);
-  const text = element("p", { className: "text" });
   const actions = element("div", { className: "actions" });
+  const body = hit.passages && points.length > SHOWN ? passagesElement(points, hit) : excerpt(points, hit, actions);
+  actions.append(
+    element("button", {
+      text: "More like this",
+      attributes: { type: "button", "aria-label": `More like ${hit.id}` },
+      on: { click: () => onLike(hit.id) },
+    }),
+  );
+  return element("article", {
+    className: "hit",
+    attributes: { "aria-label": `Result ${number}` },
+    children: [
+      element("h2", { children: heading }),
+      body,
+      facts(hit.metadata),
+      ...(parts ? [partsElement(parts)] : []),
+      actions,
+    ],
+  });
+}
+
+// The text, or so much of it as there is room for, with a button for the rest.
+function excerpt(points, hit, actions) {
+  const text = element("p", { className: "text" });
   const best = hit.highlight;
   const from = best && best.end > hit.passage.start + SHOWN ? best.start : hit.passage.start;
   const start = points.length > SHOWN ? from : 0;
@@ -33,17 +58,31 @@ export function hitElement(hit, number, { onLike }) {
     });
     actions.append(whole);
   }
-  actions.append(
-    element("button", {
-      text: "More like this",
-      attributes: { type: "button", "aria-label": `More like ${hit.id}` },
-      on: { click: () => onLike(hit.id) },
-    }),
-  );
-  return element("article", {
-    className: "hit",
-    attributes: { "aria-label": `Result ${number}` },
-    children: [element("h2", { children: heading }), text, facts(hit.metadata), actions],
+  return text;
+}
+
+// The best passages, best first, each between its neighbours.
+function passagesElement(points, hit) {
+  const around = (stretches) =>
+    stretches.map(({ start, end }) =>
+      element("p", { className: "text around", children: marked(points, hit.entities, start, end) }),
+    );
+  return element("ol", {
+    className: "passages",
+    attributes: { "aria-label": "Best passages" },
+    children: hit.passages.map((passage) =>
+      element("li", {
+        children: [
+          element("span", { className: "score", text: `score ${passage.score.toFixed(3)}` }),
+          ...around(passage.before ?? []),
+          element("p", {
+            className: "text",
+            children: emphasised(points, hit.entities, hit.highlight, passage.start, passage.end),
+          }),
+          ...around(passage.after ?? []),
+        ],
+      }),
+    ),
   });
 }
 

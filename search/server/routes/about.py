@@ -26,7 +26,12 @@ def about_routes(service: Service) -> APIRouter:
     async def indexes() -> Response:
         described = await service.searching.run(lambda: [_describe(index) for index in service.indexes.values()])
         return answer(
-            {"indexes": described, "limits": asdict(service.limits), "writable": not service.settings.read_only}
+            {
+                "indexes": described,
+                "limits": asdict(service.limits),
+                "writable": not service.settings.read_only,
+                "reranker": service.settings.reranker is not None,
+            }
         )
 
     @router.get("/healthz", response_model=Health, summary="Whether the process answers")
