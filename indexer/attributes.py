@@ -1,21 +1,23 @@
 """What of a document can be counted: its class, its entities of a type, the values of a metadata field or their dates.
 
-An attribute gives a document any number of keys, each once. It reads them of all documents by SQL, and of a few that
-changed from the documents themselves; both agree.
+An attribute gives a document any number of keys, each once. It reads them of all documents by SQL, in the order of the
+values, and of those that changed by document; both agree.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from indexer.fields import INT64_MAX, INT64_MIN, Kind, Scalar
-from indexer.postings import Delta
+from pyroaring import BitMap
+
+from indexer.fields import INT64_MAX, INT64_MIN, Kind, Scalar, flatten
 
 Key = tuple[Kind, Scalar]
 """A value with its kind, so that true is not 1. Keys have an order: by kind, then by value."""
@@ -29,8 +31,50 @@ class Attribute(Protocol):
     def rows(self, connection: sqlite3.Connection) -> Iterator[tuple[Key, str]]:
         """Keys, in any order and repeated or not, with the numbers of documents that have them, as "1,5,9"."""
 
-    def changed(self, delta: Delta) -> dict[int, set[Key]]:
+    def changed(self, changed: Changed, connection: sqlite3.Connection) -> dict[int, set[Key]]:
         """The keys of documents that changed, by number; those that have none are left out."""
+
+
+class Changed:
+    """Documents that changed up to a commit, and what they have at that commit, read when it is first asked for.
+
+    Every connection that it is given must be in a read transaction of that commit.
+    """
+
+    def __init__(self, docs: BitMap) -> None:
+        self.docs = docs
+        self._classes: list[tuple[int, str]] | None = None
+        self._entities: dict[str, list[tuple[int, str]]] | None = None
+        self._fields: dict[str, list[tuple[int, Kind, Scalar]]] | None = None
+
+    def classes(self, connection: sqlite3.Connection) -> list[tuple[int, str]]:
+        """Documents that have a class, with its name."""
+        if self._classes is None:
+            self._classes = self._rows(connection, "doc, name FROM documents JOIN labels USING (label)")
+        return self._classes
+
+    def entities(self, connection: sqlite3.Connection, type: str) -> list[tuple[int, str]]:
+        """Documents that have entities of a type, with the normalised text of each, repeated or not."""
+        if self._entities is None:
+            found: dict[str, list[tuple[int, str]]] = {}
+            for doc, of, norm in self._rows(connection, "doc, type, norm FROM entities JOIN entity_terms USING (term)"):
+                found.setdefault(of, []).append((doc, norm))
+            self._entities = found
+        return self._entities.get(type, [])
+
+    def fields(self, connection: sqlite3.Connection, path: str) -> list[tuple[int, Kind, Scalar]]:
+        """The values at a path of metadata as filters see them, each with its document."""
+        if self._fields is None:
+            found: dict[str, list[tuple[int, Kind, Scalar]]] = {}
+            for doc, metadata in self._rows(connection, "doc, metadata FROM documents"):
+                for at, kind, value in flatten(json.loads(metadata)):
+                    found.setdefault(at, []).append((doc, kind, value))
+            self._fields = found
+        return self._fields.get(path, [])
+
+    def _rows(self, connection: sqlite3.Connection, what: str) -> list[Any]:
+        chosen = json.dumps(list(self.docs))
+        return connection.execute(f"SELECT {what} WHERE doc IN (SELECT value FROM json_each(?))", (chosen,)).fetchall()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +89,8 @@ class ClassNames:
         for label, docs in counted:
             yield (Kind.STRING, names[label]), docs
 
-    def changed(self, delta: Delta) -> dict[int, set[Key]]:
-        return {doc: {(Kind.STRING, name)} for name, docs in delta.by_label.items() for doc in docs}
+    def changed(self, changed: Changed, connection: sqlite3.Connection) -> dict[int, set[Key]]:
+        return {doc: {(Kind.STRING, name)} for doc, name in changed.classes(connection)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +109,10 @@ class EntityTexts:
             if docs is not None:
                 yield (Kind.STRING, norm), docs
 
-    def changed(self, delta: Delta) -> dict[int, set[Key]]:
+    def changed(self, changed: Changed, connection: sqlite3.Connection) -> dict[int, set[Key]]:
         found: dict[int, set[Key]] = {}
-        for (type, norm), docs in delta.by_entity.items():
-            for doc in docs if type == self.type else ():
-                found.setdefault(doc, set()).add((Kind.STRING, norm))
+        for doc, norm in changed.entities(connection, self.type):
+            found.setdefault(doc, set()).add((Kind.STRING, norm))
         return found
 
 
@@ -90,9 +133,9 @@ class FieldValues:
             if (key := part_of(Kind(kind), value, self.part)) is not None:
                 yield key, docs
 
-    def changed(self, delta: Delta) -> dict[int, set[Key]]:
+    def changed(self, changed: Changed, connection: sqlite3.Connection) -> dict[int, set[Key]]:
         found: dict[int, set[Key]] = {}
-        for doc, kind, value in delta.by_path.get(self.path, ()):
+        for doc, kind, value in changed.fields(connection, self.path):
             if (key := part_of(kind, value, self.part)) is not None:
                 found.setdefault(doc, set()).add(key)
         return found

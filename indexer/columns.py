@@ -1,7 +1,7 @@
 """What each document has of one kind, in memory, to be counted: its class, its entities of a type, a field's values.
 
-A column is read by SQL once, and then follows the commits as `postings.py` does: by the documents that changed, which
-the table `changes` names. Those are kept apart from the large arrays, which thus are shared by all commits, until there
+A column is read by SQL once, and then follows the commits by the documents that changed, which the table `changes`
+names. Those are kept apart from the large arrays, which thus are shared by all commits, until there
 are enough of them to make new arrays.
 """
 
@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from indexer.attributes import Attribute, Key
+from indexer.attributes import Attribute, Changed, Key
 from indexer.fields import Kind, Scalar
-from indexer.postings import Delta, LogPosition, Postings
+from indexer.postings import LogPosition, changed_docs
 
 Integers = npt.NDArray[np.int64]
 
 FOLD = 4_096  # documents that changed; of more, new arrays are made
+MAX_FOLLOWED = 32_768  # documents; where more changed, or an eighth of all, a column is read by SQL again
 SPARSE = 8  # a column that fewer than one document in so many has is looked up by search, not by document number
 STATES = 4  # commits for which a column is kept, so that an older snapshot does not read it by SQL again
 SURFACES = 10_000
@@ -134,11 +135,10 @@ class Column:
             counts += np.bincount(pairs % size, minlength=size)
         return counts
 
-    def following(self, delta: Delta, attribute: Attribute, last: int) -> Column:
-        """This column after the changes up to number `last`."""
-        now = attribute.changed(delta)
+    def following(self, changed: BitMap, now: Mapping[int, set[Key]], last: int) -> Column:
+        """This column after the changes up to number `last`: `now` has the keys of the documents that changed."""
         extra = {key: len(self.base.values) + at for at, key in enumerate(self.extra)}
-        fresh = {doc: codes for doc, codes in self.fresh.items() if doc not in delta.docs}
+        fresh = {doc: codes for doc, codes in self.fresh.items() if doc not in changed}
         added: list[int] = []
         for doc, keys in now.items():
             codes = []
@@ -148,7 +148,7 @@ class Column:
             fresh[doc] = tuple(codes)
             added += codes
         size = len(self.base.values) + len(extra)
-        gone = self._counted(delta.docs & self.present)
+        gone = self._counted(changed & self.present)
         came = np.bincount(np.array(added, dtype=np.int64), minlength=size)
         totals = np.zeros(size, dtype=np.int64)
         totals[: len(self.totals)] = self.totals - gone
@@ -157,9 +157,9 @@ class Column:
         column = Column(
             base=self.base,
             last=last,
-            stale=self.stale | delta.docs,
+            stale=self.stale | changed,
             fresh=fresh,
-            present=(self.present - delta.docs) | BitMap(now),
+            present=(self.present - changed) | BitMap(now),
             totals=totals,
             extra=tuple(extra),
             surfaces={code: text for code, text in list(self.surfaces.items()) if code not in touched},
@@ -268,10 +268,9 @@ def make_column(keys: Sequence[Key], docs: Integers, codes: Integers, *, last: i
 class Columns:
     """Remembers columns, in at most so many bytes; those that were not used for longest go first. Shared by threads."""
 
-    def __init__(self, postings: Postings, max_bytes: int = 512 * 2**20) -> None:
-        """`postings` tell what changed between two commits."""
-        self._postings = postings
+    def __init__(self, max_bytes: int = 512 * 2**20) -> None:
         self._max_bytes = max_bytes
+        self._changed: tuple[tuple[int, int], Changed | None] = ((0, 0), None)  # after one change, up to another
         self._known: dict[Attribute, tuple[Column, ...]] = {}  # at most STATES each, in the order of their changes
         self._making: dict[Attribute, threading.Lock] = {}
         self._mutex = threading.Lock()
@@ -288,11 +287,12 @@ class Columns:
             before = next((column for column in reversed(states) if column.last <= position.last), None)
             if before is not None and before.last == position.last:
                 return before
-            delta = None
+            changed = None
             if before is not None and position.trimmed <= before.last:
-                delta = self._postings.delta(connection, before.last, position.last)
-            if before is not None and delta is not None:
-                column = before.following(delta, attribute, position.last)
+                changed = self._changed_between(connection, before.last, position.last)
+            if before is not None and changed is not None:
+                now = attribute.changed(changed, connection)
+                column = before.following(changed.docs, now, position.last)
             else:
                 column = read_column(connection, attribute, last=position.last)
             self._put(attribute, column)
@@ -307,6 +307,18 @@ class Columns:
         """Forget everything."""
         with self._mutex:
             self._known.clear()
+
+    def _changed_between(self, connection: sqlite3.Connection, after: int, last: int) -> Changed | None:
+        """What changed, `None` for too much. The latest is remembered: all columns follow the same commits."""
+        with self._mutex:
+            known, changed = self._changed
+        if known == (after, last):
+            return changed
+        docs = changed_docs(connection, after, most=MAX_FOLLOWED)
+        changed = None if docs is None else Changed(docs)
+        with self._mutex:
+            self._changed = ((after, last), changed)
+        return changed
 
     def _put(self, attribute: Attribute, column: Column) -> None:
         with self._mutex:

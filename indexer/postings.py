@@ -16,7 +16,7 @@ from functools import cached_property
 
 from pyroaring import BitMap
 
-from indexer.fields import Kind, Scalar, flatten, normalise_entity
+from indexer.fields import Scalar, normalise_entity
 from indexer.filters import DocumentFacts, Filter, HasEntity, HasLabel, allowed, matches
 from indexer.filters.ast import And, HasId, In, Not, Or
 from indexer.filters.sql import leaves
@@ -28,7 +28,7 @@ LOG_TRIMMED = "log_trimmed"
 
 # Where so many documents, or an eighth of all, have changed, a bitmap is read by SQL again.
 MAX_CHANGED, LEAST_CHANGED = 2_000, 64
-LOG_KEPT = 2 * MAX_CHANGED  # changes that stay in the log for readers to follow
+LOG_KEPT = 65_536  # changes that stay in the log for readers to follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,17 @@ def read_log_position(connection: sqlite3.Connection) -> LogPosition:
     """The position as of a connection's read transaction."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
     return LogPosition(row[0] if row else 0, read_setting(connection, LOG_TRIMMED) or 0)
+
+
+def changed_docs(connection: sqlite3.Connection, after: int, *, most: int) -> BitMap | None:
+    """The documents that changed after a change, as of a read transaction; `None` for too many.
+
+    Too many are more than `most`, or more than an eighth of all.
+    """
+    (documents,) = connection.execute("SELECT documents FROM commits").fetchone()
+    most = min(most, max(LEAST_CHANGED, documents // 8))
+    rows = connection.execute("SELECT DISTINCT doc FROM changes WHERE seq > ? LIMIT ?", (after, most + 1)).fetchall()
+    return BitMap(doc for (doc,) in rows) if len(rows) <= most else None
 
 
 @dataclass(frozen=True)
@@ -79,15 +90,6 @@ class Delta:
         for document in self.documents:
             if document.label is not None:
                 found.setdefault(document.label.name, BitMap()).add(document.doc)
-        return found
-
-    @cached_property
-    def by_path(self) -> dict[str, list[tuple[int, Kind, Scalar]]]:
-        """The values of metadata as filters see them, with the document of each, by path."""
-        found: dict[str, list[tuple[int, Kind, Scalar]]] = {}
-        for document in self.documents:
-            for path, kind, value in flatten(document.metadata):
-                found.setdefault(path, []).append((document.doc, kind, value))
         return found
 
     @cached_property
@@ -164,15 +166,8 @@ class Postings:
         with self._mutex:
             if (after, last) in self._deltas:
                 return self._deltas[after, last]
-        (documents,) = connection.execute("SELECT documents FROM commits").fetchone()
-        most = min(MAX_CHANGED, max(LEAST_CHANGED, documents // 8))
-        rows = connection.execute(
-            "SELECT DISTINCT doc FROM changes WHERE seq > ? LIMIT ?", (after, most + 1)
-        ).fetchall()
-        delta = None
-        if len(rows) <= most:
-            docs = [doc for (doc,) in rows]
-            delta = Delta(BitMap(docs), read_documents(connection, docs).values())
+        docs = changed_docs(connection, after, most=MAX_CHANGED)
+        delta = None if docs is None else Delta(docs, read_documents(connection, list(docs)).values())
         with self._mutex:
             while len(self._deltas) >= 4:
                 del self._deltas[next(iter(self._deltas))]

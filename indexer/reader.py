@@ -104,7 +104,7 @@ class IndexReader:
         self._view = _NO_VIEW
         self._workers: ThreadPoolExecutor | None = None
         self.postings = Postings()
-        self.columns = Columns(self.postings)
+        self.columns = Columns()
         acknowledged = acknowledged_commit(self.path / LOCK)
         with self._connection() as connection:
             settings = read_settings(connection)

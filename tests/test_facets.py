@@ -650,6 +650,26 @@ def test_a_reader_that_missed_trimmed_changes_reads_again(
         assert read
 
 
+@pytest.mark.parametrize("fold", [2, 10_000])
+def test_a_large_commit_is_followed_and_a_larger_one_is_read_again(
+    path: Path, documents: dict[str, Document], read: list[object], monkeypatch: pytest.MonkeyPatch, fold: int
+) -> None:
+    monkeypatch.setattr(columns_module, "MAX_FOLLOWED", 30)
+    monkeypatch.setattr(columns_module, "FOLD", fold)
+    with Searcher(path) as searcher, IndexWriter(path) as writer:
+        check_all(searcher, documents)
+        for count in (30, 31):
+            read.clear()
+            new = [
+                Document(f"d{n}" if n < 5 else f"new{n}", f"Ada{n} Zoe has a ball", {"n": n, "tags": ["x", str(count)]})
+                for n in range(count)
+            ]
+            documents |= {document.id: document for document in new}
+            writer.write(entries(new, MODEL))
+            check_all(searcher, documents)
+            assert bool(read) == (count == 31)
+
+
 def test_older_snapshots_keep_their_counts_and_are_not_read_again(path: Path, read: list[object]) -> None:
     attribute = FieldValues("n")
     with IndexReader(path) as reader, IndexWriter(path) as writer:
@@ -670,7 +690,7 @@ def test_columns_that_do_not_fit_are_forgotten_the_oldest_first(path: Path, read
         for attribute in kept:
             snapshot.column(attribute)
         room = reader.columns.nbytes()
-        small = Columns(reader.postings, max_bytes=room)
+        small = Columns(max_bytes=room)
         for attribute in kept:
             small.get(snapshot.connection, attribute, snapshot.view.log)
         small.get(snapshot.connection, kept[0], snapshot.view.log)
@@ -681,7 +701,7 @@ def test_columns_that_do_not_fit_are_forgotten_the_oldest_first(path: Path, read
         assert read == [EntityTexts("LOC")]
         small.get(snapshot.connection, kept[1], snapshot.view.log)
         assert read == [EntityTexts("LOC"), kept[1]]
-        none = Columns(reader.postings, max_bytes=0)
+        none = Columns(max_bytes=0)
         assert none.get(snapshot.connection, kept[0], snapshot.view.log).totals.sum() > 0
         assert none.nbytes() == 0
 
