@@ -27,10 +27,14 @@ Integers = npt.NDArray[np.int64]
 
 FOLD = 4_096  # documents that changed; of more, new arrays are made
 MAX_FOLLOWED = 32_768  # documents; where more changed, or an eighth of all, a column is read by SQL again
+FREQUENT = 1_024  # documents that a value has; from so many on, counting it is an intersection of bitmaps
 SPARSE = 8  # a column that fewer than one document in so many has is looked up by search, not by document number
 STATES = 4  # commits for which a column is kept, so that an older snapshot does not read it by SQL again
 SURFACES = 10_000
+DENSE = 8  # where at least one in so many documents is counted, it is done value by value (docs/SEARCH.md) …
+LEAST_DENSE = 65_536  # … and so many documents are
 _BLOCK = 8_192  # documents; what they have fits into the processor's cache
+_GATHERED = 65_536  # pairs, the same
 _PARSED = 2**23  # characters of document numbers that are parsed at once
 
 
@@ -64,18 +68,79 @@ class Values:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Inverted:
+    """The documents of each value at one commit: what counts a large share of all documents fastest.
+
+    `frequent`: codes of values that many documents have, each with these. Of the others, `docs`, uint32 (pairs,), has
+    the documents, code by code, and `ends`, int64 (values,), where those of each code end; frequent ones have none.
+    """
+
+    frequent: tuple[tuple[int, BitMap], ...]
+    docs: npt.NDArray[np.uint32]
+    ends: Integers
+
+    def counts(self, docs: BitMap) -> Integers:
+        """How many of some documents have each value: int64, by code."""
+        found = np.zeros(len(self.ends), dtype=np.int64)
+        if docs and len(self.docs):
+            inside = np.zeros(max(int(docs.max()), int(self.docs.max())) + 1, dtype=np.uint8)
+            inside[_array(docs)] = 1
+            running = np.zeros(len(self.docs) + 1, dtype=np.uint32)
+            for start in range(0, len(self.docs), _GATHERED):  # so that little is read twice from memory
+                part = self.docs[start : start + _GATHERED]
+                running[start + 1 : start + 1 + len(part)] = inside.take(part, mode="clip")
+            np.cumsum(running, out=running)
+            reached = running[self.ends].astype(np.int64)
+            found[0] = reached[0]
+            found[1:] = reached[1:] - reached[:-1]
+        for code, having in self.frequent:
+            found[code] = docs.intersection_cardinality(having)
+        return found
+
+
+@dataclass(slots=True, eq=False)
 class Base:
     """The values of documents at one commit, as arrays.
 
     A document's row is its number, or with `docs`, uint32 (rows,), ascending, its place there. `offsets`, int64
-    (rows + 1,), say which of `codes` a row has; without them it has one, of the same place.
+    (rows + 1,), say which of `codes` a row has; without them it has one, of the same place. `present`: the documents
+    that have a value. Nothing in it changes, but for what is made when it is first needed.
     """
 
     values: Values
     docs: npt.NDArray[np.uint32] | None
     offsets: Integers | None
     codes: npt.NDArray[np.unsignedinteger]
+    present: BitMap
     nbytes: int
+    _inverted: Inverted | None = None
+
+    def inverted(self) -> Inverted:
+        """Made when it is first asked for; two threads may both make it, and it is the same."""
+        if self._inverted is None:
+            docs = _array(self.present)
+            codes, lengths = self.codes_of(docs)
+            owners = docs.astype(np.int64) if lengths is None else np.repeat(docs.astype(np.int64), lengths)
+            size = int(docs[-1]) + 1 if len(docs) else 1
+            pairs = codes * np.int64(size) + owners
+            pairs.sort()
+            sorted_docs = (pairs % size).astype(np.uint32)
+            counts = np.bincount(pairs // size, minlength=len(self.values))
+            ends = np.cumsum(counts)
+            frequent = [(code, BitMap(sorted_docs[ends[code] - counts[code] : ends[code]])) for code in _many(counts)]
+            rare = np.repeat(counts < FREQUENT, counts)
+            ends = np.cumsum(np.where(counts < FREQUENT, counts, 0))
+            self._inverted = Inverted(tuple(frequent), sorted_docs[rare], ends)
+        return self._inverted
+
+    def counts(self, docs: BitMap) -> Integers:
+        """How many of some documents, each of which has a value, have each value: int64, by code."""
+        if len(docs) >= LEAST_DENSE and len(docs) * DENSE >= len(self.present):
+            return self.inverted().counts(docs)
+        numbers = _array(docs)
+        parts = [self.codes_of(numbers[start : start + _BLOCK])[0] for start in range(0, len(numbers), _BLOCK)]
+        flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        return np.bincount(flat, minlength=len(self.values))
 
     def codes_of(self, docs: npt.NDArray[np.uint32]) -> tuple[npt.NDArray[np.unsignedinteger], Integers | None]:
         """All codes of documents, each of which has some; how many each has, `None` for one."""
@@ -172,28 +237,25 @@ class Column:
 
     def _counted(self, docs: BitMap) -> Integers:
         """How many of some documents, which all have a value, have each."""
-        parts = [codes for _, codes in self._pairs(docs, owners=False)]
-        flat = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-        return np.bincount(flat, minlength=len(self.totals))
+        counts = np.bincount(self._fresh_pairs(docs)[1], minlength=len(self.totals))
+        counts[: len(self.base.values)] += self.base.counts(docs - self.stale)
+        return counts
 
-    def _pairs(
-        self, docs: BitMap, *, owners: bool = True
-    ) -> Iterator[tuple[Integers, npt.NDArray[np.unsignedinteger]]]:
-        """Documents, which all have a value, with each of their codes, in blocks; without `owners` the codes only."""
-        nobody = np.zeros(0, dtype=np.int64)
+    def _pairs(self, docs: BitMap) -> Iterator[tuple[Integers, npt.NDArray[np.unsignedinteger]]]:
+        """Documents, which all have a value, with each of their codes, in blocks."""
         numbers = _array(docs - self.stale)
         for start in range(0, len(numbers), _BLOCK):
             block = numbers[start : start + _BLOCK]
             codes, lengths = self.base.codes_of(block)
-            if owners:
-                yield block.astype(np.int64) if lengths is None else np.repeat(block.astype(np.int64), lengths), codes
-            else:
-                yield nobody, codes
+            yield block.astype(np.int64) if lengths is None else np.repeat(block.astype(np.int64), lengths), codes
+        yield self._fresh_pairs(docs)
+
+    def _fresh_pairs(self, docs: BitMap) -> tuple[Integers, npt.NDArray[np.unsignedinteger]]:
+        """The same of those that changed."""
         changed = _array(docs & self.stale)
-        if len(changed):
-            known = [self.fresh[doc] for doc in changed.tolist()]
-            flat = np.array([code for codes in known for code in codes], dtype=np.uint32)
-            yield np.repeat(changed.astype(np.int64), [len(codes) for codes in known]) if owners else nobody, flat
+        known = [self.fresh[doc] for doc in changed.tolist()]
+        flat = np.array([code for codes in known for code in codes], dtype=np.uint32)
+        return np.repeat(changed.astype(np.int64), [len(codes) for codes in known]), flat
 
     def _folded(self) -> Column:
         """The same with arrays of its own, in which no document is apart and every value is used."""
@@ -203,8 +265,8 @@ class Column:
         code_of = np.zeros(len(self.totals), dtype=np.int64)
         code_of[used[order]] = np.arange(len(used))
         pairs = list(self._pairs(self.present))
-        docs = np.concatenate([owners for owners, _ in pairs]) if pairs else np.zeros(0, dtype=np.int64)
-        codes = np.concatenate([code_of[codes] for _, codes in pairs]) if pairs else docs
+        docs = np.concatenate([owners for owners, _ in pairs])
+        codes = np.concatenate([code_of[codes] for _, codes in pairs])
         column = make_column([keys[at] for at in order], docs, codes, last=self.last)
         column.surfaces.update({int(code_of[code]): text for code, text in list(self.surfaces.items())})
         return column
@@ -261,8 +323,10 @@ def make_column(keys: Sequence[Key], docs: Integers, codes: Integers, *, last: i
     else:
         offsets = np.concatenate([[0], np.cumsum(np.bincount(docs))])
     nbytes = values.nbytes() + small.nbytes + sum(array.nbytes for array in (rows, offsets) if array is not None)
-    base = Base(values, rows, offsets, small, nbytes)
-    return Column(base, last, BitMap(), {}, BitMap(owners.astype(np.uint32)), totals)
+    nbytes += 4 * len(docs) + 8 * len(values)  # of the documents by value
+    present = BitMap(owners.astype(np.uint32))
+    base = Base(values, rows, offsets, small, present, nbytes)
+    return Column(base, last, BitMap(), {}, present, totals)
 
 
 class Columns:
@@ -332,6 +396,11 @@ class Columns:
 def _bytes_of(states: Sequence[Column]) -> int:
     bases = {id(column.base): column.base.nbytes for column in states}
     return sum(bases.values()) + sum(column.nbytes() for column in states)
+
+
+def _many(counts: Integers) -> list[int]:
+    found: list[int] = np.flatnonzero(counts >= FREQUENT).tolist()
+    return found
 
 
 def _array(docs: BitMap) -> npt.NDArray[np.uint32]:

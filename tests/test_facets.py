@@ -29,6 +29,7 @@ from fakes import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyroaring import BitMap
 
 from indexer import columns as columns_module
 from indexer.attributes import ClassNames, EntityTexts, FieldValues, part_of
@@ -650,12 +651,20 @@ def test_a_reader_that_missed_trimmed_changes_reads_again(
         assert read
 
 
-@pytest.mark.parametrize("fold", [2, 10_000])
+@pytest.mark.parametrize(("fold", "dense"), [(2, 1_000), (10_000, 1_000), (2, 0), (10_000, 0)])
 def test_a_large_commit_is_followed_and_a_larger_one_is_read_again(
-    path: Path, documents: dict[str, Document], read: list[object], monkeypatch: pytest.MonkeyPatch, fold: int
+    path: Path,
+    documents: dict[str, Document],
+    read: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    fold: int,
+    dense: int,
 ) -> None:
     monkeypatch.setattr(columns_module, "MAX_FOLLOWED", 30)
     monkeypatch.setattr(columns_module, "FOLD", fold)
+    monkeypatch.setattr(columns_module, "DENSE", dense)
+    monkeypatch.setattr(columns_module, "LEAST_DENSE", 1)
+    monkeypatch.setattr(columns_module, "FREQUENT", 4)
     with Searcher(path) as searcher, IndexWriter(path) as writer:
         check_all(searcher, documents)
         for count in (30, 31):
@@ -668,6 +677,33 @@ def test_a_large_commit_is_followed_and_a_larger_one_is_read_again(
             writer.write(entries(new, MODEL))
             check_all(searcher, documents)
             assert bool(read) == (count == 31)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5)), max_size=120),
+    st.booleans(),
+    st.sets(st.integers(0, 60)),
+    st.integers(1, 12),
+    st.integers(1, 9),
+)
+@settings(max_examples=200, deadline=None)
+def test_values_are_counted_alike_by_document_and_by_value(
+    pairs: list[tuple[int, int]], single: bool, asked: set[int], frequent: int, gathered: int
+) -> None:
+    known = dict(pairs).items() if single else set(pairs)
+    docs, codes = (np.array([pair[at] for pair in known], dtype=np.int64) for at in (0, 1))
+    column = make_column([(Kind.NUMBER, code) for code in range(6)], docs, codes, last=0)
+    chosen = BitMap(asked) & column.present
+    expected = [sum(code == own and doc in chosen for doc, own in known) for code in range(6)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns_module, "FREQUENT", frequent)
+        patch.setattr(columns_module, "_GATHERED", gathered)
+        assert column.base.inverted().counts(chosen).tolist() == expected
+        for dense in (0, 1_000):
+            patch.setattr(columns_module, "DENSE", dense)
+            patch.setattr(columns_module, "LEAST_DENSE", 0)
+            assert column.base.counts(chosen).tolist() == expected
+            assert column.counts(chosen).tolist() == expected
 
 
 def test_older_snapshots_keep_their_counts_and_are_not_read_again(path: Path, read: list[object]) -> None:
