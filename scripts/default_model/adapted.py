@@ -45,8 +45,8 @@ def train_adapter(data: Path, cache: Path) -> Path:
 def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> Adapted:
     """The strength of the adapter, and the layer weights with it, that gain most where no set loses.
 
-    The floor on every set is the untouched backbone's last layer alone. Where no strength keeps to it, there is no
-    adapter.
+    The floor on every set is the untouched backbone's last layer alone. With an adapter every set must be above it;
+    where no strength achieves that, there is no adapter.
     """
     sets = similarity_sets(Encoder(backbone, cache), data)
     floors = floors_of(sets)
@@ -57,7 +57,8 @@ def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> 
     for strength in STRENGTHS:
         adapter = whole.scaled(strength)
         merged = with_adapter(backbone, adapter, source=MINILM)
-        weights, gain, scores = choose_layer_weights(similarity_sets(Encoder(merged, cache), data), floors)
+        own = similarity_sets(Encoder(merged, cache), data)
+        weights, gain, scores = choose_layer_weights(own, floors, tolerance=0.0)
         tried[str(strength)] = {"gain": gain, "layer_weights": weights, "scores": scores}
         log(f"strength {strength}: gain {gain:+.4f} with weights {weights}")
         for name, row in scores.items():

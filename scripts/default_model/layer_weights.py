@@ -58,9 +58,9 @@ Similarities = PairSimilarities | QuerySimilarities
 
 
 def choose_layer_weights(
-    sets: Mapping[str, Similarities], floors: Mapping[str, float]
+    sets: Mapping[str, Similarities], floors: Mapping[str, float], *, tolerance: float = TOLERANCE
 ) -> tuple[list[float], float, dict[str, dict[str, float]]]:
-    """Weights for normalised layers; the mean gain over `floors`, negative where a set loses more than `TOLERANCE`.
+    """Weights for normalised layers; the mean gain over `floors`, negative where a set loses `tolerance` or more.
 
     With normalised layers, the cosine of two embeddings is Σ aₗ · cosₗ with shares aₗ = wₗ² / Σ w², so each
     layer's cosines are computed once, and a share vector costs one weighted sum. Third, the scores by set: of the last
@@ -70,7 +70,7 @@ def choose_layer_weights(
 
     def gain(shares: Floats) -> float:
         gains = [found.score(shares) - floors[name] for name, found in sets.items()]
-        return float(np.mean(gains)) if min(gains) > -TOLERANCE else -1.0 + float(np.mean(gains))
+        return float(np.mean(gains)) if min(gains) > -tolerance else -1.0 + float(np.mean(gains))
 
     best, value = last, gain(last)
     for step in (0.05, 0.01):
