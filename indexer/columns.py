@@ -24,15 +24,18 @@ from indexer.fields import Kind, Scalar
 from indexer.postings import LogPosition, changed_docs
 
 Integers = npt.NDArray[np.int64]
+Pairs = tuple[Integers, Integers]
+"""Documents, each as often as it has values, and the codes of those."""
 
-FOLD = 4_096  # documents that changed; of more, new arrays are made
+FOLD = 32_768  # documents that changed; of more, new arrays are made
 MAX_FOLLOWED = 32_768  # documents; where more changed, or an eighth of all, a column is read by SQL again
 FREQUENT = 1_024  # documents that a value has; from so many on, counting it is an intersection of bitmaps
 SPARSE = 8  # a column that fewer than one document in so many has is looked up by search, not by document number
 STATES = 4  # commits for which a column is kept, so that an older snapshot does not read it by SQL again
 SURFACES = 10_000
-DENSE = 8  # where at least one in so many documents is counted, it is done value by value (docs/SEARCH.md) …
-LEAST_DENSE = 65_536  # … and so many documents are
+# What counting costs, in nanoseconds (scripts/bench_facets.py): a value of a document, where each has one and where it
+# may have several; a document of a value that is not frequent, and a frequent value.
+BY_DOCUMENT, BY_DOCUMENTS, BY_RARE, BY_FREQUENT = 6, 22, 8, 12_000
 _BLOCK = 8_192  # documents; what they have fits into the processor's cache
 _GATHERED = 65_536  # pairs, the same
 _PARSED = 2**23  # characters of document numbers that are parsed at once
@@ -104,7 +107,8 @@ class Base:
 
     A document's row is its number, or with `docs`, uint32 (rows,), ascending, its place there. `offsets`, int64
     (rows + 1,), say which of `codes` a row has; without them it has one, of the same place. `present`: the documents
-    that have a value. Nothing in it changes, but for what is made when it is first needed.
+    that have a value; of `pairs` of a document and a value, `rare` are of values that are not frequent, the others of
+    `frequent` ones. Nothing in it changes, but for what is made when it is first needed.
     """
 
     values: Values
@@ -112,6 +116,9 @@ class Base:
     offsets: Integers | None
     codes: npt.NDArray[np.unsignedinteger]
     present: BitMap
+    pairs: int
+    rare: int
+    frequent: int
     nbytes: int
     _inverted: Inverted | None = None
 
@@ -135,7 +142,9 @@ class Base:
 
     def counts(self, docs: BitMap) -> Integers:
         """How many of some documents, each of which has a value, have each value: int64, by code."""
-        if len(docs) >= LEAST_DENSE and len(docs) * DENSE >= len(self.present):
+        pairs = self.pairs * len(docs) / max(1, len(self.present))
+        by_document = pairs * (BY_DOCUMENT if self.offsets is None else BY_DOCUMENTS)
+        if by_document > BY_RARE * self.rare + BY_FREQUENT * self.frequent:
             return self.inverted().counts(docs)
         numbers = _array(docs)
         parts = [self.codes_of(numbers[start : start + _BLOCK])[0] for start in range(0, len(numbers), _BLOCK)]
@@ -160,7 +169,7 @@ class Column:
     """The values of documents at one commit. Nothing in it changes, so that threads can share it.
 
     - `last`: the last change that it knows.
-    - `stale`: documents that changed since `base`, `fresh`: the codes of those of them that have any.
+    - `stale`: documents that changed since `base`; `fresh`: those of them that have a value, ascending, with each code.
     - `present`: the documents that have a value, `totals`, int64: how many have each, by code.
     - `extra`: values that `base` lacks; their codes follow those of its own.
     - `surfaces`: forms of values that were looked up in texts; forgotten when a document with that value changes.
@@ -169,7 +178,7 @@ class Column:
     base: Base
     last: int
     stale: BitMap
-    fresh: dict[int, tuple[int, ...]]
+    fresh: Pairs
     present: BitMap
     totals: Integers
     extra: tuple[Key, ...] = ()
@@ -191,7 +200,7 @@ class Column:
 
     def grouped(self, docs: BitMap | None, groups: Integers, size: int) -> Integers:
         """How many of some documents have a value of each group: int64 (size,). `groups`: that of each code."""
-        if self.base.offsets is None and all(len(codes) == 1 for codes in self.fresh.values()):
+        if self.base.offsets is None and (np.diff(self.fresh[0]) > 0).all():
             counted = np.bincount(groups, weights=self.counts(docs), minlength=size)
             return counted.astype(np.int64)
         counts = np.zeros(size, dtype=np.int64)
@@ -203,18 +212,21 @@ class Column:
     def following(self, changed: BitMap, now: Mapping[int, set[Key]], last: int) -> Column:
         """This column after the changes up to number `last`: `now` has the keys of the documents that changed."""
         extra = {key: len(self.base.values) + at for at, key in enumerate(self.extra)}
-        fresh = {doc: codes for doc, codes in self.fresh.items() if doc not in changed}
+        owners: list[int] = []
         added: list[int] = []
-        for doc, keys in now.items():
-            codes = []
-            for key in sorted(keys):
+        for doc in sorted(now):
+            for key in sorted(now[doc]):
                 code = self.base.values.code(key)
-                codes.append(extra.setdefault(key, len(self.base.values) + len(extra)) if code is None else code)
-            fresh[doc] = tuple(codes)
-            added += codes
+                added.append(extra.setdefault(key, len(self.base.values) + len(extra)) if code is None else code)
+                owners.append(doc)
+        new = np.array(added, dtype=np.int64)
+        kept = ~np.isin(self.fresh[0], _array(changed))
+        docs = np.concatenate([self.fresh[0][kept], np.array(owners, dtype=np.int64)])
+        order = np.argsort(docs, kind="stable")
+        fresh = docs[order], np.concatenate([self.fresh[1][kept], new])[order]
         size = len(self.base.values) + len(extra)
         gone = self._counted(changed & self.present)
-        came = np.bincount(np.array(added, dtype=np.int64), minlength=size)
+        came = np.bincount(new, minlength=size)
         totals = np.zeros(size, dtype=np.int64)
         totals[: len(self.totals)] = self.totals - gone
         totals += came
@@ -233,7 +245,8 @@ class Column:
 
     def nbytes(self) -> int:
         """About what it takes beside its base."""
-        return 4_096 + self.totals.nbytes + 150 * len(self.fresh) + 150 * len(self.extra) + len(self.present) // 4
+        own = self.totals.nbytes + sum(array.nbytes for array in self.fresh)
+        return 4_096 + own + 150 * len(self.extra) + len(self.present) // 4
 
     def _counted(self, docs: BitMap) -> Integers:
         """How many of some documents, which all have a value, have each."""
@@ -241,7 +254,7 @@ class Column:
         counts[: len(self.base.values)] += self.base.counts(docs - self.stale)
         return counts
 
-    def _pairs(self, docs: BitMap) -> Iterator[tuple[Integers, npt.NDArray[np.unsignedinteger]]]:
+    def _pairs(self, docs: BitMap) -> Iterator[tuple[Integers, npt.NDArray[np.integer]]]:
         """Documents, which all have a value, with each of their codes, in blocks."""
         numbers = _array(docs - self.stale)
         for start in range(0, len(numbers), _BLOCK):
@@ -250,12 +263,10 @@ class Column:
             yield block.astype(np.int64) if lengths is None else np.repeat(block.astype(np.int64), lengths), codes
         yield self._fresh_pairs(docs)
 
-    def _fresh_pairs(self, docs: BitMap) -> tuple[Integers, npt.NDArray[np.unsignedinteger]]:
+    def _fresh_pairs(self, docs: BitMap) -> Pairs:
         """The same of those that changed."""
-        changed = _array(docs & self.stale)
-        known = [self.fresh[doc] for doc in changed.tolist()]
-        flat = np.array([code for codes in known for code in codes], dtype=np.uint32)
-        return np.repeat(changed.astype(np.int64), [len(codes) for codes in known]), flat
+        wanted = np.isin(self.fresh[0], _array(docs & self.stale))
+        return self.fresh[0][wanted], self.fresh[1][wanted]
 
     def _folded(self) -> Column:
         """The same with arrays of its own, in which no document is apart and every value is used."""
@@ -325,8 +336,9 @@ def make_column(keys: Sequence[Key], docs: Integers, codes: Integers, *, last: i
     nbytes = values.nbytes() + small.nbytes + sum(array.nbytes for array in (rows, offsets) if array is not None)
     nbytes += 4 * len(docs) + 8 * len(values)  # of the documents by value
     present = BitMap(owners.astype(np.uint32))
-    base = Base(values, rows, offsets, small, present, nbytes)
-    return Column(base, last, BitMap(), {}, present, totals)
+    rare, frequent = int(totals[totals < FREQUENT].sum()), int((totals >= FREQUENT).sum())
+    base = Base(values, rows, offsets, small, present, len(docs), rare, frequent, nbytes)
+    return Column(base, last, BitMap(), _no_pairs(), present, totals)
 
 
 class Columns:
@@ -396,6 +408,10 @@ class Columns:
 def _bytes_of(states: Sequence[Column]) -> int:
     bases = {id(column.base): column.base.nbytes for column in states}
     return sum(bases.values()) + sum(column.nbytes() for column in states)
+
+
+def _no_pairs() -> Pairs:
+    return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
 def _many(counts: Integers) -> list[int]:

@@ -651,7 +651,7 @@ def test_a_reader_that_missed_trimmed_changes_reads_again(
         assert read
 
 
-@pytest.mark.parametrize(("fold", "dense"), [(2, 1_000), (10_000, 1_000), (2, 0), (10_000, 0)])
+@pytest.mark.parametrize(("fold", "dense"), [(2, 10**9), (10_000, 10**9), (2, 0), (10_000, 0)])
 def test_a_large_commit_is_followed_and_a_larger_one_is_read_again(
     path: Path,
     documents: dict[str, Document],
@@ -662,8 +662,8 @@ def test_a_large_commit_is_followed_and_a_larger_one_is_read_again(
 ) -> None:
     monkeypatch.setattr(columns_module, "MAX_FOLLOWED", 30)
     monkeypatch.setattr(columns_module, "FOLD", fold)
-    monkeypatch.setattr(columns_module, "DENSE", dense)
-    monkeypatch.setattr(columns_module, "LEAST_DENSE", 1)
+    monkeypatch.setattr(columns_module, "BY_DOCUMENT", dense)
+    monkeypatch.setattr(columns_module, "BY_DOCUMENTS", dense)
     monkeypatch.setattr(columns_module, "FREQUENT", 4)
     with Searcher(path) as searcher, IndexWriter(path) as writer:
         check_all(searcher, documents)
@@ -699,9 +699,9 @@ def test_values_are_counted_alike_by_document_and_by_value(
         patch.setattr(columns_module, "FREQUENT", frequent)
         patch.setattr(columns_module, "_GATHERED", gathered)
         assert column.base.inverted().counts(chosen).tolist() == expected
-        for dense in (0, 1_000):
-            patch.setattr(columns_module, "DENSE", dense)
-            patch.setattr(columns_module, "LEAST_DENSE", 0)
+        for dense in (0, 10**9):
+            patch.setattr(columns_module, "BY_DOCUMENT", dense)
+            patch.setattr(columns_module, "BY_DOCUMENTS", dense)
             assert column.base.counts(chosen).tolist() == expected
             assert column.counts(chosen).tolist() == expected
 
