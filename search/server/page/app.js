@@ -202,7 +202,7 @@ async function where(event) {
   if (!filter) return;
   field.setCustomValidity("");
   try {
-    await call("/v1/facets", { index: state.index ?? undefined, filter, names: ["label"], top: 1 });
+    await call("/v1/facets", { index: state.index ?? undefined, filter, top: 1 });
   } catch (error) {
     field.setCustomValidity(error.message);
     field.reportValidity();
