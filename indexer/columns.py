@@ -1,8 +1,8 @@
 """What each document has of one kind, in memory, to be counted: its class, its entities of a type, a field's values.
 
 A column is read by SQL once, and then follows the commits by the documents that changed, which the table `changes`
-names. Those are kept apart from the large arrays, which thus are shared by all commits, until there
-are enough of them to make new arrays.
+names. Those are kept apart from the large arrays, which thus are shared by all commits, until there are enough of them
+to make new arrays.
 """
 
 from __future__ import annotations
