@@ -165,16 +165,21 @@ def few_values(connection: sqlite3.Connection, path: str, most: int) -> bool:
     """True where a field has at most so many values; found by about that many seeks."""
     found = 0
     for kind in Kind:
-        value = connection.execute(f"{_VALUE} ORDER BY value LIMIT 1", (path, kind)).fetchone()
+        value = first_value(connection, path, kind)
         while value is not None:
             found += 1
             if found > most:
                 return False
             # Not (kind, value) > (?, ?): SQLite would walk through all documents that have the value.
-            value = connection.execute(
-                f"{_VALUE} AND value > ? ORDER BY value LIMIT 1", (path, kind, *value)
-            ).fetchone()
+            row = connection.execute(f"{_VALUE} AND value > ? ORDER BY value LIMIT 1", (path, kind, value)).fetchone()
+            value = None if row is None else row[0]
     return True
+
+
+def first_value(connection: sqlite3.Connection, path: str, kind: Kind) -> Scalar | None:
+    """The least value of a kind in a field, `None` where it has none; one seek."""
+    row = connection.execute(f"{_VALUE} ORDER BY value LIMIT 1", (path, kind)).fetchone()
+    return None if row is None else row[0]
 
 
 _VALUE = "SELECT value FROM fields WHERE path = (SELECT path FROM paths WHERE name = ?) AND kind = ?"

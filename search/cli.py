@@ -204,8 +204,8 @@ def similar(
     multiple=True,
     metavar="NAME",
     help="What to count: label, entity (all types), entity:TYPE, a metadata field as in filters, FIELD:year, :month or "
-    ":day (dates), FIELD:histogram or FIELD:histogram:WIDTH (numbers). Default: the class, the entities of each type, "
-    "and the fields of few values.",
+    ":day (dates), FIELD:histogram or FIELD:histogram:WIDTH (numbers). Default, and what `default` stands for: the "
+    "class, the entities of each type, and the fields of few values.",
 )
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="How many values of each.")
 @click.option(

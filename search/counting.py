@@ -19,7 +19,7 @@ from indexer.errors import QueryError
 from indexer.fields import INT64_MAX, INT64_MIN, normalise_entity
 from indexer.reader import Snapshot
 from indexer.settings import IndexSettings
-from search.facet_names import Counted, name_of_field, parse_name
+from search.facet_names import DEFAULT, Counted, name_of_field, parse_name
 from search.facets import Facet, Facets, FacetValue
 
 FEW_VALUES = 100  # of a metadata field that is counted without being asked for
@@ -54,17 +54,17 @@ def count_facets(
     top: int = 10,
     significant: bool = False,
 ) -> Facets:
-    """The facets of some documents (`None`: of all); without names those of `default_names`.
+    """The facets of some documents (`None`: of all); without names, and for "default", those of `default_names`.
 
     With `significant`, values that are more frequent among these documents than in the whole index, the least likely
     to be so by chance first. Raises `QueryError` for a name that the index does not have.
     """
     indexed = snapshot.count()
     scope = Scope(docs, indexed if docs is None else len(docs), indexed)
-    wanted = [
-        parse_name(name, settings, snapshot.connection)
-        for name in dict.fromkeys(names) or default_names(snapshot, settings)
-    ]
+    if not names or DEFAULT in names:
+        defaults = default_names(snapshot, settings)
+        names = [one for name in names or (DEFAULT,) for one in (defaults if name == DEFAULT else (name,))]
+    wanted = [parse_name(name, settings, snapshot.connection) for name in dict.fromkeys(names)]
     return Facets(
         scope.documents,
         indexed,
@@ -131,7 +131,7 @@ def _facet(snapshot: Snapshot, counted: Counted, scope: Scope, *, top: int, sign
         value = column.key(code)[1] if type is None else _surface(snapshot, column, type, code)
         count, total = int(counts[which][code]), int(column.totals[code])
         values.append(FacetValue(value=value, count=count, total=total, lift=scope.lift(count, total), type=type))
-    return Facet(counted.name, tuple(values), distinct, _missing(columns, scope))
+    return Facet(counted.name, tuple(values), distinct, _missing(columns, scope), counted.path)
 
 
 def best_codes(column: Column, scores: npt.NDArray[np.float64], top: int) -> list[int]:
@@ -183,7 +183,7 @@ def _ranges(counted: Counted, column: Column, scope: Scope) -> Facet:
     codes = np.flatnonzero(counts)
     missing = _missing([column], scope)
     if not len(codes):
-        return Facet(counted.name, (), 0, missing)
+        return Facet(counted.name, (), 0, missing, counted.path)
     numbers = [_number(column, code) for code in _first_and_last(column, codes)]
     low, high = min(numbers), max(numbers)
     whole = high - low < RANGES and not any(isinstance(value, float) for value in column.base.values.ordered)
@@ -207,7 +207,7 @@ def _ranges(counted: Counted, column: Column, scope: Scope) -> Facet:
         )
         for at in np.flatnonzero(inside).tolist()
     ]
-    return Facet(counted.name, tuple(values), len(values), missing)
+    return Facet(counted.name, tuple(values), len(values), missing, counted.path)
 
 
 def range_edges(

@@ -40,17 +40,22 @@ class FacetValue:
 
 @dataclass(frozen=True, slots=True)
 class Facet:
-    """The counts of one facet: its first values in order, how many it has at all, and the documents without any."""
+    """The counts of one facet: its first values in order, how many it has at all, and the documents without any.
+
+    `path`: of a metadata field, as the JSON form of filters has it.
+    """
 
     name: str
     values: tuple[FacetValue, ...]
     distinct: int
     missing: int
+    path: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
             "name": self.name,
+            **({} if self.path is None else {"path": self.path}),
             "distinct": self.distinct,
             "missing": self.missing,
             "values": [value.to_json() for value in self.values],

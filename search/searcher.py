@@ -23,6 +23,7 @@ from search.counting import count_facets
 from search.enrich import enrich
 from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
+from search.facet_names import facet_names
 from search.facets import Facets
 from search.hit_parts import parts_of
 from search.hits import Hit
@@ -372,9 +373,10 @@ class Searcher:
         Without a query of all documents that the filter allows; with one, a text or a vector, of its `of` best hits, as
         `search` with k = `of` and the same `mode` and `min_score` finds them. `names`: `label`, `entity`,
         `entity:TYPE`, a field of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by
-        default the class, the entities of each type and the fields of few values. `top` values of each, the most
-        frequent first, or with `significant` those that stand out most from the whole index. `vector`: the embedding of
-        a query that is a text, where the caller has it already. Raises `QueryError`, `FilterError`, `ModelError`.
+        default, and for `default`, the class, the entities of each type and the fields of few values. `top` values of
+        each, the most frequent first, or with `significant` those that stand out most from the whole index. `vector`:
+        the embedding of a query that is a text, where the caller has it already. Raises `QueryError`, `FilterError`,
+        `ModelError`.
         """
         if top < 1:
             raise QueryError(f"top must be at least 1, got {top}")
@@ -399,6 +401,11 @@ class Searcher:
                 ranked = steps.rank(snapshot, Asked(query=asked, text=text, vector=vector), docs, Explanation())
                 docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
             return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
+
+    def facet_names(self) -> list[str]:
+        """Names that `facets` can count: of metadata the first hundred fields, with the dates and numbers they have."""
+        with self._reader.snapshot() as snapshot:
+            return facet_names(self._reader.settings, snapshot.connection)
 
     def present(self, ids: Iterable[str], *, filter: AnyFilter | None = None) -> set[str]:
         """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""

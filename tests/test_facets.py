@@ -396,6 +396,32 @@ def test_by_default_the_class_each_type_and_fields_of_few_values(open_index: Cal
     assert searcher.facets(names=["few", "few"]).facets == searcher.facets(names=["few"]).facets
 
 
+def test_default_stands_for_what_is_counted_without_names(open_index: Callable[..., Searcher]) -> None:
+    docs = [Document("a", "ball Ada", {"n": 1, "default": "x", "when": "2024-05"}), Document("b", "x", {"n": 2.5})]
+    searcher = open_index(*docs)
+    usual = searcher.facets()
+    assert [facet.name for facet in usual.facets][-3:] == ["`default`", "n", "when"]
+    assert searcher.facets(names=["default"]) == usual
+    more = searcher.facets(names=["when:month", "default", "n", "label"])
+    assert more.facets == (searcher.facets(names=["when:month"]).facets[0], *usual.facets)
+    assert searcher.facets(names=["`default`"]).facets == usual.facets[-3:-2]
+    assert [facet.path for facet in more.facets] == ["when", None, None, None, None, "default", "n", "when"]
+
+
+def test_every_name_that_is_offered_can_be_counted(open_index: Callable[..., Searcher]) -> None:
+    odd = {"n": 1, "label": "x", "a:day": ["2024-05-01", 3], "a.b": {"`": "z"}, "y": "2020", "empty": [], "no": None}
+    searcher = open_index(Document("a", "ball Ada", odd), Document("b", "x", {"y": True}))
+    names = searcher.facet_names()
+    assert names == [
+        *("label", "entity", "entity:PER", "entity:ORG", "entity:LOC"),
+        *("`a:day`", "`a:day`:year", "`a:day`:month", "`a:day`:day", "`a:day`:histogram", "`a.b`.`\\``"),
+        *("`label`", "n", "n:histogram", "y", "y:year"),
+    ]
+    for facet in searcher.facets(names=names).facets:
+        if not facet.name.startswith("entity:"):
+            assert facet.values, facet.name
+
+
 def test_an_empty_index_has_facets_without_values(open_index: Callable[..., Searcher]) -> None:
     facets = open_index().facets()
     assert facets.documents == 0
@@ -803,6 +829,7 @@ def test_the_command_prints_facets(run: Run, model: str, tmp_path: Path) -> None
         "facets": [
             {
                 "name": "year:histogram",
+                "path": "year",
                 "distinct": 1,
                 "missing": 0,
                 "values": [{"value": 2021, "below": 2022, "count": 1, "total": 1, "lift": 3.0}],

@@ -259,6 +259,8 @@ def test_the_official_openai_client_works(client: Any) -> None:
 def test_indexes_health_and_metrics(client: Any) -> None:
     (index,) = client.get("/v1/indexes").json()["indexes"]
     assert (index["name"], index["documents"], index["entity_types"]) == ("demo", 5, ["PER", "ORG", "LOC"])
+    assert index["facets"][:2] == ["label", "entity"]
+    assert {"year", "year:histogram"} <= set(index["facets"])
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
     page = client.get("/metrics").text
     assert 'tagdex_requests_total{method="GET",route="/v1/indexes",status="200"}' in page

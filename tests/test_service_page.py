@@ -130,6 +130,109 @@ def test_more_like_this_and_by_words(page: Any, address: str) -> None:
     assert chips(page) == ["more like boat"]
 
 
+def test_more_and_less_like_several(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat")
+    hits(page, 5)
+    page.click("button[aria-label='Less like ball']")
+    hits(page, 4)  # an example is no hit
+    assert chips(page) == ["more like “boat”", "less like ball"]
+    assert page.input_value("#query") == ""
+    page.click("button[aria-label='More like atom']")
+    hits(page, 3)
+    assert chips(page) == ["more like “boat”", "less like ball", "more like atom"]
+    linked = page.url
+    assert linked == f"{address}/?like=atom&unlike=ball&like-text=boat"
+    with page.expect_request("**/v1/similar") as asked:
+        page.reload()
+    hits(page, 3)
+    sent = asked.value.post_data_json
+    assert [sent[name] for name in ("ids", "texts", "not_ids", "not_texts")] == [["atom"], ["boat"], ["ball"], []]
+    page.click("#look summary")
+    page.fill("#text", "the ball is lost again " * 50)
+    page.click("#unlike-text")
+    page.wait_for_selector("#chips button >> nth=3")
+    assert chips(page)[-1].startswith("less like “the ball is lost again the ball")
+    assert page.url == linked  # it is too long for an address: the tab's history keeps it
+    page.reload()
+    page.wait_for_selector("#chips button >> nth=3")
+    hits(page, 3)
+    page.go_back()
+    page.wait_for_selector("#chips button >> nth=3", state="detached")
+    page.click("#chips button:has-text('atom')")
+    hits(page, 4)
+    page.click("#chips button:has-text('boat')")  # what is not wanted says nothing alone
+    page.wait_for_selector(".empty")
+    assert chips(page) == []
+    page.click("#look summary")
+    page.fill("#text", "a ball")
+    page.click("#unlike-text")
+    assert "Search for something first" in page.evaluate("document.querySelector('#text').validationMessage")
+
+
+def test_facets_that_are_asked_for(page: Any, tmp_path: Path) -> None:
+    days = ["2024-01-31T10:00Z", "2024-01-02", "2024-02-29", "2023-12-24", None]
+    docs = [
+        Document(
+            str(number),
+            f"a boat crosses {'Varberg' if number else 'again'}",
+            {
+                "price": 10 * number + 0.5,
+                "at:day": day,
+                **({"year": 2020 + number} if number < 2 else {"year": "2021-05"}),
+            },
+        )
+        for number, day in enumerate(days)
+    ]
+    analyser = DemoAnalyser()
+    index = build_index(tmp_path / "boats", docs, analyser)
+    with listening(Service({"boats": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat")
+        hits(page, 5)
+        offered = page.locator("#countable option").evaluate_all("all => all.map((one) => one.value)")
+        assert offered[:3] == ["label", "entity", "entity:PER"]
+        assert {"`at:day`", "`at:day`:month", "price", "price:histogram", "year:year", "year:histogram"} <= set(offered)
+        page.fill("#facet", "prize")
+        page.press("#facet", "Enter")
+        page.wait_for_function("() => document.querySelector('#facet').validationMessage.includes('unknown facet')")
+        for name, heading in (
+            ("price:histogram:20", "price, in ranges"),
+            ("`at:day`:month", "at:day, by month"),
+            ("year:year", "year, by year"),
+            ("entity", "Entities"),
+        ):
+            page.fill("#facet", name)
+            page.press("#facet", "Enter")
+            page.wait_for_selector(f"#facets h2:has-text('{heading}')")
+
+        def chosen(heading: str) -> dict[str, int]:
+            section = page.locator("#facets section", has=page.locator(f"h2:has-text('{heading}')"))
+            values = section.locator("li button")
+            return {
+                one.locator("span").first.inner_text(): int(one.locator(".count").inner_text()) for one in values.all()
+            }
+
+        assert chosen("price, in ranges") == {"0 to 20": 2, "20 to 40": 2, "40 to 60": 1}
+        assert chosen("at:day, by month") == {"2023-12": 1, "2024-01": 2, "2024-02": 1}
+        assert chosen("year, by year") == {"2020": 1, "2021": 4}
+        for text, count, chip in (
+            ("0 to 20", 2, "price: 0 to 20"),
+            ("2024-01", 2, "at:day: 2024-01"),
+            ("2021", 4, "year: 2021"),
+        ):
+            page.click(f"#facets button:has(span:text-is('{text}'))")
+            hits(page, count)
+            assert chips(page) == [chip]
+            page.click("#chips button")
+            hits(page, 5)
+        page.check("#significant")
+        page.wait_for_function("() => location.search.includes('significant')")
+        page.click("[aria-label='Stop counting by entity']")
+        page.wait_for_selector("#facets h2:has-text('Entities')", state="detached")
+        page.goto(f"{url}/?q=boat&facet=nope")
+        page.click("button:has-text('Stop counting by nope')")
+        hits(page, 5)
+
+
 def test_a_pasted_text_is_tagged(page: Any, address: str) -> None:
     page.goto(address)
     page.click("#look summary")
@@ -289,7 +392,7 @@ def test_a_filter_in_words_becomes_a_chip_or_is_explained(page: Any, address: st
     hits(page, 5)
     page.fill("#where", "year >= 2021 and not entity LOC:varberg or")
     page.press("#where", "Enter")
-    page.wait_for_function("document.querySelector('#where').validationMessage.includes('⟨here⟩')")
+    page.wait_for_function("() => document.querySelector('#where').validationMessage.includes('⟨here⟩')")
     assert chips(page) == []
     page.fill("#where", "year >= 2021 and not entity LOC:varberg")
     page.press("#where", "Enter")
@@ -349,8 +452,14 @@ def test_near_duplicates_variety_and_passages(page: Any, tmp_path: Path) -> None
         assert shown.count() == 3
         assert "boat crosses" in shown.first.inner_text()
         assert shown.first.locator(".around").count() == 2
+        page.click("button:has-text('Whole text')")
+        page.wait_for_selector(".passages", state="detached")
+        whole = page.locator(".hit", has_text="Varberg").locator(".text").inner_text()
+        assert (whole.count("waits."), whole.count("sings."), "boat crosses" in whole) == (30, 30, True)
+        page.reload()
+        page.wait_for_selector(".passages")
         page.check("#varied")
-        page.wait_for_function("location.search.includes('varied')")
+        page.wait_for_function("() => location.search.includes('varied')")
         hits(page, 2)
         assert page.locator("#rerank-choice").is_hidden()
         page.go_back()

@@ -37,7 +37,10 @@ class WantedHits(Body):
 class WantedFacets(Body):
     """Which facets to count over the best hits of a search."""
 
-    names: Annotated[list[str], Field(description="Empty: the class, the entity types, fields of few values.")] = []
+    names: Annotated[
+        list[str],
+        Field(description="Empty, or 'default' among others: the class, the entity types, fields of few values."),
+    ] = []
     top: Annotated[int, Field(ge=1, description="How many values of each.")] = 10
     of: Annotated[int, Field(ge=1, description="How many hits are counted.")] = 100
     significant: bool = False
@@ -213,6 +216,7 @@ class FacetOut(Answer):
     """The values of one facet."""
 
     name: str
+    path: Annotated[str | None, Field(description="Of a metadata field, as filters in JSON have it.")] = None
     distinct: int
     missing: int
     values: list[FacetValueOut]
@@ -316,6 +320,7 @@ class IndexOut(Answer):
     commit: int
     class_labels: list[str] | None
     entity_types: list[str] | None
+    facets: Annotated[list[str], Field(description="Names that can be counted, of at most 100 metadata fields.")]
 
 
 class IndexesAnswer(Answer):

@@ -2,11 +2,12 @@
 
 import { call, Problem } from "./api.js";
 import { byId, counted, element } from "./dom.js";
+import { withExample, without } from "./examples.js";
 import { facetElements } from "./facets.js";
 import { hitElement } from "./hits.js";
 import { label, marked } from "./marks.js";
-import { common, hasPages, searchOf, similarOf } from "./query.js";
-import { described, FIRST, read, same, SWITCHES, write } from "./state.js";
+import { common, facetsOf, hasPages, searchOf, similarOf } from "./query.js";
+import { described, describedExample, FIRST, read, same, SWITCHES, write } from "./state.js";
 import { aboutElements } from "./why.js";
 
 const TYPING = 250; // milliseconds without a key before a search begins
@@ -16,6 +17,7 @@ let state = read();
 let underWay = null;
 let typing = null;
 let maximum = 1000;
+let names = {}; // of the facets that each index can count
 let following = null; // the cursor of the hits after those that are shown, where it is known
 
 function change(changes, options) {
@@ -33,6 +35,9 @@ async function show() {
   byId("names").value = state.names;
   for (const name of SWITCHES) byId(name).checked = state[name];
   if (state.index !== null) byId("index").value = state.index;
+  byId("countable").replaceChildren(
+    ...(names[state.index ?? ""] ?? []).map((value) => element("option", { attributes: { value } })),
+  );
   document.title = state.q ? `${state.q} – Search` : "Search";
   showChips();
   following = null;
@@ -65,13 +70,14 @@ async function during(own, work) {
 
 // Hits, `null` where nothing is searched for yet, and facets: of the best hits, or of all that the filters allow.
 async function ask(signal) {
-  const countAll = () => call("/v1/facets", { ...common(state), top: 8 }, signal);
-  if (state.like !== null) {
-    const [answer, facets] = await Promise.all([call("/v1/similar", similarOf(state, state.n), signal), countAll()]);
-    return { hits: answer.hits, facets };
+  const facets = facetsOf(state);
+  const countAll = () => call("/v1/facets", { ...common(state), ...facets }, signal);
+  if (state.examples.length) {
+    const [answer, counts] = await Promise.all([call("/v1/similar", similarOf(state, state.n), signal), countAll()]);
+    return { hits: answer.hits, facets: counts };
   }
   if (!state.q.trim()) return { hits: null, facets: await countAll() };
-  return call("/v1/search", { ...searchOf(state, state.n, maximum), facets: { top: 8 } }, signal);
+  return call("/v1/search", { ...searchOf(state, state.n, maximum), facets }, signal);
 }
 
 // More hits, behind those that are shown. The first time, those are asked for anew as a page, for the cursor of the next.
@@ -106,7 +112,7 @@ async function more() {
 
 function hitElements({ hits, explanation }, before = 0) {
   const parts = (state.why && explanation?.hits) || [];
-  return hits.map((hit, at) => hitElement(hit, before + at + 1, { onLike: like, parts: parts[at] }));
+  return hits.map((hit, at) => hitElement(hit, before + at + 1, { onExample: example, parts: parts[at] }));
 }
 
 function showMore(there) {
@@ -140,7 +146,7 @@ function showHits({ hits, facets, explanation }) {
 // New buttons take the place of the old ones; the one that has the keyboard keeps it.
 function showFacets(facets) {
   const chosen = byId("facets").contains(document.activeElement) ? document.activeElement.dataset.filter : null;
-  byId("facets").replaceChildren(...facetElements(facets.facets, state.filters, toggle));
+  byId("facets").replaceChildren(...facetElements(facets.facets, { active: state.filters, chosen: state.facets, onToggle: toggle, onAway: uncount }));
   if (chosen !== null) {
     const again = [...byId("facets").querySelectorAll("button")].find((button) => button.dataset.filter === chosen);
     (again ?? byId("results")).focus();
@@ -161,6 +167,7 @@ function showError(error) {
         element("h2", { text: title }),
         element("p", { text: error.message }),
         element("button", { text: "Try again", attributes: { type: "button" }, on: { click: show } }),
+        ...state.facets.map((name) => element("button", { text: `Stop counting by ${name}`, attributes: { type: "button" }, on: { click: () => uncount(name) } })),
       ],
     }),
   );
@@ -168,7 +175,7 @@ function showError(error) {
 
 function showChips() {
   const chips = state.filters.map((filter) => [described(filter), () => toggle(filter)]);
-  if (state.like !== null) chips.unshift([`more like ${state.like}`, () => change({ like: null })]);
+  chips.unshift(...state.examples.map((one) => [describedExample(one), () => change({ examples: without(state.examples, one) })]));
   byId("chips").replaceChildren(
     ...chips.map(([text, remove]) =>
       element("li", {
@@ -199,23 +206,51 @@ async function where(event) {
   event.preventDefault();
   const field = byId("where");
   const filter = field.value.trim();
-  if (!filter) return;
-  field.setCustomValidity("");
-  try {
-    await call("/v1/facets", { index: state.index ?? undefined, filter, top: 1 });
-  } catch (error) {
-    field.setCustomValidity(error.message);
-    field.reportValidity();
-    return;
-  }
-  field.value = "";
+  if (!filter || !(await accepted(field, { filter }))) return;
   if (!state.filters.some((one) => same(one, filter))) change({ filters: [...state.filters, filter] });
 }
 
-async function like(id) {
-  await change({ like: id, q: "" });
+// An example more of what is wanted or not; what was searched for by words becomes one itself.
+async function example(one) {
+  await change({ examples: withExample(state, one), q: "" });
   window.scrollTo(0, 0);
-  byId("results").focus();
+  byId("results").focus({ preventScroll: true });
+}
+
+// The pasted text as an example.
+function exampleText(like) {
+  const field = byId("text");
+  const one = { like, text: field.value };
+  if (!one.text.trim()) return;
+  if (withExample(state, one).length) return example(one);
+  field.setCustomValidity("Search for something first, or give an example of what results should be like.");
+  field.reportValidity();
+}
+
+// A facet more, by its name, once the service has counted it.
+async function count(event) {
+  event.preventDefault();
+  const field = byId("facet");
+  const name = field.value.trim();
+  if (!name) return;
+  if (!(await accepted(field, { names: [name] }))) return;
+  if (!state.facets.includes(name)) change({ facets: [name, ...state.facets], n: state.n });
+}
+
+const uncount = (name) => change({ facets: state.facets.filter((one) => one !== name), n: state.n });
+
+// Whether the service can count so; what it says against it is shown at the field, which is emptied otherwise.
+async function accepted(field, wanted) {
+  field.setCustomValidity("");
+  try {
+    await call("/v1/facets", { index: state.index ?? undefined, top: 1, ...wanted });
+  } catch (error) {
+    field.setCustomValidity(error.message);
+    field.reportValidity();
+    return false;
+  }
+  field.value = "";
+  return true;
 }
 
 async function tag(event) {
@@ -244,23 +279,26 @@ async function tag(event) {
 
 async function start() {
   byId("facets-box").open = matchMedia("(min-width: 48rem)").matches;
-  byId("options").open = state.names !== "" || SWITCHES.some((name) => state[name]);
-  byId("where").addEventListener("input", () => byId("where").setCustomValidity(""));
+  byId("options").open = state.names !== "" || SWITCHES.some((name) => state[name] && byId("options").contains(byId(name)));
+  for (const field of [byId("where"), byId("facet"), byId("text")]) field.addEventListener("input", () => field.setCustomValidity(""));
   byId("search").addEventListener("submit", (event) => {
     event.preventDefault();
-    change({ q: byId("query").value, like: null });
+    change({ q: byId("query").value, examples: [] });
   });
   byId("query").addEventListener("input", () => {
     clearTimeout(typing);
-    typing = setTimeout(() => change({ q: byId("query").value, like: null }, { replace: true }), TYPING);
+    typing = setTimeout(() => change({ q: byId("query").value, examples: [] }, { replace: true }), TYPING);
   });
   byId("mode").addEventListener("change", () => change({ mode: byId("mode").value }));
   byId("names").addEventListener("change", () => change({ names: byId("names").value }));
   for (const name of SWITCHES) byId(name).addEventListener("change", () => change({ [name]: byId(name).checked, ...instead(name) }));
   byId("where-form").addEventListener("submit", where);
-  byId("index").addEventListener("change", () => change({ index: byId("index").value, filters: [], like: null }));
+  byId("index").addEventListener("change", () => change({ index: byId("index").value, filters: [], examples: [], facets: [] }));
   byId("more").addEventListener("click", more);
   byId("tag").addEventListener("submit", tag);
+  byId("like-text").addEventListener("click", () => exampleText(true));
+  byId("unlike-text").addEventListener("click", () => exampleText(false));
+  byId("facet-form").addEventListener("submit", count);
   window.addEventListener("popstate", () => {
     state = read();
     show();
@@ -276,6 +314,7 @@ async function start() {
     maximum = limits.k;
     byId("rerank-choice").hidden = !reranker;
     byId("names-choice").hidden = indexes.every((index) => index.entity_types === null);
+    names = Object.fromEntries(indexes.map((index) => [indexes.length > 1 ? index.name : "", index.facets]));
     if (indexes.length > 1) {
       byId("index").append(...indexes.map(({ name }) => element("option", { text: name, attributes: { value: name } })));
       byId("index").hidden = false;

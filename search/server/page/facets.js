@@ -3,54 +3,89 @@
 import { element } from "./dom.js";
 import { same } from "./state.js";
 
-export function facetElements(facets, active, onToggle) {
+// `chosen`: names of facets that were asked for, each with a button that puts it away.
+export function facetElements(facets, { active, chosen, onToggle, onAway }) {
   return facets
-    .filter((facet) => facet.values.length)
-    .map((facet) =>
-      element("section", {
-        children: [
-          element("h2", { text: heading(facet.name) }),
-          element("ul", {
-            children: facet.values.map((value) => {
-              const filter = filterOf(facet.name, value);
-              return element("li", {
-                children: [
-                  element("button", {
-                    attributes: {
-                      type: "button",
-                      "data-filter": JSON.stringify(filter),
-                      "aria-pressed": String(active.some((one) => same(one, filter))),
-                    },
-                    on: { click: () => onToggle(filter) },
-                    children: [
-                      element("span", { text: String(value.value) }),
-                      element("span", {
-                        className: "count",
-                        text: value.count.toLocaleString("en"),
-                        attributes: { "aria-label": `${value.count} documents` },
-                      }),
-                    ],
-                  }),
-                ],
-              });
-            }),
-          }),
-        ],
+    .filter((facet) => facet.values.length || chosen.includes(facet.name))
+    .map((facet) => facetElement(facet, { active, onToggle, onAway: chosen.includes(facet.name) ? onAway : null }));
+}
+
+function facetElement(facet, { active, onToggle, onAway }) {
+  const heading = element("h2", { text: headingOf(facet) });
+  if (onAway) {
+    heading.append(
+      element("button", {
+        text: "×",
+        className: "away",
+        attributes: { type: "button", "aria-label": `Stop counting by ${facet.name}` },
+        on: { click: () => onAway(facet.name) },
       }),
     );
+  }
+  const most = Math.max(...facet.values.map(({ count }) => count));
+  return element("section", {
+    children: [
+      heading,
+      facet.values.length
+        ? element("ul", { children: facet.values.map((value) => valueElement(facet, value, { active, onToggle, most })) })
+        : element("p", { className: "nothing", text: "No value among these documents" }),
+    ],
+  });
 }
 
-function heading(name) {
+function valueElement(facet, value, { active, onToggle, most }) {
+  const filter = filterOf(facet, value);
+  const button = element("button", {
+    attributes: {
+      type: "button",
+      "data-filter": JSON.stringify(filter),
+      "aria-pressed": String(active.some((one) => same(one, filter))),
+    },
+    on: { click: () => onToggle(filter) },
+    children: [
+      element("span", { text: shown(value) }),
+      element("span", {
+        className: "count",
+        text: value.count.toLocaleString("en"),
+        attributes: { "aria-label": `${value.count} documents` },
+      }),
+    ],
+  });
+  button.style.setProperty("--share", `${(100 * value.count) / most}%`);
+  return element("li", { children: [button] });
+}
+
+const shown = ({ value, below }) => (below === undefined ? String(value) : `${value} to ${below ?? "…"}`);
+
+function headingOf({ name, path }) {
   if (name === "label") return "Class";
-  if (name.startsWith("entity:")) return name.slice("entity:".length);
-  return fieldOf(name);
+  if (name === "entity") return "Entities";
+  if (path === undefined) return name.slice("entity:".length);
+  const unit = unitOf(name);
+  if (!unit) return path;
+  return unit.startsWith("histogram") ? `${path}, in ranges` : `${path}, by ${unit}`;
 }
 
-// A field whose name could be taken for something else stands in backticks.
-const fieldOf = (name) => (name.startsWith("`") ? name.slice(1, -1).replaceAll("``", "`") : name);
+// What of a metadata field is counted, where not its values. A field whose own name ends like that stands in backticks.
+const unitOf = (name) => /:(year|month|day|histogram(?::[^:`]*)?)$/u.exec(name)?.[1];
 
-function filterOf(name, value) {
-  if (name === "label") return { label: value.value };
-  if (value.type) return { entity: { type: value.type, text: value.value, match: "exact" } };
-  return { path: fieldOf(name), op: "=", value: value.value };
+const DATE_END = "~"; // sorts behind all that may follow a year, a month or a day in a date
+
+function filterOf({ name, path }, { value, type, below }) {
+  if (name === "label") return { label: value };
+  if (type) return { entity: { type, text: value, match: "exact" } };
+  const unit = unitOf(name);
+  if (!unit) return { path, op: "=", value };
+  if (unit.startsWith("histogram")) return { path, op: "between", low: value, high: below === null ? null : before(below) };
+  const within = { path, op: "between", low: value, high: value + DATE_END };
+  return unit === "year" ? { or: [within, { path, op: "=", value: Number(value) }] } : within;
+}
+
+// The next smaller number: ranges of a histogram end before the next one begins, those of filters with their end.
+function before(number) {
+  if (number === 0) return -Number.MIN_VALUE;
+  const view = new DataView(new ArrayBuffer(8));
+  view.setFloat64(0, number);
+  view.setBigInt64(0, view.getBigInt64(0) + (number > 0 ? -1n : 1n));
+  return view.getFloat64(0);
 }

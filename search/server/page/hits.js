@@ -7,7 +7,7 @@ import { partsElement } from "./why.js";
 const SHOWN = 600; // code points of a text, from where its best passage begins, or its best sentence further on
 
 // `parts`: what its score is made of, where that was asked for.
-export function hitElement(hit, number, { onLike, parts }) {
+export function hitElement(hit, number, { onExample, parts }) {
   const heading = [
     element("span", { className: "id", text: hit.id }),
     element("span", { className: "score", text: `score ${hit.score.toFixed(3)}` }),
@@ -16,14 +16,16 @@ export function hitElement(hit, number, { onLike, parts }) {
   if (hit.hidden) heading.push(element("span", { className: "score", text: `+ ${hit.hidden.length} like it` }));
   const points = Array.from(hit.text);
   const actions = element("div", { className: "actions" });
-  const body = hit.passages && points.length > SHOWN ? passagesElement(points, hit) : excerpt(points, hit, actions);
-  actions.append(
-    element("button", {
-      text: "More like this",
-      attributes: { type: "button", "aria-label": `More like ${hit.id}` },
-      on: { click: () => onLike(hit.id) },
-    }),
-  );
+  const body = hit.passages && points.length > SHOWN ? passagesElement(points, hit, actions) : excerpt(points, hit, actions);
+  for (const [like, word] of [[true, "More"], [false, "Less"]]) {
+    actions.append(
+      element("button", {
+        text: `${word} like this`,
+        attributes: { type: "button", "aria-label": `${word} like ${hit.id}` },
+        on: { click: () => onExample({ like, id: hit.id }) },
+      }),
+    );
+  }
   return element("article", {
     className: "hit",
     attributes: { "aria-label": `Result ${number}` },
@@ -46,28 +48,33 @@ function excerpt(points, hit, actions) {
   const end = Math.min(points.length, start + SHOWN);
   text.append(start > 0 ? "… " : "", ...emphasised(points, hit.entities, best, start, end), end < points.length ? " …" : "");
   if (start > 0 || end < points.length) {
-    const whole = element("button", {
-      text: "Whole text",
-      attributes: { type: "button" },
-      on: {
-        click: () => {
-          text.replaceChildren(...emphasised(points, hit.entities, best));
-          whole.remove();
-        },
-      },
-    });
-    actions.append(whole);
+    actions.append(wholeButton(() => text.replaceChildren(...emphasised(points, hit.entities, best))));
   }
   return text;
 }
 
-// The best passages, best first, each between its neighbours.
-function passagesElement(points, hit) {
+// A button that shows the whole text, once.
+function wholeButton(show) {
+  const button = element("button", {
+    text: "Whole text",
+    attributes: { type: "button" },
+    on: {
+      click: () => {
+        show();
+        button.remove();
+      },
+    },
+  });
+  return button;
+}
+
+// The best passages, best first, each between its neighbours, with a button for the text in their place.
+function passagesElement(points, hit, actions) {
   const around = (stretches) =>
     stretches.map(({ start, end }) =>
       element("p", { className: "text around", children: marked(points, hit.entities, start, end) }),
     );
-  return element("ol", {
+  const list = element("ol", {
     className: "passages",
     attributes: { "aria-label": "Best passages" },
     children: hit.passages.map((passage) =>
@@ -84,6 +91,9 @@ function passagesElement(points, hit) {
       }),
     ),
   });
+  const whole = () => element("p", { className: "text", children: emphasised(points, hit.entities, hit.highlight) });
+  actions.append(wholeButton(() => list.replaceWith(whole())));
+  return list;
 }
 
 function facts(metadata) {

@@ -5,6 +5,7 @@ import { together } from "./state.js";
 const NEAR = 0.95; // cosine from which documents are near-duplicates
 const VARIED = 0.7; // λ of maximal marginal relevance
 const PASSAGES = 3;
+const TOP = 8; // values of each facet
 const RERANKED = 50; // how many of the best a cross-encoder reads
 
 // What every request says: the index, and all filters.
@@ -33,10 +34,23 @@ export function searchOf(state, k, maximum) {
 }
 
 export function similarOf(state, k) {
-  return { ...choice(state, k), ids: [state.like] };
+  const given = (kind, like) => state.examples.filter((one) => one.like === like && one[kind] !== undefined).map((one) => one[kind]);
+  return {
+    ...choice(state, k),
+    ids: given("id", true),
+    texts: given("text", true),
+    not_ids: given("id", false),
+    not_texts: given("text", false),
+  };
+}
+
+// Which facets are counted: those that were asked for, before the usual ones. What stands out does so against the rest.
+export function facetsOf(state) {
+  const compared = state.filters.length > 0 || (!state.examples.length && state.q.trim() !== "");
+  return { names: [...state.facets, "default"], top: TOP, significant: state.significant && compared };
 }
 
 // Whether more hits come page by page, so that none is repeated or left out while the index changes.
 export function hasPages(state) {
-  return state.like === null && !state.rerank;
+  return !state.examples.length && !state.rerank;
 }

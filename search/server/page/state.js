@@ -6,9 +6,18 @@ const MODES = ["cosine", "hybrid", "keyword"];
 const NAMES = ["filter", "boost"]; // what the entities in a query do
 
 // Options that are on or off; each stands in the address by its name alone.
-export const SWITCHES = ["best", "passages", "distinct", "varied", "rerank", "why"];
+export const SWITCHES = ["best", "passages", "distinct", "varied", "rerank", "why", "significant"];
 
-export function read(search = location.search) {
+// Examples of what hits should be like or unlike: `{ like, id }` or `{ like, text }`, by their names in the address.
+const EXAMPLES = {
+  like: { like: true, kind: "id" },
+  unlike: { like: false, kind: "id" },
+  "like-text": { like: true, kind: "text" },
+  "unlike-text": { like: false, kind: "text" },
+};
+const LINKED = 1000; // characters of an example's text, up to which it stands in the address; a longer one in the history
+
+export function read(search = location.search, kept = history.state) {
   const parameters = new URLSearchParams(search);
   const filters = [];
   for (const text of parameters.getAll("filter")) {
@@ -24,12 +33,18 @@ export function read(search = location.search) {
   const n = Number(parameters.get("n"));
   return {
     q: parameters.get("q") ?? "",
-    like: parameters.get("like"),
+    examples: [
+      ...Object.entries(EXAMPLES).flatMap(([name, { like, kind }]) =>
+        parameters.getAll(name).map((value) => ({ like, [kind]: value })),
+      ),
+      ...(kept?.examples ?? []),
+    ],
     mode: MODES.includes(mode) ? mode : "cosine",
     index: parameters.get("index"),
     names: NAMES.includes(names) ? names : "",
     ...Object.fromEntries(SWITCHES.map((name) => [name, parameters.has(name)])),
     filters,
+    facets: parameters.getAll("facet"),
     n: Number.isInteger(n) && n > FIRST ? Math.min(n, 1000) : FIRST,
   };
 }
@@ -37,17 +52,24 @@ export function read(search = location.search) {
 export function write(state, { replace = false } = {}) {
   const parameters = new URLSearchParams();
   if (state.q) parameters.set("q", state.q);
-  if (state.like !== null) parameters.set("like", state.like);
+  const linked = ({ text }) => text === undefined || text.length <= LINKED;
+  for (const [name, { like, kind }] of Object.entries(EXAMPLES)) {
+    for (const one of state.examples) {
+      if (one.like === like && one[kind] !== undefined && linked(one)) parameters.append(name, one[kind]);
+    }
+  }
   if (state.mode !== "cosine") parameters.set("mode", state.mode);
   if (state.index !== null) parameters.set("index", state.index);
   if (state.names) parameters.set("names", state.names);
   for (const name of SWITCHES) if (state[name]) parameters.set(name, "");
   for (const filter of state.filters) parameters.append("filter", JSON.stringify(filter));
+  for (const name of state.facets) parameters.append("facet", name);
   if (state.n > FIRST) parameters.set("n", state.n);
   const text = parameters.toString();
   const address = text ? `?${text}` : location.pathname;
-  if (replace || address === location.search) history.replaceState(null, "", address);
-  else history.pushState(null, "", address);
+  const kept = { examples: state.examples.filter((one) => !linked(one)) };
+  if (replace || (address === location.search && same(kept, history.state))) history.replaceState(kept, "", address);
+  else history.pushState(kept, "", address);
 }
 
 export const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
@@ -63,5 +85,19 @@ export function described(filter) {
   if (filter.label !== undefined) return `class: ${filter.label}`;
   if (filter.entity) return `${filter.entity.type ?? "entity"}: ${filter.entity.text ?? "any"}`;
   if (filter.path !== undefined && filter.op === "=") return `${filter.path}: ${filter.value}`;
+  if (filter.path !== undefined && filter.op === "between") return `${filter.path}: ${span(filter)}`;
+  if (filter.or?.length === 2) return described(filter.or[0]); // a year, as a text or as a number
   return JSON.stringify(filter);
+}
+
+// How a range reads: that of a date by the date, that of numbers by its ends.
+function span({ low, high }) {
+  if (typeof low === "string") return low;
+  return high === null ? `${low} or more` : `${low} to ${Number(high.toPrecision(12))}`;
+}
+
+// How an example reads on its chip.
+export function describedExample({ like, id, text }) {
+  const what = id ?? `“${text.length > 40 ? `${text.slice(0, 40)} …` : text}”`;
+  return like ? `more like ${what}` : `less like ${what}`;
 }

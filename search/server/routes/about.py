@@ -71,4 +71,5 @@ def _describe(index: OpenIndex) -> dict[str, Any]:
         "commit": info.commit,
         "class_labels": None if info.class_labels is None else list(info.class_labels),
         "entity_types": None if info.entity_types is None else list(info.entity_types),
+        "facets": index.searcher.facet_names(),
     }
