@@ -9,18 +9,20 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
-from transformers.utils import logging as transformers_logging
 
+from indexer import bert
 from indexer.errors import ModelError
-from indexer.folders import check_files, check_size, check_weights, no_panic, one_line
+from indexer.folders import check_files, check_size, check_weights, no_panic, one_line, read_json, read_weights
 from indexer.heads import MultiTaskModel
 from indexer.sources import HUB_TIMEOUT, MINILM, BackboneSource, find_backbone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 PUBLISHED = {source.name: source for source in (MINILM,)}
 
@@ -66,6 +68,8 @@ def load_parts(source: str, *, name: str) -> tuple[PreTrainedConfig, Any]:
     """Configuration and fast tokenizer of a model by folder or hub name. Raises `ModelError`."""
     if (Path(source) / "adapter_config.json").exists():  # the loader would follow the path to its base model
         raise ModelError(f"{source} holds an adapter: merge it into its base model, and give the folder of the result")
+    from transformers import AutoConfig, AutoTokenizer
+
     with quiet_loading(), no_panic(name):
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -96,7 +100,31 @@ def check_folder_size(source: str, config: PreTrainedConfig, build: Callable[[],
 
 
 def load_backbone(source: str, *, name: str) -> nn.Module:
-    """The pretrained encoder, in fp32; every one of its weights must be there."""
+    """The pretrained encoder, in fp32; every one of its weights must be there. Raises `ModelError`."""
+    backbone = _load_bert(Path(source)) or _load_any(source, name=name)
+    check_finite(backbone, name=name)
+    return backbone
+
+
+def _load_bert(folder: Path) -> nn.Module | None:
+    """A folder's BERT, `None` where there is none, or another form of it than one file with these weights."""
+    path = folder / "model.safetensors"
+    if not path.is_file() or (config := bert.reads(read_json(folder / "config.json"))) is None:
+        return None
+    weights = {name.removeprefix("bert."): tensor for name, tensor in read_weights(path).items()}
+    with torch.device("meta"):
+        backbone = bert.BertModel(config)
+    expected = backbone.state_dict()
+    if any(key not in weights or weights[key].shape != tensor.shape for key, tensor in expected.items()):
+        return None
+    # In memory of their own, as those that were read may lie in the file.
+    backbone.load_state_dict({key: weights[key].to(torch.float32, copy=True) for key in expected}, assign=True)
+    return backbone
+
+
+def _load_any(source: str, *, name: str) -> nn.Module:
+    from transformers import AutoModel
+
     with quiet_loading():
         try:
             try:
@@ -112,8 +140,17 @@ def load_backbone(source: str, *, name: str) -> nn.Module:
         raise ModelError(f"{name} {problem} {len(wrong)} weights of its backbone, such as {wrong[0]}")
     if getattr(backbone.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder; only encoders can be used")
-    check_finite(backbone, name=name)
-    return backbone  # type: ignore[no-any-return]
+    return _as_own(backbone)
+
+
+def _as_own(backbone: nn.Module) -> nn.Module:
+    """A BERT of transformers as one of ours; any other model itself."""
+    config = bert.reads(backbone.config.to_dict())  # type: ignore[union-attr, operator]
+    if config is None:
+        return backbone
+    own = bert.BertModel(config)
+    own.load_state_dict({key: tensor for key, tensor in backbone.state_dict().items() if key in own.state_dict()})
+    return own
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -140,12 +177,12 @@ def check_finite(model: nn.Module, *, name: str) -> None:
             raise ModelError(f"{name}: the weight {key} holds values that are not finite")
 
 
-def window_of(config: PreTrainedConfig, tokenizer_limit: int) -> int:
+def window_of(config: bert.BertConfig | PreTrainedConfig, tokenizer_limit: int) -> int:
     """256 tokens, or fewer where the backbone's positions or the tokenizer's limit end earlier."""
     return min(256, positions_of(config), int(tokenizer_limit))
 
 
-def positions_of(config: PreTrainedConfig) -> int:
+def positions_of(config: bert.BertConfig | PreTrainedConfig) -> int:
     """How many tokens a backbone can take, special ones included."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 2**31)
     if not getattr(config, "position_biased_input", True):  # DeBERTa with relative positions alone
@@ -185,6 +222,7 @@ def cannot_load(source: str, error: Exception) -> str:
 def quiet_loading() -> Iterator[None]:
     """No load reports, warnings or bars from the loaders: what matters of them becomes an error here."""
     import huggingface_hub.constants as hub
+    from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

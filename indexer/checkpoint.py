@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from indexer.backbones import (
     published_folder,
     window_of,
 )
+from indexer.bert import BertConfig
 from indexer.config import TagdexConfig, check_types
 from indexer.errors import ModelError
 from indexer.fingerprint import (
@@ -95,7 +97,7 @@ def save_checkpoint(
     if not backbone:
         _check_apart(loaded, adapter)
     folder.mkdir(parents=True, exist_ok=True)
-    config = type(loaded.model.config).from_dict(loaded.model.config.to_dict())
+    config = TagdexConfig.from_dict(loaded.model.config.to_dict())
     config.adapter_scale = None if adapter is None else adapter.scale
     if backbone:
         config.backbone_source = None
@@ -108,7 +110,7 @@ def save_checkpoint(
     if adapter is not None:
         weights |= to_tensors(adapter)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(folder)
+    config.save(folder)
 
 
 def with_adapter(base: Loaded, adapter: Adapter, *, source: BackboneSource | None = None) -> Loaded:
@@ -118,13 +120,13 @@ def with_adapter(base: Loaded, adapter: Adapter, *, source: BackboneSource | Non
     The weights of `base`'s own backbone play no part, so it may be the model that the adapter was trained with.
     `source`: the published backbone, where the configuration of `base` names none. Raises `ModelError`.
     """
-    if source is None and base.model.config.backbone_source is None:
+    reference = base.model.config.backbone_source if source is None else source.reference
+    if reference is None:
         raise ModelError("an adapter needs the published backbone that it changes: config.backbone_source, or source")
     model = copy.deepcopy(base.model).cpu()
-    if source is not None:
-        model.config.backbone_source = source.reference
+    model.config.backbone_source = dict(reference)
     model.config.adapter_scale = adapter.scale
-    folder = find_backbone(source) if source is not None else published_folder(model.config.backbone_source)
+    folder = find_backbone(source) if source is not None else published_folder(reference)
     backbone, before = load_backbone(str(folder), name=str(folder)), model.backbone.state_dict()
     for key, tensor in backbone.state_dict().items():
         if key not in before:
@@ -152,7 +154,7 @@ def with_heads(
     A head whose labels are not given is taken over from `base`, weights included, if it has one. Embeddings stay
     what they were, and so does the fingerprint. `base` is not changed, but shares its backbone's weights.
     """
-    config = type(base.model.config).from_dict(base.model.config.to_dict())
+    config = TagdexConfig.from_dict(base.model.config.to_dict())
     if class_labels is not None:
         config.class_labels, config.class_head = list(class_labels), "linear"
         config.class_temperature, config.class_threshold = 1.0, 0.0
@@ -214,7 +216,9 @@ def _load_own(folder: Path, *, name: str) -> Loaded:
         available = check_weights(file for file in files if file.is_file())
         layers = getattr(backbone_config, "num_hidden_layers", None)
         check_size(lambda: MultiTaskModel(config), layers=layers, available=available, place=place)
-        model = MultiTaskModel(config)
+        # Ours has no tensors but weights, and all of them will be put in: no random ones are drawn before.
+        with torch.device("meta") if isinstance(backbone_config, BertConfig) else nullcontext():
+            model = MultiTaskModel(config)
     except ModelError as error:
         raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
     except (Exception, MemoryError) as error:  # a configuration can break a backbone's constructor in any way
@@ -289,4 +293,6 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> Non
             )
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise ModelError(f"{path}: {key} holds values that are not finite")
-    model.load_state_dict(dict(weights))
+    # In memory of their own: those that were read may lie in the file.
+    own = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in weights.items()}
+    model.load_state_dict(own, assign=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import AutoConfig, PreTrainedConfig
-
+from indexer import bert
 from indexer.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 CLASS_HEADS = ("linear", "pooled")
 TAG_HEADS = ("linear", "contextual")
@@ -18,8 +24,9 @@ MAX_SCALE = 1e6  # of an adapter; alpha / rank has some 0.1 to 100
 _SHOWN = 200  # characters of a value in a message
 
 
-class TagdexConfig(PreTrainedConfig):
-    """Configuration of a multi-task model; see `heads.MultiTaskModel`.
+@dataclass(kw_only=True)
+class TagdexConfig:
+    """Configuration of a multi-task model, as it stands in a checkpoint's config.json; see `heads.MultiTaskModel`.
 
     - `encoder_config`: the backbone's own configuration as a dict, with its `model_type`.
     - `pool_layers`: indices into the backbone's hidden states, in the order of concatenation.
@@ -41,7 +48,7 @@ class TagdexConfig(PreTrainedConfig):
     - `adapter_scale`: factor of the low-rank update of these weights that the checkpoint holds; see `adapter.py`.
     """
 
-    model_type = "tagdex"
+    model_type: ClassVar[str] = "tagdex"
 
     encoder_config: dict[str, Any] | None = None
     pool_layers: list[int] | None = None
@@ -64,16 +71,36 @@ class TagdexConfig(PreTrainedConfig):
     backbone_source: dict[str, Any] | None = None
     adapter_scale: float | None = None
 
-    def backbone_config(self) -> PreTrainedConfig:
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> TagdexConfig:
+        """The configuration in a config.json. What is not known is passed over; `check_config` looks at the values."""
+        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in config.json: what differs from the defaults."""
+        given = asdict(self)
+        changed = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
+        return {"model_type": self.model_type, **changed}
+
+    def save(self, folder: Path) -> None:
+        """Write config.json into a folder."""
+        content = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
+        (folder / "config.json").write_text(content + "\n", encoding="utf-8")
+
+    def backbone_config(self) -> bert.BertConfig | PreTrainedConfig:
         """The backbone's configuration, rebuilt from `encoder_config`. Raises `ModelError` for an unknown type."""
         if not isinstance(self.encoder_config, dict | None):
             raise ModelError(f"encoder_config must be an object, got {_shown(self.encoder_config)}")
-        fields = dict(self.encoder_config or {})
-        model_type = fields.pop("model_type", None)
+        given = dict(self.encoder_config or {})
+        if (own := bert.reads(given)) is not None:
+            return own
+        model_type = given.pop("model_type", None)
         if not model_type:
             raise ModelError("the model's config.json has no encoder_config.model_type: which backbone is it?")
+        from transformers import AutoConfig
+
         try:
-            config = AutoConfig.for_model(model_type, **fields)
+            config: PreTrainedConfig = AutoConfig.for_model(model_type, **given)
         except ValueError as error:
             reason = " ".join(str(error).split())[:300]  # transformers lists all types that it knows
             raise ModelError(f"unknown backbone type '{model_type}' in encoder_config: {reason}") from error
@@ -152,9 +179,19 @@ def check_types(config: TagdexConfig) -> None:
     for name in ("class_temperature", "class_threshold"):
         if not finite(getattr(config, name)):
             raise ModelError(f"{name} must be a finite number, got {_shown(getattr(config, name))}")
-    for name, kind in (("max_length", int), ("prefix", str), ("normalize_layers", bool), ("tag_shapes", bool)):
+    for name, kind in (
+        *((name, str) for name in ("class_head", "tag_head", "word_splitter", "prefix")),
+        *((name, bool) for name in ("normalize_layers", "tag_shapes")),
+        ("max_length", int),
+    ):
         if not isinstance(getattr(config, name), kind):
             raise ModelError(f"{name} must be of type {kind.__name__}, got {_shown(getattr(config, name))}")
+    for name in ("class_head_width", "tag_head_width"):
+        value = getattr(config, name)
+        if not integer(value) or value < 1:
+            raise ModelError(f"{name} must be a whole number above 0, got {_shown(value)}")
+    if not (finite(config.head_dropout) and 0 <= config.head_dropout < 1):
+        raise ModelError(f"head_dropout must be a number from 0 to below 1, got {_shown(config.head_dropout)}")
     if len(config.prefix) > MAX_PREFIX:
         raise ModelError(f"prefix has {len(config.prefix):,} characters, at most {MAX_PREFIX:,} are possible")
     if not isinstance(config.backbone_source, dict | None):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedConfig
 
 from indexer.config import TagdexConfig
 from indexer.heads import MultiTaskModel
@@ -58,7 +57,7 @@ TOKENIZER_PROBE = (
 
 
 def embedding_fingerprint(
-    config: TagdexConfig, backbone_config: PreTrainedConfig, backbone_digest: str, tokenizer: Tokenizer
+    config: TagdexConfig, backbone_config: object, backbone_digest: str, tokenizer: Tokenizer
 ) -> str:
     """SHA-256 over all that determines an embedding: weights, architecture, tokenizer, pooling, prefix, window."""
     facts = {

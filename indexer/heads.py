@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
 
+from indexer import bert
 from indexer.config import TagdexConfig, check_config
 from indexer.encoder import pool_layers
 from indexer.errors import ModelError
@@ -126,7 +127,7 @@ class ShapeEmbedding(nn.Module):
     def __init__(self, *, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.table = nn.Embedding(len(Shape), SHAPE_WIDTH)
+        self.table = bert.empty_table(len(Shape), SHAPE_WIDTH)
 
     def forward(self, shapes: Tensor) -> Tensor:
         if self.training and self.dropout.p > 0:
@@ -158,25 +159,27 @@ def _reversed_positions(mask: Tensor) -> Tensor:
     return torch.where(positions < lengths, lengths - 1 - positions, positions)
 
 
-class MultiTaskModel(PreTrainedModel):
-    """A Hugging Face encoder with an optional class head and an optional tag head.
+class MultiTaskModel(nn.Module):
+    """An encoder with an optional class head and an optional tag head.
 
     Built from its configuration alone, with random weights; `checkpoint.py` puts the trained ones in. Losses
     live outside, in `training/`.
     """
 
-    config_class = TagdexConfig
-    base_model_prefix = "backbone"
+    backbone: Any  # of ours, of transformers, or wrapped by peft
+    class_head: ClassHead | PooledClassHead | None
+    tag_head: LinearTagHead | ContextualTagHead | None
 
     def __init__(self, config: TagdexConfig) -> None:
-        super().__init__(config)
+        super().__init__()
+        self.config = config
         backbone_config = config.backbone_config()
         width = int(backbone_config.hidden_size)
         check_config(config, layers=int(backbone_config.num_hidden_layers))
         self.backbone = build_backbone(backbone_config)
         self.width = width
-        self.class_head: ClassHead | PooledClassHead | None = None
-        self.tag_head: LinearTagHead | ContextualTagHead | None = None
+        self.class_head = None
+        self.tag_head = None
         if config.class_labels is not None:
             classes = len(config.class_labels)
             if config.class_head == "linear":
@@ -200,10 +203,19 @@ class MultiTaskModel(PreTrainedModel):
                     dropout=config.head_dropout,
                     shapes=config.tag_shapes,
                 )
-        self.post_init()
-        if isinstance(self.tag_head, ContextualTagHead) and self.tag_head.shapes is not None:
-            # `post_init` draws every table with a deviation of 0.02, unheard by the LSTMs for hundreds of steps.
-            self.tag_head.shapes.table.reset_parameters()
+        for head in (self.class_head, self.tag_head):
+            if head is not None and not self.is_meta:
+                head.apply(_initialise)
+
+    @property
+    def is_meta(self) -> bool:
+        """Whether its weights have shapes alone, and no memory."""
+        return next(self.parameters()).is_meta
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     @property
     def dimension(self) -> int:
@@ -259,8 +271,30 @@ class MultiTaskModel(PreTrainedModel):
 
 def build_backbone(config: object) -> nn.Module:
     """An encoder with random weights, without the pooler that some families add and that nothing here uses."""
+    if isinstance(config, bert.BertConfig):
+        return bert.BertModel(config)
+    from transformers import AutoModel
+
     try:
         backbone: nn.Module = AutoModel.from_config(config, add_pooling_layer=False, trust_remote_code=False)
     except TypeError:  # families that have no pooler do not take the argument
         backbone = AutoModel.from_config(config, trust_remote_code=False)
     return backbone
+
+
+def _initialise(module: nn.Module) -> None:
+    """A head's first weights: linear layers as BERT's, LSTMs as Glorot and Bengio (2010), tables with a deviation of 1.
+
+    Shapes drawn as small as a linear layer's weights would be unheard by the LSTMs for hundreds of steps.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight)
+    elif isinstance(module, nn.LSTM):
+        for name, parameter in module.named_parameters():
+            if "weight" in name:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.zeros_(parameter)

@@ -124,7 +124,7 @@ def set_dropout(model: nn.Module, share: float | None) -> list[tuple[nn.Dropout,
 
 def _layers(model: MultiTaskModel) -> list[nn.Module]:
     """The backbone's layers from the first to the last; empty where they are shared or cannot be told."""
-    count = int(model.backbone.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    count = int(model.backbone.config.num_hidden_layers)
     for module in model.backbone.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return list(module)
@@ -134,7 +134,7 @@ def _layers(model: MultiTaskModel) -> list[nn.Module]:
 def _top_parameters(model: MultiTaskModel, top: int) -> Iterator[nn.Parameter]:
     """Of the last `top` layers, and of a norm behind them."""
     layers = _layers(model)
-    family = model.backbone.config.model_type  # type: ignore[union-attr]
+    family = model.backbone.config.model_type
     if not layers:
         raise ConfigError(f"train = 'top:{top}': a backbone of type {family} has no layers to be told apart; use 'all'")
     if top > len(layers):
@@ -153,7 +153,7 @@ def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError("train = 'lora' needs peft: pip install 'tagdex[train]'") from error
-    family = str(model.backbone.config.model_type)  # type: ignore[union-attr]
+    family = str(model.backbone.config.model_type)
     targets = phase.lora.targets or LORA_TARGETS.get(family)
     linear = sorted({name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)})
     if targets is None:

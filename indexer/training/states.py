@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +60,9 @@ def cached_states(
 def head_outputs(model: TextModel, encoded: Encoded, states: States, windows: Sequence[int]) -> Outputs:
     """A head's logits from cached states; as `MultiTaskModel.forward`, without the backbone."""
     parts = [np.asarray(states.values[states.starts[w] : states.starts[w + 1]], dtype=np.float32) for w in windows]
-    head: torch.nn.Module
     if encoded.task == "class":
         rows = torch.from_numpy(np.concatenate(parts)).to(model.device)
-        head = model.model.class_head
+        head: Any = model.model.class_head
         logits: Tensor = head(rows if isinstance(head, PooledClassHead) else rows[:, None, :])
         return Outputs(layer_means=None, class_logits=logits, tag_logits=None)
     longest = max(len(part) for part in parts)
