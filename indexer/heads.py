@@ -109,7 +109,7 @@ class ContextualTagHead(nn.Module):
                 )
             inner = torch.cat([inner, self.shapes(shapes).to(inner.dtype)], dim=2)
         order = _reversed_positions(mask).unsqueeze(2)
-        with _one_thread() if inner.device.type == "cpu" and not self.training else nullcontext():
+        with one_thread() if inner.device.type == "cpu" and not self.training else nullcontext():
             ahead, _ = self.forward_lstm(inner)
             back, _ = self.backward_lstm(inner.gather(1, order.expand_as(inner)))
         context = torch.cat([ahead, back.gather(1, order.expand_as(back))], dim=2)
@@ -138,7 +138,7 @@ class ShapeEmbedding(nn.Module):
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep torch from sharing out work among threads, which is a setting of the calling thread.
 
     An LSTM makes hundreds of small steps, and its threads wait for each other after every one: on a machine that is

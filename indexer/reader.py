@@ -338,16 +338,21 @@ class Snapshot:
 
         `query` fp32 (dimension,), of any length but zero. With `parallel`, segments are searched by several threads.
         """
-        unit = vectors.normalise(query[None])[0]
+        return self.search_vectors_many(query[None], n, allowed=allowed, path=path, parallel=parallel)[0]
+
+    def search_vectors_many(
+        self, queries: FloatArray, n: int, *, allowed: BitMap | None = None, path: str = "auto", parallel: bool = True
+    ) -> list[tuple[Candidates, SearchPlan]]:
+        """As `search_vectors`, for several queries, fp32 (queries, dimension), with one pass over the codes."""
         mask = None
         if allowed is not None:
             highest = max((segment.highest_doc for segment in self.view.all), default=0)
             mask = np.zeros(highest + 1, dtype=bool)
             docs = np.frombuffer(allowed.to_array(), dtype=np.uint32)
             mask[docs[docs <= highest]] = True
-        return vectors.search_segments(
+        return vectors.search_segments_many(
             self.view.all,
-            unit,
+            vectors.normalise(queries),
             n,
             space=self.view.space,
             allowed_docs=mask,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -35,9 +36,8 @@ SCAN_LIMIT = 10_000
 PARALLEL_ROWS = 16_384
 # Where fewer than one row in so many is wanted, copying those rows beats asking a selector about every row.
 COPY_SHARE = 1_024
-# Up to so many rows are scored one by one, in the thread of the query; FAISS is faster for more.
+# Up to so many rows are copied to be scored, in the thread of the query; for more, a selector is faster.
 ROWS_AT_ONCE = 1_024
-_ROWS_COPIED = 16
 _ROUNDING = 1e-6  # of a cosine in fp32
 
 PLANS = ("auto", "codes", "scan")
@@ -126,11 +126,7 @@ class Segment:
     def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
         if allowed is not None and _count(self, allowed) * COPY_SHARE <= len(self):
-            positions = np.flatnonzero(allowed)
-            few = new_flat_index(len(query))
-            few.add_sa_codes(_code_table(self.index)[positions])
-            at, cosines = _found(*few.search(query[None], n))
-            return positions[at], cosines
+            return self._copied(query, n, np.flatnonzero(allowed))
         return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
 
     def score(self, query: FloatArray, n: int, positions: IdArray) -> Found:
@@ -139,18 +135,26 @@ class Segment:
             mask = np.zeros(len(self), dtype=bool)
             mask[positions] = True
             return self.scan(query, n, mask)
-        # Memory of a few rows is used again and again; more would be fetched from the system, and be slow at first.
-        starts = range(0, len(positions), _ROWS_COPIED)
-        scores = [exact_scores(self.table[positions[start : start + _ROWS_COPIED]], query) for start in starts]
-        return positions, np.concatenate([np.zeros(0), *scores])
+        return self._copied(query, len(positions), positions)
 
-    def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
-        """Positions and estimates of the n best allowed vectors, by the codes. `rotated` fp32 (dimension,)."""
+    def _copied(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
+        """Positions and cosines of the n best vectors at some positions, by a copy of them."""
+        few = new_flat_index(len(query))
+        few.add_sa_codes(_code_table(self.index)[positions])
+        at, cosines = _found(*few.search(query[None], n))
+        return positions[at], cosines
+
+    def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> list[Found]:
+        """For each query, fp32 (queries, dimension): positions and estimates of the n best allowed vectors by codes.
+
+        One pass over the codes serves all queries, and gives each what it would have alone.
+        """
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
         selector = {} if allowed is None else {"sel": _selector(allowed)}
         parameters = faiss.SearchParametersIVF(nprobe=1, **selector)  # type: ignore[call-arg]
-        return _found(*self.codes.search(rotated[None], min(n, len(self)), params=parameters))
+        values, labels = self.codes.search(rotated, min(n, len(self)), params=parameters)
+        return [_found(values[at : at + 1], labels[at : at + 1]) for at in range(len(rotated))]
 
 
 class _Memory:
@@ -209,11 +213,31 @@ def search_segments(
     path: str = "auto",
     pool: ThreadPoolExecutor | None = None,
 ) -> tuple[Candidates, SearchPlan]:
-    """The n best live vectors of the allowed documents over all segments, exactly scored.
+    """The n best live vectors of the allowed documents over all segments, exactly scored; `query` fp32 (dimension,).
 
-    `query` fp32 (dimension,), of length 1. `allowed_docs` bool (highest doc + 1,), `None` for all. `path` forces one
-    of `PLANS`: "codes" scans the codes of segments that have them, and then the vectors that are the most promising of
-    all segments; "scan" scans the allowed vectors themselves. Min(n, allowed) vectors come back whichever it is.
+    See `search_segments_many`.
+    """
+    return search_segments_many(segments, query[None], n, space=space, allowed_docs=allowed_docs, path=path, pool=pool)[
+        0
+    ]
+
+
+def search_segments_many(
+    segments: Sequence[Segment],
+    queries: FloatArray,
+    n: int,
+    *,
+    space: CodeSpace | None,
+    allowed_docs: Mask | None = None,
+    path: str = "auto",
+    pool: ThreadPoolExecutor | None = None,
+) -> list[tuple[Candidates, SearchPlan]]:
+    """For each query the n best live vectors of the allowed documents over all segments, exactly scored.
+
+    `queries` fp32 (queries, dimension), each of length 1; each gets what it would get alone, bit by bit. `allowed_docs`
+    bool (highest doc + 1,), `None` for all. `path` forces one of `PLANS`: "codes" scans the codes of segments that have
+    them, and then the vectors that are the most promising of all segments; "scan" scans the allowed vectors themselves.
+    Min(n, allowed) vectors come back whichever it is. Segments are shared out among the threads of a pool.
 
     Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
     scores are in the order of their vids.
@@ -226,35 +250,66 @@ def search_segments(
 
     selected = _map(select, segments, pool=pool if parallel and allowed_docs is not None else None)
     masks, counts = [mask for mask, _ in selected], [count for _, count in selected]
-    plan = SearchPlan(rows=sum(segment.live_rows for segment in segments), allowed=sum(counts))
-    plan.path = _choose(path, plan.allowed)
+    allowed = sum(counts)
+    chosen_path = _choose(path, allowed)
     by_codes = [
-        plan.path == "codes" and space is not None and segment.codes is not None and count > n * segment.rerank
+        chosen_path == "codes" and space is not None and segment.codes is not None and count > n * segment.rerank
         for segment, count in zip(segments, counts, strict=True)
     ]
-    rotated = space.rotate(query[None])[0] if space is not None and any(by_codes) else query
+    rotated = queries
+    if space is not None and any(by_codes):  # row by row: how a product of more rows rounds depends on their number
+        rotated = np.concatenate([space.rotate(query[None]) for query in queries])
 
-    def find(at: int) -> Found:
+    def find(at: int) -> list[Found]:
         if by_codes[at]:
             return segments[at].scan_codes(rotated, n * segments[at].rerank, masks[at])
-        return segments[at].scan(query, n, masks[at])
+        return [segments[at].scan(query, n, masks[at]) for query in queries]
 
     work = [at for at in range(len(segments)) if counts[at]]
-    found = dict(zip(work, _map(find, work, pool=pool if parallel else None), strict=True))
-    coded = [at for at in work if by_codes[at]]
-    chosen = _promising([found[at] for at in coded], n * max((segments[at].rerank for at in coded), default=0))
+    with _one_thread_each():
+        found = dict(zip(work, _map(find, work, pool=pool if parallel else None), strict=True))
+        coded = [at for at in work if by_codes[at]]
+        scanned = sum(counts[at] for at in work if not by_codes[at])
+        plan = SearchPlan(
+            path=chosen_path,
+            rows=sum(segment.live_rows for segment in segments),
+            allowed=allowed,
+            scanned_codes=sum(len(segments[at]) for at in coded),
+        )
+        results = []
+        for number, query in enumerate(queries):
+            own = {at: found[at][number] for at in work}
+            rows = _rerank({at: segments[at] for at in coded}, own, query, n, pool=pool)
+            best = _best([segments[at] for at in work], list(own.values()), query, n)
+            results.append((best, replace(plan, scanned_vectors=scanned + rows)))
+    return results
 
-    def rerank(at: int, positions: IdArray) -> Found:
-        return segments[at].score(query, n, positions)
 
+def _rerank(
+    segments: dict[int, Segment], found: dict[int, Found], query: FloatArray, n: int, *, pool: ThreadPoolExecutor | None
+) -> int:
+    """Exact cosines in the place of estimates, for the most promising vectors of all segments; how many these are."""
+    most = n * max((segment.rerank for segment in segments.values()), default=0)
+    chosen = _promising([found[at] for at in segments], most)
     rows = sum(map(len, chosen))
-    exact = _map(rerank, coded, chosen, pool=pool if rows > ROWS_AT_ONCE else None)
-    found.update(zip(coded, exact, strict=True))
-    for at in work:
-        plan.scanned_codes += len(segments[at]) if by_codes[at] else 0
-        plan.scanned_vectors += 0 if by_codes[at] else counts[at]
-    plan.scanned_vectors += rows
-    return _best([segments[at] for at in work], list(found.values()), query, n), plan
+
+    def rerank(segment: Segment, positions: IdArray) -> Found:
+        return segment.score(query, n, positions)
+
+    exact = _map(rerank, list(segments.values()), chosen, pool=pool if rows > ROWS_AT_ONCE else None)
+    found.update(zip(segments, exact, strict=True))
+    return rows
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Keep FAISS from sharing out one query among threads, which it cannot, and which would then wait by spinning."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # a setting of this thread
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _promising(found: Sequence[Found], n: int) -> list[IdArray]:

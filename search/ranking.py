@@ -59,6 +59,11 @@ def best_passages(candidates: Candidates, *, exclude: Collection[int] = ()) -> l
     ]
 
 
+def first_asked(wanted: int, available: int) -> int:
+    """How many passages `rank_documents` asks for first."""
+    return max(FIRST_CANDIDATES, MARGIN * min(wanted, available))
+
+
 def rank_documents(
     find: Callable[[int], Candidates], *, wanted: int, available: int, exclude: Collection[int] = ()
 ) -> list[Ranked]:
@@ -68,7 +73,7 @@ def rank_documents(
     and no passage that it left out could belong among them.
     """
     wanted = min(wanted, available)
-    n = max(FIRST_CANDIDATES, MARGIN * wanted)
+    n = first_asked(wanted, available)
     while True:
         candidates = find(n)
         ranked = best_passages(candidates, exclude=exclude)

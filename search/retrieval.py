@@ -8,21 +8,40 @@ missing of the others cannot belong among the best: so many better ones were fou
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pyroaring import BitMap
 
 from indexer.reader import Snapshot
 from indexer.records import FloatArray
-from indexer.vectors import Candidates
+from indexer.vectors import Candidates, SearchPlan
 from search.entities import Boost
 from search.explain import Explanation
 from search.keywords import expression_of
 from search.query import Query
-from search.ranking import Ranked, rank_documents, reciprocal_ranks, weighted_scores
+from search.ranking import Ranked, first_asked, rank_documents, reciprocal_ranks, weighted_scores
 
 FUSED_AT_LEAST = 200  # documents of each ranking that are fused
 FUSED_PER_WANTED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """The n best passages of a query, and how they were found."""
+
+    n: int
+    candidates: Candidates
+    plan: SearchPlan
+
+
+def first_of_many(snapshot: Snapshot, queries: FloatArray, wanted: int, chosen: BitMap | None) -> list[First | None]:
+    """What `by_meaning` looks for first, for several queries at once, fp32 (queries, dimension), without a boost."""
+    available = snapshot.count() if chosen is None else len(chosen)
+    if available <= 0 or wanted <= 0:
+        return [None] * len(queries)
+    n = first_asked(wanted, available)
+    found = snapshot.search_vectors_many(queries, n, allowed=chosen, parallel=False)
+    return [First(n, candidates, plan) for candidates, plan in found]
 
 
 def by_meaning(
@@ -36,10 +55,11 @@ def by_meaning(
     path: str = "auto",
     parallel: bool = True,
     boost: Boost | None = None,
+    first: First | None = None,
 ) -> list[Ranked]:
     """The `wanted` best documents by cosine, and those that tie with the last of them. `vector` fp32 (dimension,).
 
-    With a `boost` it is added to the cosine.
+    With a `boost` it is added to the cosine. `first`: what `first_of_many` found for the chosen documents.
     """
 
     def find(docs: BitMap | None) -> list[Ranked]:
@@ -49,6 +69,9 @@ def by_meaning(
             return []
 
         def find_passages(n: int) -> Candidates:
+            if first is not None and n == first.n:
+                explanation.plans.append(first.plan)
+                return first.candidates
             candidates, plan = snapshot.search_vectors(vector, n, allowed=docs, path=path, parallel=parallel)
             explanation.plans.append(plan)
             return candidates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pyroaring import BitMap
 
 from indexer.errors import QueryError
 from indexer.fields import has_lone_surrogate
-from indexer.filters import Filter, check_names, from_json, parse
+from indexer.filters import Filter, check_names, format_filter, from_json, parse
 from indexer.reader import IndexInfo, IndexReader, Snapshot
 from indexer.records import Analysis, FloatArray
 from indexer.settings import IndexSettings
@@ -36,6 +37,9 @@ from search.steps import Asked
 
 if TYPE_CHECKING:
     from indexer.model import TextModel
+
+TOGETHER = 32
+"""Queries at most that share one pass over the codes, in `search_many`."""
 
 AnyFilter = Filter | str | dict[str, Any]
 """A filter as a tree (`indexer.filters`), as text, or as a JSON object."""
@@ -188,10 +192,14 @@ class Searcher:
                     for text, vector in zip(texts, vectors, strict=True)
                 ]
 
-            def rank(vector: FloatArray) -> list[Ranked]:
-                return steps.rank(snapshot, Asked(query=query, vector=vector, parallel=False), chosen, Explanation())
+            def rank(asked: Sequence[Asked]) -> list[list[Ranked]]:
+                together = steps.together(snapshot, asked, chosen)
+                return [steps.rank(snapshot, one, chosen, Explanation()) for one in together]
 
-            ranked = list(self._reader.workers.map(rank, vectors))
+            asked = [Asked(query=query, vector=vector) for vector in vectors]
+            size = max(1, min(TOGETHER, -(-len(asked) // (os.cpu_count() or 1))))
+            batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+            ranked = [one for batch in self._reader.workers.map(rank, batches) for one in batch]
             return [enrich(snapshot, steps.page(steps.ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
@@ -275,6 +283,26 @@ class Searcher:
             if explain:
                 self._explain(snapshot, asked, hits, explanation)
         return self._answer(hits, asked, explanation)
+
+    def answer_many(self, asked: Sequence[tuple[str | FloatArray, Query, Analysis | None]]) -> list[Answer]:
+        """As `answer` or `answer_vector` for several texts or vectors, all from one commit.
+
+        With each text stands what the model says about it, `None` to ask it. Queries that want as many documents by
+        meaning under the same filter share one pass over the codes, in the calling thread.
+        """
+        explanations, wanted = [], []
+        for subject, query, analysis in asked:
+            self._check_filter(query.filter)
+            explanations.append(Explanation())
+            if isinstance(subject, str):
+                _check_text(subject)
+                wanted.append(self._models.asked(subject, query, explanations[-1], analysis=analysis))
+            else:
+                wanted.append(self._asked_vector(subject, query))
+        with self._reader.snapshot() as snapshot:
+            wanted = _together(snapshot, wanted)
+            hits = [steps.find(snapshot, *one) for one in zip(wanted, explanations, strict=True)]
+        return [self._answer(*one) for one in zip(hits, wanted, explanations, strict=True)]
 
     def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
@@ -481,6 +509,27 @@ def _check_text(text: str) -> None:
         raise QueryError("the query's text is empty")
     if has_lone_surrogate(text):
         raise QueryError("the query's text has a lone surrogate, which is not valid Unicode")
+
+
+def _together(snapshot: Snapshot, wanted: Sequence[Asked]) -> list[Asked]:
+    """Queries in their order, with what those that are alike have found together."""
+    groups: dict[object, list[int]] = {}
+    for at, one in enumerate(wanted):
+        alike = (_written(one.query.filter), one.query.offset + one.query.k) if one.plain else at
+        groups.setdefault(alike, []).append(at)
+    result = list(wanted)
+    for group in groups.values():
+        if len(group) > 1:
+            chosen = steps.allowed(snapshot, wanted[group[0]].query)
+            found = steps.together(snapshot, [wanted[at] for at in group], chosen)
+            for at, one in zip(group, found, strict=True):
+                result[at] = one
+    return result
+
+
+def _written(filter: Filter | None) -> str | None:
+    """A filter as text, by which two can be compared: as trees, those for 1 and for true would be equal."""
+    return None if filter is None else format_filter(filter)
 
 
 def _as_filter(filter: AnyFilter | None) -> Filter | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 from pyroaring import BitMap
 
 from indexer.reader import Snapshot
@@ -18,7 +19,7 @@ from search.explain import Explanation, Reranking
 from search.hits import Hit
 from search.query import Query
 from search.ranking import Ranked, in_order
-from search.retrieval import by_both, by_meaning, by_words
+from search.retrieval import First, by_both, by_meaning, by_words, first_of_many
 
 if TYPE_CHECKING:
     from search.rerank import CrossEncoder
@@ -33,7 +34,7 @@ class Asked:
     `vector` fp32 (dimension,), `None` where only words count. `entities`: those that the query names. `exclude`:
     documents that are no hits. `path` forces one of `indexer.vectors.PLANS`; with `parallel`, segments are searched by
     several threads. `boost` follows from the entities, once a commit is held still. `reranker`: the one that the query
-    asks for.
+    asks for. `first`: what was found for it together with others; see `together`.
     """
 
     query: Query
@@ -45,6 +46,20 @@ class Asked:
     parallel: bool = True
     boost: Boost | None = None
     reranker: CrossEncoder | None = None
+    first: First | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it only asks for the best documents by meaning, so that `together` can search for it."""
+        query = self.query
+        return (
+            query.mode == "cosine"
+            and not query.diverse
+            and query.entities is None
+            and self.vector is not None
+            and self.reranker is None
+            and not self.exclude
+        )
 
 
 def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit]:
@@ -56,6 +71,14 @@ def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit
         explanation.documents = snapshot.count()
         explanation.allowed = explanation.documents if chosen is None else len(chosen)
     return hits_among(snapshot, asked, chosen, explanation)
+
+
+def together(snapshot: Snapshot, asked: Sequence[Asked], chosen: BitMap | None) -> list[Asked]:
+    """Plain queries that want as many among the same documents, with what one pass over the codes found for each."""
+    vectors = np.stack([one.vector for one in asked if one.vector is not None])
+    wanted = asked[0].query.offset + asked[0].query.k
+    found = first_of_many(snapshot, vectors, wanted, chosen)
+    return [replace(one, first=first, parallel=False) for one, first in zip(asked, found, strict=True)]
 
 
 def allowed(snapshot: Snapshot, query: Query) -> BitMap | None:
@@ -145,7 +168,9 @@ def rank(snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: E
     if query.mode == "hybrid":
         return by_both(snapshot, text, vector, query, chosen, explanation, **options)
     wanted = query.offset + query.k
-    return by_meaning(snapshot, vector, wanted, chosen, explanation, exclude=asked.exclude, **options)
+    return by_meaning(
+        snapshot, vector, wanted, chosen, explanation, exclude=asked.exclude, first=asked.first, **options
+    )
 
 
 def ordered(snapshot: Snapshot, ranked: list[Ranked], query: Query) -> list[Ranked]:

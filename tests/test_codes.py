@@ -180,19 +180,19 @@ def test_scanned_codes_are_allowed_ones_only(
     mask[random.permutation(len(table))[:allowed]] = True
     for query in space.rotate(table[:5]):
         for n in (1, 10, 5_000):
-            positions, estimates = segment.scan_codes(query, n, mask)
+            ((positions, estimates),) = segment.scan_codes(query[None], n, mask)
             assert len(positions) == len(estimates) == min(n, allowed)
             assert len(set(positions.tolist())) == len(positions)
             assert mask[positions].all()
 
 
 def test_all_codes_are_scanned_without_a_selector(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    positions, _ = segment.scan_codes(space.rotate(table[:1])[0], 10**6, None)
+    ((positions, _),) = segment.scan_codes(space.rotate(table[:1]), 10**6, None)
     assert sorted(positions.tolist()) == list(range(len(table)))
 
 
 def test_estimates_are_close_to_the_cosines(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    positions, estimates = segment.scan_codes(space.rotate(table[:1])[0], len(table), None)
+    ((positions, estimates),) = segment.scan_codes(space.rotate(table[:1]), len(table), None)
     cosines = table[positions] @ table[0]
     assert np.corrcoef(estimates, cosines)[0, 1] > 0.8  # with 32 bits each
     assert abs(float(np.mean(estimates - cosines))) < 0.02
@@ -225,7 +225,7 @@ def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: Code
     fresh = space.pack(space.encode(table.astype(np.float16)))
     query = space.rotate(table[:1])
     estimates, labels = fresh.search(query, 50)
-    positions, read = segment.scan_codes(query[0], 50, None)
+    ((positions, read),) = segment.scan_codes(query[:1], 50, None)
     assert positions.tolist() == labels[0].tolist()
     np.testing.assert_allclose(read, estimates[0], rtol=0, atol=1e-6)
 
@@ -239,7 +239,7 @@ def recall_at(segment: Segment, table: FloatArray, space: CodeSpace, factor: int
     for own in np.linspace(0, len(table) - 1, CALIBRATION_QUERIES).astype(np.int64).tolist():
         query = table[own].astype(np.float16).astype(np.float32)
         answer = [at for at in nearest(table, query, CALIBRATION_K + 1).tolist() if at != own][:CALIBRATION_K]
-        guesses = segment.scan_codes(space.rotate(query[None])[0], factor * CALIBRATION_K + 1, None)[0].tolist()
+        guesses = segment.scan_codes(space.rotate(query[None]), factor * CALIBRATION_K + 1, None)[0][0].tolist()
         hits += len(set(answer) & set([at for at in guesses if at != own][: factor * CALIBRATION_K]))
     return hits / (CALIBRATION_QUERIES * CALIBRATION_K)
 

@@ -40,6 +40,16 @@ class Asked:
         return self.vector is None and (self.query.mode != "keyword" or self.tags)
 
     @property
+    def joins(self) -> bool:
+        """Whether it may be answered together with others."""
+        return self.cursor is None and not self.explain and self.query.mode == "cosine"
+
+    @property
+    def subject(self) -> str | FloatArray:
+        """What is searched for."""
+        return self.text if self.vector is None else self.vector
+
+    @property
     def tags(self) -> bool:
         """Whether the text's entities are wanted."""
         return self.query.entities is not None

@@ -1,4 +1,4 @@
-"""Texts of requests that come together go through the model together."""
+"""What comes together is worked on together: texts go through the model, and searches over the codes of vectors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Generic, TypeVar
 
 from indexer.records import Analysis
 from indexer.settings import Analyser
 from search.server.threads import Threads
+
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Batcher:
 
     A text that comes alone goes to the model at once. While other requests are under way, which may bring texts too, it
     waits for them, `wait` seconds at most. With `size` 1 there are no batches, and as many threads as searches have.
+
+    While other requests are being searched, the model keeps to one core: it would spend the others waiting for them.
     """
 
     def __init__(
@@ -92,13 +98,22 @@ class Batcher:
                 batch.append(self._queue.popleft())
         return batch
 
+    def _analyse(self, texts: Sequence[str], *, tags: bool, alone: bool) -> list[Analysis]:
+        if alone:
+            return self.model.analyse(texts, tags=tags)
+        from indexer.heads import one_thread
+
+        with one_thread():
+            return self.model.analyse(texts, tags=tags)
+
     async def _run(self, batch: Sequence[Waiting]) -> None:
         if not batch:
             return
         texts, tags = [entry.text for entry in batch], batch[0].tags
         self._on_batch(len(batch))
         try:
-            analyses = await self._threads.run(partial(self.model.analyse, texts, tags=tags))
+            alone = self._under_way() <= len(batch)
+            analyses = await self._threads.run(partial(self._analyse, texts, tags=tags, alone=alone))
         except Exception as error:
             if len(batch) > 1:  # one text must not spoil the others
                 for entry in batch:
@@ -109,3 +124,74 @@ class Batcher:
         for entry, analysis in zip(batch, analyses, strict=True):
             if not entry.result.done():
                 entry.result.set_result(analysis)
+
+
+class Together(Generic[Q, R]):
+    """Questions that come while all threads are busy are answered together, each thread taking its share of them.
+
+    `answer_all` gives the answers in the order of the questions. It runs in one of the threads, with `size` questions
+    at most; where it fails for several, it is asked for each alone, so that one question does not spoil the others.
+    """
+
+    def __init__(self, answer_all: Callable[[Sequence[Q]], Sequence[R]], *, size: int, threads: Threads) -> None:
+        self._answer_all = answer_all
+        self._size = size
+        self._threads = threads
+        self._queue: deque[tuple[Q, asyncio.Future[R]]] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+
+    async def answer(self, question: Q) -> R:
+        """The answer to a question. Raises what `answer_all` raises for it."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[R] = loop.create_future()
+        self._queue.append((question, result))
+        if len(self._workers) < self._threads.count:
+            worker = loop.create_task(self._work(loop))
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+        try:
+            return await result
+        finally:
+            result.cancel()  # of a request that has gone
+
+    async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._queue:
+            await self._threads.run(partial(self._answer_next, loop))
+
+    def _answer_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread, once one is free: the first questions of the queue."""
+        share = min(self._size, -(-len(self._queue) // self._threads.count))
+        batch: list[tuple[Q, asyncio.Future[R]]] = []
+        while len(batch) < share:
+            try:
+                entry = self._queue.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if not entry[1].done():
+                batch.append(entry)
+        self._answer(batch, loop)
+
+    def _answer(self, batch: Sequence[tuple[Q, asyncio.Future[R]]], loop: asyncio.AbstractEventLoop) -> None:
+        if not batch:
+            return
+        try:
+            answers = self._answer_all([question for question, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:
+                for entry in batch:
+                    self._answer([entry], loop)
+            else:
+                loop.call_soon_threadsafe(_fail, batch[0][1], error)
+            return
+        for (_, result), answer in zip(batch, answers, strict=True):
+            loop.call_soon_threadsafe(_settle, result, answer)
+
+
+def _settle(result: asyncio.Future[R], answer: R) -> None:
+    if not result.done():
+        result.set_result(answer)
+
+
+def _fail(result: asyncio.Future[R], error: Exception) -> None:
+    if not result.done():
+        result.set_exception(error)

@@ -14,6 +14,7 @@ class Threads:
     """Threads that calls wait for in order. A waiting call whose request has gone is forgotten at once."""
 
     def __init__(self, count: int, *, name: str) -> None:
+        self.count = count
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._free = asyncio.Semaphore(count)
         self.busy = 0

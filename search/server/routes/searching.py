@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,6 +14,7 @@ from search.explain import Answer
 from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
+from search.server.batching import Together
 from search.server.problems import Problem, to_bytes
 from search.server.routes import problems
 from search.server.schemas import (
@@ -30,6 +33,12 @@ def search_routes(service: Service) -> APIRouter:
     """POST /v1/search, /v1/search/batch, /v1/similar, /v1/facets."""
     router = APIRouter(tags=["Search"], responses=problems(404, 409))
     limits = service.limits
+    together = {
+        index.name: Together(
+            partial(found_together, index), size=service.settings.batch_texts, threads=service.searching
+        )
+        for index in service.indexes.values()
+    }
 
     @router.post("/v1/search", response_model=SearchAnswer, summary="Search by text or vector")
     async def search(body: SearchRequest) -> Response:
@@ -38,6 +47,8 @@ def search_routes(service: Service) -> APIRouter:
         analysis = None
         if asking.needs_model(asked, index):
             (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
+        if asked.joins:
+            return _json(await together[index.name].answer((asked, analysis)))
         return _json(await service.searching.run(lambda: to_bytes(found(index, asked, analysis))))
 
     @router.post("/v1/search/batch", response_model=BatchAnswer, summary="Several searches at once")
@@ -128,23 +139,36 @@ def search_routes(service: Service) -> APIRouter:
 
 def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str, Any]:
     """The answer to one search; runs in a thread. `analysis`: what the model says about the text."""
-    searcher = index.searcher
-    query = asked.query
-    content: dict[str, Any] = {"index": index.name}
+    searcher, query = index.searcher, asked.query
     answered: Answer | Page
     if asked.cursor is not None:
-        subject = asked.text if asked.vector is None else asked.vector
-        answered = searcher.answer_page(subject, query, asked.cursor or None, explain=asked.explain, analysis=analysis)
-        content["cursor"] = answered.cursor
+        cursor = asked.cursor or None
+        answered = searcher.answer_page(asked.subject, query, cursor, explain=asked.explain, analysis=analysis)
     elif asked.vector is None:
         answered = searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis)
     else:
         answered = searcher.answer_vector(asked.vector, query, explain=asked.explain)
-    content["hits"] = [hit.to_json() for hit in answered.hits]
-    if asked.facets is not None:
-        wanted = asked.facets
-        content["facets"] = searcher.facets(
-            asked.text if asked.vector is None else asked.vector,
+    return _content(index, asked, analysis, answered)
+
+
+def found_together(index: OpenIndex, questions: Sequence[tuple[Asked, Analysis | None]]) -> list[bytes]:
+    """The answers to several searches of an index, as JSON; runs in a thread."""
+    answers = index.searcher.answer_many([(asked.subject, asked.query, analysis) for asked, analysis in questions])
+    return [
+        to_bytes(_content(index, asked, analysis, answered))
+        for (asked, analysis), answered in zip(questions, answers, strict=True)
+    ]
+
+
+def _content(index: OpenIndex, asked: Asked, analysis: Analysis | None, answered: Answer | Page) -> dict[str, Any]:
+    """An answer as JSON, with its facets."""
+    query, wanted = asked.query, asked.facets
+    content: dict[str, Any] = {"index": index.name, "hits": [hit.to_json() for hit in answered.hits]}
+    if isinstance(answered, Page):
+        content["cursor"] = answered.cursor
+    if wanted is not None:
+        content["facets"] = index.searcher.facets(
+            asked.subject,
             names=wanted.names,
             filter=query.filter,
             of=wanted.of,
