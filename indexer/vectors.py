@@ -139,6 +139,8 @@ class Segment:
 
     def _copied(self, query: FloatArray, n: int, positions: IdArray) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best vectors at some positions, by a copy of them."""
+        if not len(positions):
+            return positions, np.zeros(0, dtype=np.float32)
         few = new_flat_index(len(query))
         few.add_sa_codes(_code_table(self.index)[positions])
         at, cosines = _found(*few.search(query[None], n))

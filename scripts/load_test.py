@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 CORPUS = ROOT / "scripts" / "sample" / "corpus.jsonl"
 NOISE = 0.6  # length of the noise that is added to an embedding of length 1
+TURN = 25  # searches over HTTP, then as many from Python
 
 
 @dataclass(slots=True)
@@ -155,23 +156,29 @@ async def load(port: int, *, clients: int, seconds: float, pause: float = 0.0) -
 
 
 def overhead(port: int, index: Path, *, rounds: int) -> dict[str, float]:
-    """Median milliseconds of a search over HTTP and from Python, one client, in turns."""
+    """Median milliseconds of a search over HTTP and from Python, one client, by turns of `TURN` searches each.
+
+    Not query by query: threads of the one that has just answered would still be spinning beside the other.
+    """
     from search import Searcher
 
     async def run() -> dict[str, float]:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         http, python = [], []
         with Searcher(index) as searcher:
-            texts = queries()[:rounds]
-            for text in (*texts[:20], *texts):
-                started = time.perf_counter()
-                await ask(reader, writer, request(text))
-                between = time.perf_counter()
-                searcher.search(text)
-                http.append(between - started)
-                python.append(time.perf_counter() - between)
+            texts = list(itertools.islice(itertools.cycle(queries()), rounds + TURN))
+            for start in range(0, len(texts), TURN):
+                turn = texts[start : start + TURN]
+                for text in turn:
+                    started = time.perf_counter()
+                    await ask(reader, writer, request(text))
+                    http.append(time.perf_counter() - started)
+                for text in turn:
+                    started = time.perf_counter()
+                    searcher.search(text)
+                    python.append(time.perf_counter() - started)
         writer.close()
-        medians = [1_000 * statistics.median(times[20:]) for times in (http, python)]
+        medians = [1_000 * statistics.median(times[TURN:]) for times in (http, python)]
         return {"http_p50_ms": medians[0], "python_p50_ms": medians[1], "overhead_p50_ms": medians[0] - medians[1]}
 
     return asyncio.run(run())

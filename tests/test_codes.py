@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -29,7 +30,7 @@ from indexer.records import FloatArray
 from indexer.segments import CALIBRATION_K, CALIBRATION_QUERIES, CALIBRATION_RECALL, calibrate
 from indexer.settings import read_setting
 from indexer.store import IndexWriter
-from indexer.vectors import IdArray, Segment, search_segments
+from indexer.vectors import IdArray, Segment, search_segments, search_segments_many
 from indexer.verify import verify_index
 
 WIDTH = 32
@@ -367,3 +368,39 @@ def test_a_space_whose_index_does_not_know_of_it_goes_when_a_writer_opens(tmp_pa
     save_code_space(new_code_space(table.astype(np.float16)), path / "segments" / "codes.space.npy")
     IndexWriter(path).close()
     assert not (path / "segments" / "codes.space.npy").exists()
+
+
+@pytest.mark.parametrize("path", ["auto", "codes", "scan"])
+@pytest.mark.parametrize("share", [None, 0.5, 0.02, 0.0])
+def test_queries_together_find_what_each_finds_alone(
+    segment: Segment, table: FloatArray, space: CodeSpace, path: str, share: float | None
+) -> None:
+    """Bit by bit, from a segment with codes and one without, however many are asked at once."""
+    few = Segment(
+        "few", segment.index, segment.vids + 10_000, segment.docs, segment.live & (np.arange(len(table)) % 7 == 0)
+    )
+    allowed = None if share is None else np.random.default_rng(1).random(int(segment.docs.max()) + 1) < share
+    queries = table[:40] + np.random.default_rng(2).normal(size=(40, WIDTH)).astype(np.float32) * 0.05
+    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    options: Any = {"space": space, "allowed_docs": allowed, "path": path}
+    for count in (1, 2, 31, 40):
+        together = search_segments_many([segment, few], queries[:count], 10, **options)
+        assert len(together) == count
+        for query, (found, plan) in zip(queries, together, strict=False):
+            alone, own_plan = search_segments([segment, few], query, 10, **options)
+            assert plan == own_plan
+            assert found.vids.tolist() == alone.vids.tolist()
+            assert found.scores.tobytes() == alone.scores.tobytes()
+
+
+def test_all_that_is_rescored_comes_back_where_it_is_little(segment: Segment, table: FloatArray) -> None:
+    positions = np.array([5, 2_000, 7, 6])
+    found, cosines = segment.score(table[7], 1, positions)
+    assert sorted(found.tolist()) == sorted(positions.tolist())
+    np.testing.assert_allclose(
+        cosines, segment.table[found].astype(np.float64) @ table[7].astype(np.float64), atol=1e-6
+    )
+    everything, _ = segment.score(table[7], 3, np.arange(len(table)))
+    assert len(everything) == 3
+    nothing, none = segment.score(table[7], 3, np.arange(0))
+    assert len(nothing) == len(none) == 0

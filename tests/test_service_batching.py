@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,13 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from fakes import DemoAnalyser, build_index
+from fakes import DemoAnalyser, as_text_model, build_index
 from serving import client_of, documents
 
 from indexer.model import TextModel
 from indexer.records import Analysis
-from search.server.batching import Batcher
+from search.server.batching import Batcher, Together
+from search.server.run import listen
 from search.server.service import Service
 from search.server.settings import Settings
 from search.server.threads import Threads
@@ -169,3 +171,97 @@ def test_many_searches_at_once_are_answered_as_one_by_one(tmp_path: Path, model:
     if size > 1:
         (sum_line,) = (line for line in page.splitlines() if line.startswith("tagdex_model_batch_texts_count"))
         assert float(sum_line.split()[1]) < len(texts)
+
+
+# Searches
+
+
+class Asked:
+    """Answers numbers by their squares, in batches that it notes; "spoiled" cannot be answered."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+        self.begun, self.go = threading.Semaphore(0), threading.Event()
+
+    def __call__(self, questions: Sequence[Any]) -> list[int]:
+        self.batches.append(list(questions))
+        self.begun.release()
+        self.go.wait(30)
+        return [question**2 for question in questions]
+
+
+def test_what_comes_while_all_threads_are_busy_is_shared_out_among_them() -> None:
+    asked = Asked()
+
+    async def run() -> list[int]:
+        way = Together(asked, size=6, threads=Threads(2, name="test"))
+        tasks = [asyncio.create_task(way.answer(number)) for number in range(2)]
+        for _ in range(2):
+            await asyncio.to_thread(asked.begun.acquire)
+        tasks += [asyncio.create_task(way.answer(number)) for number in range(2, 21)]
+        await asyncio.sleep(0.05)
+        asked.go.set()
+        return list(await asyncio.gather(*tasks))
+
+    assert asyncio.run(run()) == [number**2 for number in range(21)]
+    assert sorted(map(len, asked.batches))[:2] == [1, 1]
+    assert max(map(len, asked.batches)) == 6
+    assert sorted(number for batch in asked.batches for number in batch) == list(range(21))
+
+
+def test_one_question_does_not_spoil_the_others_and_gone_ones_are_not_asked() -> None:
+    asked = Asked()
+
+    async def run() -> list[Any]:
+        way = Together(asked, size=8, threads=Threads(1, name="test"))
+        first = asyncio.create_task(way.answer(1))
+        await asyncio.to_thread(asked.begun.acquire)
+        tasks = [asyncio.create_task(way.answer(question)) for question in (2, "spoiled", 3, 4)]
+        await asyncio.sleep(0.02)
+        tasks.pop().cancel()
+        await asyncio.sleep(0.02)
+        asked.go.set()
+        found = list(await asyncio.gather(first, *tasks, return_exceptions=True))
+        return [*found, await way.answer(5)]
+
+    one, two, spoiled, three, five = asyncio.run(run())
+    assert (one, two, three, five) == (1, 4, 9, 25)
+    assert isinstance(spoiled, TypeError)
+    assert asked.batches == [[1], [2, "spoiled", 3], [2], ["spoiled"], [3], [5]]
+
+
+def test_searches_that_come_together_get_what_each_gets_alone(tmp_path: Path) -> None:
+    index = build_index(tmp_path / "index", documents(), DemoAnalyser())
+    bodies = [
+        {"query": text, "k": k, **more}
+        for text in ("a ball", "the boat", "Anna sings", "Nordal counts")
+        for k in (1, 3)
+        for more in ({}, {"filter": "year >= 2021"}, {"mode": "hybrid"}, {"facets": {"top": 2}}, {"filter": "nope"})
+    ]
+    answers = []
+    for size in (1, 32):
+        service = Service({"demo": index}, settings=Settings(batch_texts=size), model=as_text_model(DemoAnalyser()))
+        with client_of(service) as client, ThreadPoolExecutor(20) as threads:
+            found = list(threads.map(lambda body: client.post("/v1/search", json=body), bodies))
+            answers.append([(one.status_code, {**one.json(), "request_id": None}) for one in found])
+    assert answers[0] == answers[1]
+    assert {status for status, _ in answers[0]} == {200, 422}
+
+
+def test_answers_are_not_held_back_for_the_clients_acknowledgement() -> None:
+    """Nagle's algorithm would keep the body of an answer for 40 ms behind its head."""
+
+    async def run() -> int:
+        accepted = asyncio.get_running_loop().create_future()
+        with listen("127.0.0.1", 0) as listener:
+            server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener)
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            of_server = await accepted
+            without = int(of_server.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            for one in (writer, of_server):
+                one.close()
+                await one.wait_closed()
+            server.close()
+            return without
+
+    assert asyncio.run(run()) == 1

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,15 @@ from fakes import DemoAnalyser, as_text_model, build_index, clustered, document_
 from pyroaring import BitMap
 
 from indexer import compaction, store
-from indexer.filters import Compare
+from indexer.errors import FilterError, QueryError
+from indexer.filters import Compare, parse
 from indexer.postings import Postings
 from indexer.reader import IndexReader
-from indexer.records import Document
+from indexer.records import Analysis, Document, FloatArray
 from indexer.settings import settings_of_vectors
 from indexer.store import Entry, IndexWriter
 from search import Hit, Searcher
+from search.query import Query
 
 SECONDS = 60.0 if os.environ.get("TAGDEX_LONG_TESTS") == "1" else 4.0
 WIDTH = 16
@@ -251,9 +254,51 @@ def test_several_texts_at_once_get_the_answers_that_each_gets_alone(tmp_path: Pa
             assert {hit.id: hit.score for hit in hits} == pytest.approx(scores, abs=1e-12)
 
 
-def test_several_texts_at_once_are_checked_before_anything_is_computed(tmp_path: Path) -> None:
-    from indexer.errors import FilterError, QueryError
+def test_several_queries_at_once_each_get_their_own_answer(tmp_path: Path) -> None:
+    """Alike or not: texts and vectors, with filters that only look alike, and with options that keep them apart."""
+    model = DemoAnalyser(passage_words=3)
+    words = ["ball", "atom", "song", "Ada", "Rome", "Zed", "x", "ok"]
+    random = np.random.default_rng(0)
+    docs = [
+        Document(f"d{n}", " ".join(random.choice(words, size=1 + n % 9)), {"n": (n % 3 == 1) if n % 2 else n % 3})
+        for n in range(200)
+    ]
+    path = build_index(tmp_path / "index", docs, model)
+    options: list[dict[str, Any]] = [
+        {},
+        {},
+        {"filter": parse("n = 1")},
+        {"filter": parse("n = true")},
+        {"filter": parse("n = 1")},
+        {"k": 3, "offset": 7},
+        {"k": 4, "offset": 6, "min_score": 0.3},
+        {"mode": "hybrid"},
+        {"mode": "keyword"},
+        {"distinct": 0.9},
+        {"entities": "boost", "boost": 0.5},
+        {"filter": parse("n = 99")},
+        {"filter": parse("n = 99"), "k": 300},
+        {"highlight": True, "passages": 2},
+    ]
+    with Searcher(path, model=as_text_model(model)) as searcher:
+        asked: list[tuple[str | FloatArray, Query, Analysis | None]] = []
+        alone = []
+        for at, given in enumerate(options):
+            text, query = " ".join(random.choice(words, size=3)), Query(**given)
+            (analysis,) = model.analyse([text])
+            asked.append((text, query, analysis if at % 2 else None))
+            alone.append(searcher.answer(text, query).hits)
+            if query.mode == "cosine" and query.entities is None:
+                asked.append((analysis.pooled, query, None))
+                alone.append(searcher.answer_vector(analysis.pooled, query).hits)
+        assert [answer.hits for answer in searcher.answer_many(asked)] == alone
+        assert [answer.hits for answer in searcher.answer_many(asked[::-1])] == alone[::-1]
+        assert searcher.answer_many([]) == []
+        with pytest.raises(QueryError, match="the query's text is empty"):
+            searcher.answer_many([*asked, (" ", Query(), None)])
 
+
+def test_several_texts_at_once_are_checked_before_anything_is_computed(tmp_path: Path) -> None:
     model = DemoAnalyser()
     path = build_index(tmp_path / "index", [Document("a", "text")], model)
     with Searcher(path, model=as_text_model(model)) as searcher:
