@@ -46,7 +46,7 @@ class Examples:
 
 
 def combine(positives: FloatArray, negatives: FloatArray, *, not_weight: float = NOT_WEIGHT) -> FloatArray:
-    """One query vector, fp32 (dimension,), of any length but zero: mean(positives) − not_weight · mean(negatives).
+    """One query vector, fp32 (dimension,), in the direction of mean(positives) − not_weight · mean(negatives).
 
     *Shapes:* (positives, dimension), at least one row, and (negatives, dimension); rows are brought to length 1 first.
     This is Rocchio's formula (Rocchio 1971) without an original query. With the weight 1/2 its direction is that of
@@ -58,7 +58,8 @@ def combine(positives: FloatArray, negatives: FloatArray, *, not_weight: float =
         return alone
     query = _units(positives).mean(axis=0)
     if len(negatives):
-        query = query - not_weight * _units(negatives).mean(axis=0)
+        scale = max(1.0, not_weight)  # the direction is all that counts, and no weight may overflow
+        query = query / scale - (not_weight / scale) * _units(negatives).mean(axis=0)
     if np.linalg.norm(query) < _NO_DIRECTION:
         raise QueryError("the examples cancel out: nothing is left to search for; give fewer, or another weight")
     combined: FloatArray = query.astype(np.float32)

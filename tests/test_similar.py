@@ -61,7 +61,8 @@ def test_hand_computed_values() -> None:
     negatives = np.array([[-3.0, 4.0]], dtype=np.float32)
     assert combine(positives, negatives[:0]).tolist() == [0.5, 0.5]
     assert combine(positives, negatives, not_weight=0.5).tolist() == pytest.approx([0.5 + 0.3, 0.5 - 0.4])
-    assert combine(positives, negatives, not_weight=2).tolist() == pytest.approx([0.5 + 1.2, 0.5 - 1.6])
+    assert (2 * combine(positives, negatives, not_weight=2)).tolist() == pytest.approx([0.5 + 1.2, 0.5 - 1.6])
+    assert combine(positives, negatives, not_weight=1e308).tolist() == pytest.approx([0.6, -0.8])
 
 
 def test_one_example_alone_is_itself() -> None:
