@@ -107,11 +107,20 @@ def load_backbone(source: str, *, name: str) -> nn.Module:
 
 
 def _load_bert(folder: Path) -> nn.Module | None:
-    """A folder's BERT, `None` where there is none, or another form of it than one file with these weights."""
+    """A folder's BERT, `None` where there is none, or another form of it than one file with these weights.
+
+    Whatever transformers would read in a way of its own is left to it: other files, old names, one name twice.
+    """
     path = folder / "model.safetensors"
-    if not path.is_file() or (config := bert.reads(read_json(folder / "config.json"))) is None:
+    if not path.is_file():
         return None
-    weights = {name.removeprefix("bert."): tensor for name, tensor in read_weights(path).items()}
+    content = read_json(folder / "config.json")
+    if (config := bert.reads(content)) is None or "transformers_weights" in content:
+        return None
+    read = read_weights(path)
+    weights = {name.removeprefix("bert."): tensor for name, tensor in read.items()}
+    if len(weights) < len(read) or any(name.endswith((".gamma", ".beta")) for name in weights):
+        return None
     with torch.device("meta"):
         backbone = bert.BertModel(config)
     expected = backbone.state_dict()

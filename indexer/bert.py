@@ -79,8 +79,8 @@ def _is_right(name: str, value: object) -> bool:
         return isinstance(value, int | float) and 0 <= value < 1
     if name in ("initializer_range", "layer_norm_eps"):
         return isinstance(value, int | float) and 0 < value < 1
-    if name == "pad_token_id" and (value is None or value == 0):
-        return True
+    if name == "pad_token_id":
+        return value is None or (isinstance(value, int) and value >= 0)
     return isinstance(value, int) and value > 0
 
 
@@ -119,7 +119,13 @@ class BertModel(nn.Module):
         *,
         output_hidden_states: Collection[int] | bool | None = None,
     ) -> States:
-        """*Shapes:* both int64 (batch, seq). `output_hidden_states`: which to keep, from either end; True for all."""
+        """*Shapes:* both int64 (batch, seq). `output_hidden_states`: which to keep, from either end; True for all.
+
+        Raises `ValueError` for more tokens than there are positions.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            positions = self.config.max_position_embeddings
+            raise ValueError(f"the backbone takes {positions} tokens, got {input_ids.shape[1]}")
         count = self.config.num_hidden_layers + 1
         if isinstance(output_hidden_states, bool) or output_hidden_states is None:
             wanted = set(range(count)) if output_hidden_states else set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -84,7 +84,7 @@ class TagdexConfig:
 
     def save(self, folder: Path) -> None:
         """Write config.json into a folder."""
-        content = json.dumps(self.to_dict(), indent=2, sort_keys=True, ensure_ascii=False)
+        content = json.dumps(self.to_dict(), indent=2, sort_keys=True)
         (folder / "config.json").write_text(content + "\n", encoding="utf-8")
 
     def backbone_config(self) -> bert.BertConfig | PreTrainedConfig:
@@ -162,7 +162,9 @@ def check_types(config: TagdexConfig) -> None:
         return isinstance(value, int) and not isinstance(value, bool)
 
     def finite(value: object) -> bool:
-        return integer(value) or (isinstance(value, float) and math.isfinite(value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return abs(value) <= sys.float_info.max  # false for NaN, and for an integer that no float can hold
 
     def filled(value: object) -> bool:
         return isinstance(value, str) and value != ""

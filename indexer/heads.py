@@ -139,7 +139,7 @@ class ShapeEmbedding(nn.Module):
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch from sharing out work among threads, which is a setting of the calling thread.
+    """Keep torch from sharing out work among threads: a setting of the calling thread, and of threads that begin now.
 
     An LSTM makes hundreds of small steps, and its threads wait for each other after every one: on a machine that is
     busy otherwise that took 500 ms where one thread takes 5, while on an idle one a second thread saves 2.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import save_raw, wordpiece
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BertConfig as TheirConfig
 from transformers import BertModel as TheirModel
@@ -144,6 +145,7 @@ def test_a_configuration_says_the_same_as_that_of_transformers() -> None:
         {"vocab_size": -5},
         {"pad_token_id": 50},
         {"pad_token_id": -1},
+        {"pad_token_id": 0.0},
         {"hidden_dropout_prob": 1.5},
         {"layer_norm_eps": float("nan")},
         {"initializer_range": None},
@@ -163,11 +165,41 @@ def test_a_folder_gives_our_model_with_the_weights_in_it(tmp_path: Path) -> None
     assert isinstance(load_checkpoint(tmp_path / "raw").model.backbone, BertModel)
 
 
+def test_more_tokens_than_positions_are_refused() -> None:
+    _, ours = both(max_position_embeddings=8)
+    with pytest.raises(ValueError, match="takes 8 tokens, got 9"):
+        ours(*batch(9))
+
+
+@pytest.mark.parametrize("change", ["prefixed", "twice", "gamma", "another file"])
+def test_weights_are_those_that_transformers_reads(tmp_path: Path, change: str) -> None:
+    save_raw(tmp_path, wordpiece())
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    name = "embeddings.LayerNorm.weight"
+    other = torch.arange(len(weights[name]), dtype=torch.float32)
+    if change == "prefixed":
+        save_file({f"bert.{key}": tensor for key, tensor in weights.items()}, path, metadata={"format": "pt"})
+    elif change == "twice":
+        save_file({**weights, f"bert.{name}": other}, path, metadata={"format": "pt"})
+    elif change == "gamma":
+        renamed = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): tensor for key, tensor in weights.items()}
+        save_file(renamed, path, metadata={"format": "pt"})
+    else:
+        save_file({**weights, name: other}, tmp_path / "other.safetensors", metadata={"format": "pt"})
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "transformers_weights": "other.safetensors"}))
+    expected = TheirModel.from_pretrained(tmp_path, add_pooling_layer=False).state_dict()
+    found = load_backbone(str(tmp_path), name="raw").state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in found.items())
+
+
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
     config = TagdexConfig(encoder_config={"model_type": "bert"}, class_labels=["é", "b"], max_length=99, prefix="x: ")
     config.save(tmp_path)
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     assert '"model_type": "tagdex"' in text
+    TagdexConfig(class_labels=["\ud800", "b"]).save(tmp_path)
     assert "pool_layers" not in text  # its default
     assert TagdexConfig.from_dict(json.loads(text) | {"of another version": 1}) == config
 

@@ -230,6 +230,47 @@ def test_one_question_does_not_spoil_the_others_and_gone_ones_are_not_asked() ->
     assert asked.batches == [[1], [2, "spoiled", 3], [2], ["spoiled"], [3], [5]]
 
 
+@pytest.mark.parametrize(("threads", "clients"), [(1, 1), (1, 2), (2, 2), (2, 5)])
+def test_no_question_is_forgotten(threads: int, clients: int) -> None:
+    """Whoever asks at the very moment when a thread has found nothing more to do is answered, too."""
+
+    async def client(way: Together[int, int], number: int) -> None:
+        for step in range(300):
+            assert await asyncio.wait_for(way.answer(number + step), 20) == number + step
+            for _ in range(step % 4):
+                await asyncio.sleep(0)
+
+    async def run() -> None:
+        way: Together[int, int] = Together(list, size=4, threads=Threads(threads, name="test"))
+        await asyncio.gather(*(client(way, 1_000 * number) for number in range(clients)))
+
+    asyncio.run(run())
+
+
+def test_a_panic_or_an_end_of_the_threads_reaches_who_asked() -> None:
+    class PanicException(BaseException):
+        pass
+
+    def answer_all(questions: Sequence[int]) -> list[int]:
+        if 13 in questions:
+            raise PanicException("unlucky")
+        return list(questions)
+
+    async def run() -> list[Any]:
+        threads = Threads(1, name="test")
+        threads.start()
+        way: Together[int, int] = Together(answer_all, size=4, threads=threads)
+        found = await asyncio.wait_for(asyncio.gather(*map(way.answer, (1, 13, 2)), return_exceptions=True), 20)
+        threads.close()
+        return [*found, *await asyncio.wait_for(asyncio.gather(way.answer(3), return_exceptions=True), 20)]
+
+    one, panic, two, closed = asyncio.run(run())
+    assert (one, two) == (1, 2)
+    assert isinstance(panic, RuntimeError)
+    assert str(panic) == "PanicException"
+    assert isinstance(closed, RuntimeError)
+
+
 def test_searches_that_come_together_get_what_each_gets_alone(tmp_path: Path) -> None:
     index = build_index(tmp_path / "index", documents(), DemoAnalyser())
     bodies = [

@@ -6,11 +6,13 @@ one is a failure.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -405,6 +407,33 @@ def test_a_filter_in_words_becomes_a_chip_or_is_explained(page: Any, address: st
     page.click("#chips button >> nth=0")
     hits(page, 1)
     assert chips(page) == ["ORG: Nordal"]
+
+
+def test_any_filter_in_the_address_stands_on_its_chip(page: Any, address: str) -> None:
+    filters: list[tuple[Any, str]] = [
+        ({"path": "year", "op": "between", "low": 2020}, '{"path":"year","op":"between","low":2020}'),
+        (
+            {"path": "year", "op": "between", "low": None, "high": 2050},
+            '{"path":"year","op":"between","low":null,"high":2050}',
+        ),
+        (
+            {"path": "year", "op": "between", "low": "2020", "high": "2023"},
+            '{"path":"year","op":"between","low":"2020","high":"2023"}',
+        ),
+        (
+            {"or": [{"label": "sport"}, {"path": "year", "op": "=", "value": 2023}]},
+            '{"or":[{"label":"sport"},{"path":"year","op":"=","value":2023}]}',
+        ),
+        ({"or": [None, 1]}, '{"or":[null,1]}'),
+        ({"entity": None, "path": 5, "or": 7}, '{"entity":null,"path":5,"or":7}'),
+        ({"path": "year", "op": "between", "low": 2020, "high": None}, "year: 2020 or more"),
+    ]
+    for filter, chip in filters:
+        page.goto(f"{address}/?{urlencode({'q': 'boat', 'filter': json.dumps(filter)})}")
+        page.wait_for_selector(".hit, .error, .empty")
+        assert chips(page) == [chip]
+        page.click("#chips button")
+        hits(page, 5)
 
 
 def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Path) -> None:

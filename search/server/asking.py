@@ -41,8 +41,15 @@ class Asked:
 
     @property
     def joins(self) -> bool:
-        """Whether it may be answered together with others."""
-        return self.cursor is None and not self.explain and self.query.mode == "cosine"
+        """Whether it is answered together with others: it asks for nothing that takes time of its own."""
+        query = self.query
+        return (
+            query.mode == "cosine"
+            and not (query.diverse or query.entities or query.rerank or query.highlight or query.passages)
+            and not self.explain
+            and self.cursor is None
+            and self.facets is None
+        )
 
     @property
     def subject(self) -> str | FloatArray:

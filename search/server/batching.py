@@ -138,6 +138,7 @@ class Together(Generic[Q, R]):
         self._size = size
         self._threads = threads
         self._queue: deque[tuple[Q, asyncio.Future[R]]] = deque()
+        self._running = 0
         self._workers: set[asyncio.Task[None]] = set()
 
     async def answer(self, question: Q) -> R:
@@ -145,9 +146,10 @@ class Together(Generic[Q, R]):
         loop = asyncio.get_running_loop()
         result: asyncio.Future[R] = loop.create_future()
         self._queue.append((question, result))
-        if len(self._workers) < self._threads.count:
+        if self._running < self._threads.count:
+            self._running += 1
             worker = loop.create_task(self._work(loop))
-            self._workers.add(worker)
+            self._workers.add(worker)  # the loop itself keeps no hold of it
             worker.add_done_callback(self._workers.discard)
         try:
             return await result
@@ -155,8 +157,14 @@ class Together(Generic[Q, R]):
             result.cancel()  # of a request that has gone
 
     async def _work(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._queue:
-            await self._threads.run(partial(self._answer_next, loop))
+        try:
+            while self._queue:
+                await self._threads.run(partial(self._answer_next, loop))
+        except Exception as error:  # there are no threads any more
+            while self._queue:
+                _fail(self._queue.popleft()[1], error)
+        finally:  # in the same step as the last look at the queue: who asks from now on starts another
+            self._running -= 1
 
     def _answer_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """In a thread, once one is free: the first questions of the queue."""
@@ -176,14 +184,16 @@ class Together(Generic[Q, R]):
             return
         try:
             answers = self._answer_all([question for question, _ in batch])
-        except Exception as error:
+            pairs = list(zip(batch, answers, strict=True))
+        except BaseException as error:  # also a panic of the tokenizers library, which is no Exception
             if len(batch) > 1:
                 for entry in batch:
                     self._answer([entry], loop)
             else:
-                loop.call_soon_threadsafe(_fail, batch[0][1], error)
+                known = error if isinstance(error, Exception) else RuntimeError(type(error).__name__)
+                loop.call_soon_threadsafe(_fail, batch[0][1], known)
             return
-        for (_, result), answer in zip(batch, answers, strict=True):
+        for (_, result), answer in pairs:
             loop.call_soon_threadsafe(_settle, result, answer)
 
 

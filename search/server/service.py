@@ -93,6 +93,8 @@ class Service:
                 searcher.load_reranker(self.settings.reranker)
             ingest = Ingest(Path(path), linger=self.settings.linger)
             self.indexes[name] = OpenIndex(name, searcher, batcher, ingest)
+        for threads in {self.searching, self._embedding}:
+            threads.start()
 
     @property
     def limits(self) -> Limits:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Barrier
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,6 +20,19 @@ class Threads:
         self._executor = ThreadPoolExecutor(count, thread_name_prefix=name)
         self._free = asyncio.Semaphore(count)
         self.busy = 0
+
+    def start(self) -> None:
+        """Start all threads now. One that meets torch while another keeps it to one core would keep to one for good."""
+        torch = sys.modules.get("torch")
+        together = Barrier(self.count)
+
+        def first() -> None:
+            together.wait()
+            if torch is not None:
+                torch.get_num_threads()  # sets up what is this thread's own
+
+        for begun in [self._executor.submit(first) for _ in range(self.count)]:
+            begun.result()
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of a call in one of the threads; when cancelled, a call that has begun keeps its thread."""

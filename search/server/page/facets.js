@@ -1,7 +1,7 @@
 // What the results have in common, with counts; a click filters by it, another takes the filter away.
 
 import { element } from "./dom.js";
-import { same } from "./state.js";
+import { DATE_END, same } from "./state.js";
 
 // `chosen`: names of facets that were asked for, each with a button that puts it away.
 export function facetElements(facets, { active, chosen, onToggle, onAway }) {
@@ -68,8 +68,6 @@ function headingOf({ name, path }) {
 
 // What of a metadata field is counted, where not its values. A field whose own name ends like that stands in backticks.
 const unitOf = (name) => /:(year|month|day|histogram(?::[^:`]*)?)$/u.exec(name)?.[1];
-
-const DATE_END = "~"; // sorts behind all that may follow a year, a month or a day in a date
 
 function filterOf({ name, path }, { value, type, below }) {
   if (name === "label") return { label: value };

@@ -79,22 +79,32 @@ export function together(filters) {
   return filters.length > 1 ? { and: filters } : filters[0];
 }
 
-// How a filter reads on its chip.
+// How a filter reads on its chip: those that the page makes shortly, any other as it is.
 export function described(filter) {
   if (typeof filter === "string") return filter;
-  if (filter.label !== undefined) return `class: ${filter.label}`;
-  if (filter.entity) return `${filter.entity.type ?? "entity"}: ${filter.entity.text ?? "any"}`;
-  if (filter.path !== undefined && filter.op === "=") return `${filter.path}: ${filter.value}`;
-  if (filter.path !== undefined && filter.op === "between") return `${filter.path}: ${span(filter)}`;
-  if (filter.or?.length === 2) return described(filter.or[0]); // a year, as a text or as a number
+  const { path, op, value, low, high } = filter;
+  if (typeof filter.label === "string") return `class: ${filter.label}`;
+  if (typeof filter.entity?.text === "string" && filter.entity.match === "exact") {
+    return `${filter.entity.type ?? "entity"}: ${filter.entity.text}`;
+  }
+  if (typeof path === "string") {
+    if (op === "=" && value !== undefined) return `${path}: ${value}`;
+    if (op === "between" && isDate(filter)) return `${path}: ${low}`;
+    if (op === "between" && typeof low === "number") {
+      if (high === null) return `${path}: ${low} or more`;
+      if (typeof high === "number") return `${path}: ${low} to ${Number(high.toPrecision(12))}`;
+    }
+  }
+  const [within, number] = Array.isArray(filter.or) ? filter.or : [];
+  if (filter.or?.length === 2 && isDate(within) && same(number, { path: within.path, op: "=", value: Number(within.low) })) {
+    return `${within.path}: ${within.low}`; // a year, as a text or as a number
+  }
   return JSON.stringify(filter);
 }
 
-// How a range reads: that of a date by the date, that of numbers by its ends.
-function span({ low, high }) {
-  if (typeof low === "string") return low;
-  return high === null ? `${low} or more` : `${low} to ${Number(high.toPrecision(12))}`;
-}
+export const DATE_END = "~"; // sorts behind all that may follow a year, a month or a day in a date
+
+const isDate = (filter) => typeof filter?.low === "string" && filter.op === "between" && filter.high === filter.low + DATE_END;
 
 // How an example reads on its chip.
 export function describedExample({ like, id, text }) {
