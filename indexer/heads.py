@@ -128,6 +128,8 @@ class ShapeEmbedding(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.table = bert.empty_table(len(Shape), SHAPE_WIDTH)
+        if not self.table.weight.is_meta:
+            nn.init.normal_(self.table.weight)
 
     def forward(self, shapes: Tensor) -> Tensor:
         if self.training and self.dropout.p > 0:
@@ -283,15 +285,14 @@ def build_backbone(config: object) -> nn.Module:
 
 
 def _initialise(module: nn.Module) -> None:
-    """A head's first weights: linear layers as BERT's, LSTMs as Glorot and Bengio (2010), tables with a deviation of 1.
+    """A head's first weights: linear layers as BERT's, LSTMs as Glorot and Bengio (2010).
 
-    Shapes drawn as small as a linear layer's weights would be unheard by the LSTMs for hundreds of steps.
+    Tables stay as they are, with a deviation of 1: shapes drawn as small as a linear layer's weights would be unheard
+    by the LSTMs for hundreds of steps.
     """
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight)
     elif isinstance(module, nn.LSTM):
         for name, parameter in module.named_parameters():
             if "weight" in name:
