@@ -291,7 +291,7 @@ def test_closed_connections_free_their_slots(tmp_path: Path) -> None:
     held = Held(service)
     with listening(service) as url:
         waiting = [raw(url, facets_request(url)) for _ in range(3)]
-        until(lambda: service.under_way == 3)
+        until(lambda: service.under_way == 3 and service.searching.busy == 1)
         for connection in waiting:
             connection.close()
         until(lambda: service.under_way == 0)
