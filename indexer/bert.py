@@ -1,8 +1,8 @@
 """BERT's encoder (Devlin et al. 2019) in plain torch: the backbone of the default model and of many others.
 
-Its parameters are called as transformers calls them, and it computes the same. Why then not that: importing its models
-takes longer than everything else that a query does, and a short text waits there more for Python than for arithmetic.
-What `reads` does not understand, transformers computes.
+Its parameters are called as transformers calls them, and it computes the same, hardly faster. Why then not that:
+importing its models takes longer than everything else that a command with one query does. What `reads` does not
+understand, transformers computes.
 """
 
 from __future__ import annotations
