@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +62,12 @@ class Words:
 
 
 @dataclass(frozen=True, slots=True)
-class WindowResult:
-    """fp32 `means` (L, width), `class_logits` (classes,) or None, spans relative to the passage."""
+class BatchResult:
+    """fp32 `means` (windows, L, width), `class_logits` (windows, classes) or None, spans relative to their window."""
 
     means: FloatArray
     class_logits: FloatArray | None
-    spans: list[Span]
+    spans: list[list[Span]]
 
 
 class TextModel:
@@ -160,17 +160,23 @@ class TextModel:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
         windows = self.windows(texts)
-        results: list[WindowResult | None] = [None] * len(windows)
-        lengths = [len(window.ids) for window in windows]
+        if not windows:
+            return []
+        means = np.empty((len(windows), len(self.pooled_layers), self.model.width), dtype=np.float32)
+        logits = np.empty((len(windows), len(self.class_labels or ())), dtype=np.float32)
+        spans: list[list[Span]] = [[] for _ in windows]
+        for batch in self._batches(windows):
+            found = self._run([windows[at] for at in batch], texts, tags=tags)
+            means[batch] = found.means
+            if found.class_logits is not None:
+                logits[batch] = found.class_logits
+            for at, own in zip(batch, found.spans, strict=True):
+                spans[at] = own
+        return self._combine(windows, means, logits if tags and self.class_labels else None, spans)
+
+    def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         padding = self.model.backbone.config.model_type not in UNMASKED
-        for batch in plan_batches(lengths, max_tokens=self.batch_tokens, padding=padding):
-            for index, result in zip(batch, self._run([windows[i] for i in batch], texts, tags=tags), strict=True):
-                results[index] = result
-        grouped: list[list[tuple[Window, WindowResult]]] = [[] for _ in texts]
-        for window, found in zip(windows, results, strict=True):
-            if found is not None:
-                grouped[window.text].append((window, found))
-        return [self._combine(parts) for parts in grouped]
+        return plan_batches([len(window.ids) for window in windows], max_tokens=self.batch_tokens, padding=padding)
 
     def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
         """Embeddings of parts of each text, such as its sentences, from the token states of one pass over the text.
@@ -183,9 +189,7 @@ class TextModel:
         shape = len(self.config.pooled_layers), self.model.width
         sums = [np.zeros((len(own), *shape), dtype=np.float32) for own in parts]
         counts = [np.zeros(len(own), dtype=np.float32) for own in parts]
-        padding = self.model.backbone.config.model_type not in UNMASKED
-        lengths = [len(window.ids) for window in windows]
-        for batch in plan_batches(lengths, max_tokens=self.batch_tokens, padding=padding):
+        for batch in self._batches(windows):
             with torch.inference_mode():
                 states = self.model.token_states(*self.pad([windows[at] for at in batch])).float()
             for row, window in enumerate(windows[at] for at in batch):
@@ -243,7 +247,7 @@ class TextModel:
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> Iterator[WindowResult]:
+    def _run(self, windows: Sequence[Window], texts: Sequence[str], *, tags: bool) -> BatchResult:
         """One batch through the model."""
         ids, mask = self.pad(windows)
         words: list[Words] = []
@@ -256,15 +260,13 @@ class TextModel:
         with torch.inference_mode():
             outputs = self.model(ids, mask, shapes=shapes, classes=tags, tags=tags)
         assert_finite(outputs.layer_means, name=self.name)
-        means = outputs.layer_means.float().cpu().numpy()
-        logits = None if outputs.class_logits is None else outputs.class_logits.float().cpu().numpy()
-        spans: list[list[Span]] = [[] for _ in windows]
-        if outputs.tag_logits is not None:
-            spans = self.decode(outputs.tag_logits.float().cpu().numpy(), words)
-        for index in range(len(windows)):
-            yield WindowResult(
-                means=means[index], class_logits=None if logits is None else logits[index], spans=spans[index]
-            )
+        return BatchResult(
+            means=outputs.layer_means.float().cpu().numpy(),
+            class_logits=None if outputs.class_logits is None else outputs.class_logits.float().cpu().numpy(),
+            spans=[[] for _ in windows]
+            if outputs.tag_logits is None
+            else self.decode(outputs.tag_logits.float().cpu().numpy(), words),
+        )
 
     def pad(self, windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
         """Token ids and mask, int64 (windows, longest), on the model's device."""
@@ -326,27 +328,40 @@ class TextModel:
             offsets = np.where(offsets[:, :1] < 0, 0, offsets)  # a token that begins in the prefix is not tagged
         return offsets
 
-    def _combine(self, parts: Sequence[tuple[Window, WindowResult]]) -> Analysis:
-        """The windows of one text → its analysis: token-weighted means, and the union of the spans."""
-        tokens = np.array([len(window.ids) for window, _ in parts], dtype=np.float64)
-        share = tokens / tokens.sum()
-        means = np.stack([result.means for _, result in parts])
-        whole = np.tensordot(share, means, axes=1).astype(np.float32)[None]
-        label = None
-        if parts[0][1].class_logits is not None:
-            stacked = np.stack([result.class_logits for _, result in parts if result.class_logits is not None])
-            label = self._label(share @ stacked)
-        return Analysis(
-            passages=tuple(Passage(window.start, window.end, len(window.ids)) for window, _ in parts),
-            vectors=self._embedding(means),
-            pooled=self._embedding(whole)[0],
-            label=label,
-            spans=tuple(
-                Span(span.type, span.start + window.start, span.end + window.start, span.score)
-                for window, result in parts
-                for span in result.spans
-            ),
-        )
+    def _combine(
+        self, windows: Sequence[Window], means: FloatArray, logits: FloatArray | None, spans: Sequence[Sequence[Span]]
+    ) -> list[Analysis]:
+        """What was found of all windows, in their order → the analysis of each text.
+
+        A text of several windows has their token-weighted means, and the union of their spans.
+        """
+        vectors = self._embedding(means)
+        bounds = [at for at, window in enumerate(windows) if at == 0 or window.text != windows[at - 1].text]
+        texts = list(zip(bounds, [*bounds[1:], len(windows)], strict=True))
+        pooled, class_logits = vectors[bounds], None if logits is None else logits[bounds].astype(np.float64)
+        for number, (first, end) in enumerate(texts):
+            if end - first > 1:
+                tokens = np.array([len(window.ids) for window in windows[first:end]], dtype=np.float64)
+                share = tokens / tokens.sum()
+                whole = np.tensordot(share, means[first:end], axes=1).astype(np.float32)
+                pooled[number] = self._embedding(whole[None])[0]
+                if logits is not None and class_logits is not None:
+                    class_logits[number] = share @ logits[first:end]
+        labels = [None] * len(texts) if class_logits is None else self._labels(class_logits)
+        return [
+            Analysis(
+                passages=tuple(Passage(window.start, window.end, len(window.ids)) for window in windows[first:end]),
+                vectors=vectors[first:end],
+                pooled=pooled[number],
+                label=labels[number],
+                spans=tuple(
+                    Span(span.type, span.start + window.start, span.end + window.start, span.score)
+                    for window, own in zip(windows[first:end], spans[first:end], strict=True)
+                    for span in own
+                ),
+            )
+            for number, (first, end) in enumerate(texts)
+        ]
 
     def _embedding(self, means: FloatArray) -> FloatArray:
         tensor = concatenate_layers(
@@ -355,15 +370,17 @@ class TextModel:
         result: FloatArray = tensor.numpy()
         return result
 
-    def _label(self, logits: npt.NDArray[np.float64]) -> Label | None:
-        """The class head's answer, `None` where its best score is below the threshold."""
+    def _labels(self, logits: npt.NDArray[np.float64]) -> list[Label | None]:
+        """The class head's answers to logits (texts, classes); `None` where the best score is below the threshold."""
         scaled = logits / self.config.class_temperature
-        probabilities = np.exp(scaled - scaled.max())
-        probabilities /= probabilities.sum()
-        best = int(probabilities.argmax())
-        if probabilities[best] < self.config.class_threshold or self.class_labels is None:
-            return None
-        return Label(name=self.class_labels[best], score=float(probabilities[best]))
+        probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        names, best = self.class_labels or (), probabilities.argmax(axis=1)
+        scores = probabilities[np.arange(len(best)), best]
+        return [
+            None if score < self.config.class_threshold else Label(name=names[at], score=float(score))
+            for at, score in zip(best.tolist(), scores, strict=True)
+        ]
 
 
 def choose_device(name: str) -> torch.device:
