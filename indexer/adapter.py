@@ -17,6 +17,7 @@ from torch import Tensor
 
 from indexer.config import MAX_SCALE, TagdexConfig
 from indexer.errors import ModelError
+from indexer.finite import all_finite
 from indexer.folders import check_files, read_json, read_weights
 
 PREFIX = "adapter."
@@ -67,7 +68,7 @@ def merge(state: Mapping[str, Tensor], adapter: Adapter, *, place: str = "the ad
     added |= {parameter: delta.float() for parameter, delta in adapter.vectors.items()}
     changed = {key: state[key].float() + update * scale for key, update in added.items()}
     for key, tensor in changed.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise ModelError(f"{place} makes {key} hold values that are not finite, at the scale {adapter.scale:g}")
     return {**state, **changed}
 
@@ -166,7 +167,7 @@ def factorise(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, rank
         if before[key].shape != after[key].shape:
             raise ModelError(f"{key} had shape {list(before[key].shape)}, and has {list(after[key].shape)}")
         difference = (after[key].detach().double() - before[key].detach().double()).float().cpu()
-        if not torch.isfinite(difference).all():
+        if not all_finite(difference):
             raise ModelError(f"{key}: the difference holds values that are not finite")
         if not difference.any():
             continue
@@ -221,7 +222,7 @@ def _check(state: Mapping[str, Tensor], adapter: Adapter, place: str) -> None:
 def _check_values(name: str, tensor: Tensor, place: str) -> None:
     if not tensor.is_floating_point():
         raise ModelError(f"{place}: {name} holds values of type {tensor.dtype}, not floats")
-    if not torch.isfinite(tensor.float()).all():
+    if not all_finite(tensor.float()):
         raise ModelError(f"{place}: {name} holds values that are not finite")
 
 
@@ -264,7 +265,7 @@ def _half(pair: LowRank, name: str) -> LowRank:
 
 def _rounded(tensor: Tensor, name: str) -> Tensor:
     half = tensor.half()
-    if not torch.isfinite(half).all():
+    if not all_finite(half):
         raise ModelError(f"{name}: its largest value, {float(tensor.abs().max()):g}, is not finite in fp16")
     return half
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from indexer import bert
 from indexer.errors import ModelError
+from indexer.finite import all_finite
 from indexer.folders import check_files, check_size, check_weights, no_panic, one_line, read_json, read_weights
 from indexer.heads import MultiTaskModel
 from indexer.sources import HUB_TIMEOUT, MINILM, BackboneSource, find_backbone
@@ -182,7 +183,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def check_finite(model: nn.Module, *, name: str) -> None:
     """Raise `ModelError` where a weight is not finite."""
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(f"{name}: the weight {key} holds values that are not finite")
 
 

@@ -40,6 +40,7 @@ from indexer.fingerprint import (
     tensors_digest,
     tokenizer_digest,
 )
+from indexer.finite import all_finite
 from indexer.folders import check_size, check_weights, no_panic, one_line, read_json, read_weights
 from indexer.heads import MultiTaskModel, build_backbone
 from indexer.sources import BackboneSource, cached_digest, find_backbone
@@ -291,7 +292,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> Non
             raise ModelError(
                 f"{path} does not fit config.json: {key} has {tensor.dtype}, expected {expected[key].dtype}"
             )
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+        if tensor.is_floating_point() and not all_finite(tensor.float()):
             raise ModelError(f"{path}: {key} holds values that are not finite")
     # In memory of their own: those that were read may lie in the file.
     own = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in weights.items()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from indexer import bert
 from indexer.config import TagdexConfig, check_config
+from indexer.cores import one_thread
 from indexer.encoder import pool_layers
 from indexer.errors import ModelError
 from indexer.shapes import Shape
@@ -137,21 +137,6 @@ class ShapeEmbedding(nn.Module):
             shapes = torch.where(kept | (shapes <= Shape.UNKNOWN), shapes, int(Shape.UNKNOWN))
         vectors: Tensor = self.table(shapes)
         return vectors
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch from sharing out work among threads: a setting of the calling thread, and of threads that begin now.
-
-    An LSTM makes hundreds of small steps, and its threads wait for each other after every one: on a machine that is
-    busy otherwise that took 500 ms where one thread takes 5, while on an idle one a second thread saves 2.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _reversed_positions(mask: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ from torch import Tensor
 from indexer import iob
 from indexer.batches import plan_batches
 from indexer.checkpoint import Loaded, load_checkpoint
+from indexer.cores import Workers
 from indexer.encoder import concatenate_layers
 from indexer.errors import ModelError
+from indexer.finite import all_finite
 from indexer.folders import no_panic
 from indexer.passages import split_passages
 from indexer.precision import choose
@@ -26,8 +28,8 @@ from indexer.shapes import Shape, Shapes, token_shapes, word_shapes
 # Halves of a pair, which are no characters and which tokenizers refuse; what replaces one is as long.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
-# Padded tokens of one batch: small on a CPU, where a batch should stay in the cache, large on a GPU.
-BATCH_TOKENS = {"cpu": 1024, "cuda": 65_536}
+# Padded tokens of one batch: small on a CPU, where it should stay in the cache of one core, large on a GPU.
+BATCH_TOKENS = {"cpu": 512, "cuda": 65_536}
 
 
 # Texts of several kinds, which show whether a precision will do.
@@ -90,6 +92,7 @@ class TextModel:
         self.fingerprint = loaded.fingerprint
         self.heads_fingerprint = loaded.heads_fingerprint
         self.batch_tokens = batch_tokens or BATCH_TOKENS[self.device.type]
+        self._workers = Workers()
         self._special_tokens = int(self.tokenizer.num_special_tokens_to_add(False))
         self._pad_id = int(getattr(self.model.backbone.config, "pad_token_id", None) or 0)
         self._offsets_hold_spaces = _offsets_hold_spaces(self.tokenizer)
@@ -165,8 +168,13 @@ class TextModel:
         means = np.empty((len(windows), len(self.pooled_layers), self.model.width), dtype=np.float32)
         logits = np.empty((len(windows), len(self.class_labels or ())), dtype=np.float32)
         spans: list[list[Span]] = [[] for _ in windows]
-        for batch in self._batches(windows):
-            found = self._run([windows[at] for at in batch], texts, tags=tags)
+        batches = self._batches(windows)
+
+        def run(batch: Sequence[int]) -> BatchResult:
+            return self._run([windows[at] for at in batch], texts, tags=tags)
+
+        results = self._workers.map(run, batches) if self.device.type == "cpu" else map(run, batches)
+        for batch, found in zip(batches, results, strict=True):
             means[batch] = found.means
             if found.class_logits is not None:
                 logits[batch] = found.class_logits
@@ -400,7 +408,7 @@ def choose_device(name: str) -> torch.device:
 
 def assert_finite(means: Tensor, *, name: str) -> None:
     """Raise `ModelError` where a model gives NaN or infinity."""
-    if not torch.isfinite(means).all():
+    if not all_finite(means):
         raise ModelError(f"the model {name} gave an embedding that is not finite; its weights cannot be right")
 
 

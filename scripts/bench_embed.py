@@ -1,11 +1,11 @@
 """How fast texts are embedded and tagged, against what else does it on the same machine, in the same run.
 
-    python scripts/bench_embed.py --data DATA [--texts 400] [--rounds 5] [--json FILE] [--picture FILE.svg]
+    python scripts/bench_embed.py --data DATA [--peers PYTHON] [--texts 400] [--rounds 5] [--json F] [--picture F.svg]
 
 `DATA` holds oewn, wiki-en and acl-anthology: texts of about 12, 30 and 200 tokens. All contenders are loaded first and
 then take turns, round after round, on the same texts; a rate is that of a contender's median round, and only ratios
-within a run mean anything on a machine that does something else, too. Contenders whose packages are missing are left
-out, with a note: sentence-transformers, optimum[onnxruntime].
+within a run mean anything on a machine that does something else, too. `PYTHON` is an interpreter of an environment with
+`sentence-transformers[onnx,openvino]`; without it those are left out.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ from indexer.training.data import read_jsonl
 
 PROFILES = ("12 tokens", "30 tokens", "200 tokens")
 REFERENCE = "sentence-transformers, fp32"
+SETTINGS = {  # of bench_embed_peers.py
+    "torch": REFERENCE,
+    "torch-bf16": "sentence-transformers, bf16",
+    "onnx": "sentence-transformers, ONNX fp32",
+    "onnx-int8": "sentence-transformers, ONNX int8",
+    "openvino": "sentence-transformers, OpenVINO fp32",
+}
 QUERIES = 200
 STARTS = 5
 
@@ -110,36 +117,47 @@ def added(model: TextModel) -> Callable[[Sequence[str]], None]:
     return run
 
 
-def sentence_transformers(bf16: bool) -> Iterator[Contender]:
-    """As its documentation has it: defaults, bf16 where the machine has it, and the ONNX backend with int8 weights."""
-    try:
-        from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling, Transformer
-    except ImportError as error:
-        click.echo(f"sentence-transformers is left out: {error}", err=True)
-        return
-    folder = str(find_backbone(MINILM))
+class Peer:
+    """sentence-transformers in one of its settings, in a process of its own; see bench_embed_peers.py."""
 
-    def load(**options: Any) -> Any:
-        transformer = Transformer(folder, max_seq_length=256, **options)
-        return SentenceTransformer(
-            modules=[transformer, Pooling(transformer.get_word_embedding_dimension())], device="cpu"
+    def __init__(self, python: str, setting: str) -> None:
+        script = str(Path(__file__).with_name("bench_embed_peers.py"))
+        command = [python, "-W", "ignore", script, setting, str(find_backbone(MINILM))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        self._expect("ready")
 
-    plain = load()
-    yield Contender(REFERENCE, lambda texts: plain.encode(list(texts)))
-    if bf16:
-        half = load().bfloat16()
-        yield Contender(
-            "sentence-transformers, bf16",
-            lambda texts: half.encode(list(texts), convert_to_tensor=True).float().numpy(),
-        )
-    try:
-        onnx = load(backend="onnx", model_args={"export": True})
-    except Exception as error:  # whatever optimum or onnxruntime lack
-        click.echo(f"sentence-transformers with ONNX is left out: {' '.join(str(error).split())[:200]}", err=True)
-    else:
-        yield Contender("sentence-transformers, ONNX fp32", lambda texts: onnx.encode(list(texts)))
+    def __call__(self, texts: Sequence[str], file: str | None = None) -> None:
+        """Embed the texts, and keep the embeddings in a .npy file if one is named."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([list(texts), file]) + "\n")
+        self._process.stdin.flush()
+        self._expect("done")
+
+    def _expect(self, word: str) -> None:
+        assert self._process.stdout is not None
+        if (line := self._process.stdout.readline()) != f"{word}\n":
+            raise click.ClickException(f"sentence-transformers said {line!r}, not {word}: run {self._process.args}")
+
+
+def sentence_transformers(python: str, bf16: bool) -> Iterator[Contender]:
+    """As its documentation has it: defaults, bf16 where the machine has it, ONNX with and without int8, OpenVINO."""
+    for setting, name in SETTINGS.items():
+        if setting != "torch-bf16" or bf16:
+            yield Contender(name, Peer(python, setting))
+
+
+def peer_quality(contenders: Sequence[Contender], texts: Sequence[str]) -> Iterator[tuple[str, FloatArray]]:
+    """Cosines of each of its settings with its own fp32."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {}
+        for one in contenders:
+            if isinstance(one.embed, Peer):
+                one.embed(texts, str(Path(folder) / "found.npy"))
+                found[one.name] = np.load(Path(folder) / "found.npy")
+    for name, vectors in found.items():
+        yield name, cosine(found[REFERENCE], vectors)
 
 
 def separate_models() -> Iterator[Contender]:
@@ -304,13 +322,20 @@ def draw(report: Mapping[str, Any], file: Path) -> None:
 
 @click.command()
 @click.option("--data", required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--peers", metavar="PYTHON", help="With sentence-transformers, as bench_embed_peers.py needs it.")
 @click.option("--texts", default=400, show_default=True, help="Of 30 tokens; twice as many short, a quarter long.")
 @click.option("--rounds", default=5, show_default=True)
 @click.option("--threads", type=int, help="Of torch. Default: its own choice.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 @click.option("--picture", type=click.Path(path_type=Path), help="Needs matplotlib.")
 def main(
-    data: Path, texts: int, rounds: int, threads: int | None, json_file: Path | None, picture: Path | None
+    data: Path,
+    peers: str | None,
+    texts: int,
+    rounds: int,
+    threads: int | None,
+    json_file: Path | None,
+    picture: Path | None,
 ) -> None:
     """Measure everything; print it, and keep it as JSON."""
     if threads:
@@ -318,7 +343,9 @@ def main(
     bf16 = native_bf16(torch.device("cpu"))
     exact = TextModel.load(device="cpu")
     fast = TextModel.load(device="cpu", precision="bf16") if bf16 else None
-    contenders = [*own(exact, fast), *sentence_transformers(bf16), *separate_models()]
+    contenders = [*own(exact, fast), *separate_models()]
+    if peers:
+        contenders += sentence_transformers(peers, bf16)
     rates = {"fp32": multiply_rate(torch.float32), **({"bf16": multiply_rate(torch.bfloat16)} if bf16 else {})}
     report: dict[str, Any] = {
         "threads": torch.get_num_threads(),
@@ -336,6 +363,10 @@ def main(
             share = linear_work(exact, own_texts) / loop.median / rate
             profile[f"share_of_multiply_rate_{precision}"] = round(share, 3)
             click.echo(f"  linear layers at {share:.0%} of the rate of the machine's own {precision} product")
+        for peer, cosines in peer_quality(contenders, own_texts):
+            profile["contenders"][peer]["mean_cosine"] = float(cosines.mean())
+            profile["contenders"][peer]["min_cosine"] = float(cosines.min())
+            click.echo(f"  {peer}: cosine to its fp32 {cosines.mean():.6f}, least {cosines.min():.6f}")
         if fast is not None:
             cosines = cosine(exact.encode(own_texts), fast.encode(own_texts))
             changed = changed_tags(exact.analyse(own_texts), fast.analyse(own_texts))

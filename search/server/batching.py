@@ -101,7 +101,7 @@ class Batcher:
     def _analyse(self, texts: Sequence[str], *, tags: bool, alone: bool) -> list[Analysis]:
         if alone:
             return self.model.analyse(texts, tags=tags)
-        from indexer.heads import one_thread
+        from indexer.cores import one_thread
 
         with one_thread():
             return self.model.analyse(texts, tags=tags)

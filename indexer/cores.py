@@ -1,0 +1,63 @@
+"""How torch uses the cores of a machine: all for one batch, or one for each of many."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch from sharing out work among threads: a setting of the calling thread, and of threads that begin now.
+
+    An LSTM makes hundreds of small steps, and its threads wait for each other after every one: on a machine that is
+    busy otherwise that took 500 ms where one thread takes 5, while on an idle one a second thread saves 2.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Workers:
+    """As many threads as torch has, each of which computes a batch with one core.
+
+    Threads that share a batch wait for each other after every layer, and leave all cores but one idle in what only one
+    can do: so many batches of their own take a sixth less time on two cores, with the tags of an LSTM a fifth.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._made_for = (0, 0)  # process and threads
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+        """The results of all items in their order; in the caller's thread, with all cores, where they are too few."""
+        threads = torch.get_num_threads()
+        if threads == 1 or 2 * len(items) < threads or len(items) < 2:
+            return map(function, items)
+        return self._threads(threads).map(function, items)
+
+    def _threads(self, count: int) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None or self._made_for != (os.getpid(), count):
+                started = threading.Barrier(count)
+                pool = ThreadPoolExecutor(count, "tagdex-batch", initializer=torch.set_num_threads, initargs=(1,))
+                list(pool.map(lambda _: started.wait(), range(count)))  # so that all of them are there
+                torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
+                self._pool, self._made_for = pool, (os.getpid(), count)
+            return self._pool
