@@ -56,8 +56,13 @@ class Workers:
         with self._lock:
             if self._pool is None or self._made_for != (os.getpid(), count):
                 started = threading.Barrier(count)
-                pool = ThreadPoolExecutor(count, "tagdex-batch", initializer=torch.set_num_threads, initargs=(1,))
+                pool = ThreadPoolExecutor(count, "tagdex-batch", initializer=_keep_to_one_core)
                 list(pool.map(lambda _: started.wait(), range(count)))  # so that all of them are there
                 torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
                 self._pool, self._made_for = pool, (os.getpid(), count)
             return self._pool
+
+
+def _keep_to_one_core() -> None:
+    torch.get_num_threads()  # sets up what is this thread's own, which the first use of torch does otherwise
+    torch.set_num_threads(1)
