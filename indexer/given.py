@@ -27,7 +27,7 @@ def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Do
 
     The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number.
     """
-    table = _mapped(Path(path))
+    table = np.asarray(_mapped(Path(path)))  # a row of a `memmap` is one, too, which takes longer than the row
     number = 0
     for number, document in enumerate(documents, start=1):
         if number > len(table):
@@ -126,9 +126,7 @@ def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
             raise InputError(f"the vector is not one of numbers: {error}", source=place) from error
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)
-    with np.errstate(over="ignore", invalid="ignore"):
-        length = float(vector @ vector)
-    if 0.0 < length < np.inf:  # the usual case, in one pass
+    if 0.0 < float(np.dot(vector, vector)) < np.inf:  # the usual case, in one pass
         return vector
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)

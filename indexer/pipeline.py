@@ -131,7 +131,10 @@ def analyse(documents: Sequence[Document], model: Analyser | None, settings: Ind
 
 
 def with_vector(document: Document, analysis: Analysis | None) -> Analysis:
-    """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one."""
+    """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one.
+
+    Raises `InputError` for a vector without a direction.
+    """
     vector = as_vector(np.asarray(document.vector), f"document '{document.id}'")
     tokens = sum(passage.tokens for passage in analysis.passages) if analysis else 0
     return Analysis(
