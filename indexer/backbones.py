@@ -159,7 +159,8 @@ def _as_own(backbone: nn.Module) -> nn.Module:
     if config is None:
         return backbone
     own = bert.BertModel(config)
-    own.load_state_dict({key: tensor for key, tensor in backbone.state_dict().items() if key in own.state_dict()})
+    expected = own.state_dict()
+    own.load_state_dict({key: tensor for key, tensor in backbone.state_dict().items() if key in expected})
     return own
 
 

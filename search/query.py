@@ -92,3 +92,8 @@ class Query:
     def diverse(self) -> bool:
         """Whether hits are chosen by more than their scores."""
         return self.distinct is not None or self.mmr is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it ranks by cosine and nothing else, so that one pass over the codes can serve several such."""
+        return self.mode == "cosine" and not (self.diverse or self.entities or self.rerank)

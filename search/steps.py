@@ -51,15 +51,7 @@ class Asked:
     @property
     def plain(self) -> bool:
         """Whether it only asks for the best documents by meaning, so that `together` can search for it."""
-        query = self.query
-        return (
-            query.mode == "cosine"
-            and not query.diverse
-            and query.entities is None
-            and self.vector is not None
-            and self.reranker is None
-            and not self.exclude
-        )
+        return self.query.plain and self.vector is not None and self.reranker is None and not self.exclude
 
 
 def find(snapshot: Snapshot, asked: Asked, explanation: Explanation) -> list[Hit]:

@@ -43,13 +43,8 @@ class Asked:
     def joins(self) -> bool:
         """Whether it is answered together with others: it asks for nothing that takes time of its own."""
         query = self.query
-        return (
-            query.mode == "cosine"
-            and not (query.diverse or query.entities or query.rerank or query.highlight or query.passages)
-            and not self.explain
-            and self.cursor is None
-            and self.facets is None
-        )
+        more = query.highlight or query.passages or self.explain or self.facets is not None
+        return query.plain and not more and self.cursor is None
 
     @property
     def subject(self) -> str | FloatArray:
