@@ -17,8 +17,8 @@ from indexer.attributes import few_values, field_paths
 from indexer.columns import SURFACES, Column
 from indexer.errors import QueryError
 from indexer.fields import INT64_MAX, INT64_MIN, normalise_entity
-from indexer.reader import Snapshot
 from indexer.settings import IndexSettings
+from indexer.snapshot import Snapshot
 from search.facet_names import DEFAULT, Counted, name_of_field, parse_name
 from search.facets import Facet, Facets, FacetValue
 

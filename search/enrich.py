@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from indexer.errors import CorruptIndexError
-from indexer.reader import Snapshot
+from indexer.snapshot import Snapshot
 from indexer.stored import StoredDocument
 from search.hits import BestPassage, Entity, Hit
 from search.ranking import Ranked

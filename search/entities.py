@@ -16,8 +16,8 @@ from pyroaring import BitMap
 from indexer.command import counted
 from indexer.fields import normalise_entity
 from indexer.filters import HasEntity
-from indexer.reader import Snapshot
 from indexer.records import Span
+from indexer.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)

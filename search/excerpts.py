@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.errors import CorruptIndexError
-from indexer.reader import Snapshot
 from indexer.records import FloatArray
+from indexer.snapshot import Snapshot
 from search.hits import FoundPassage, Highlight, Hit, Stretch
 from search.keywords import expression_of
 from search.query import Query

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from indexer.filters import And, DocumentFacts, Filter, Not, Or, format_filter, matches
-from indexer.reader import Snapshot
 from indexer.records import FloatArray
+from indexer.snapshot import Snapshot
 from indexer.vectors import normalise
 from search.hits import Hit
 from search.ranking import Fusion, Ranked

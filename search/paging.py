@@ -15,7 +15,7 @@ from pyroaring import BitMap
 
 from indexer.errors import QueryError
 from indexer.filters import Everything
-from indexer.reader import Snapshot
+from indexer.snapshot import Snapshot
 from search import steps
 from search.cursor import Cursor, check, decode, encode, query_digest
 from search.diversity import Group

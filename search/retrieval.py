@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from pyroaring import BitMap
 
-from indexer.reader import Snapshot
 from indexer.records import FloatArray
+from indexer.snapshot import Snapshot
 from indexer.vectors import Candidates, SearchPlan
 from search.entities import Boost
 from search.explain import Explanation

@@ -15,9 +15,10 @@ from pyroaring import BitMap
 from indexer.errors import QueryError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, check_names, format_filter, from_json, parse
-from indexer.reader import IndexInfo, IndexReader, Snapshot
+from indexer.reader import IndexInfo, IndexReader
 from indexer.records import Analysis, FloatArray
 from indexer.settings import IndexSettings
+from indexer.snapshot import Snapshot
 from indexer.stored import StoredDocument
 from search import steps
 from search.counting import count_facets

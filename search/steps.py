@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from pyroaring import BitMap
 
-from indexer.reader import Snapshot
 from indexer.records import FloatArray
+from indexer.snapshot import Snapshot
 from search.diversity import Group, diversify
 from search.enrich import enrich
 from search.entities import Boost, EntityUse, QueryEntity, shared_entities

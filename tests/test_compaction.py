@@ -32,9 +32,10 @@ from indexer import segments as segment_files
 from indexer.api import compact_index
 from indexer.compaction import FAN_IN, SegmentSize, full_merges, next_merge, tier_of
 from indexer.errors import CorruptIndexError
-from indexer.reader import IndexReader, Snapshot, folder_bytes
+from indexer.reader import IndexReader, folder_bytes
 from indexer.records import Document, FloatArray
 from indexer.settings import settings_of_vectors
+from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
 

@@ -17,8 +17,9 @@ from pyroaring import BitMap
 from indexer import vectors
 from indexer.filters import Compare, Everything, Filter, Not, parse
 from indexer.postings import Postings
-from indexer.reader import IndexReader, Snapshot
+from indexer.reader import IndexReader
 from indexer.records import Document
+from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
 from indexer.vectors import PLANS, SearchPlan
 from search import Searcher

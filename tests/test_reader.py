@@ -21,10 +21,11 @@ from fakes import DemoAnalyser, build_index, document_scores, entries
 from pyroaring import BitMap
 
 from indexer.errors import CorruptIndexError, FormatError, InputError, NotAnIndexError
-from indexer.reader import IndexReader, Snapshot, folder_bytes
+from indexer.reader import IndexReader, folder_bytes
 from indexer.records import Document
 from indexer.segments import SegmentFile
 from indexer.settings import settings_of
+from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
 
 MODEL = DemoAnalyser()

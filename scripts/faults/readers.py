@@ -44,8 +44,9 @@ from workload import (
     small_segments,
 )
 
-from indexer.reader import IndexReader, Snapshot
+from indexer.reader import IndexReader
 from indexer.records import FloatArray
+from indexer.snapshot import Snapshot
 from search.ranking import in_order, rank_documents
 
 BATCH = 20

@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from workload import META, IndexWriter, small_segments, verify_index
 
 from indexer import pipeline
-from indexer.reader import IndexReader, Snapshot
+from indexer.reader import IndexReader
 from indexer.records import Analysis, Document
 from indexer.settings import settings_of
+from indexer.snapshot import Snapshot
 from indexer.stored import StoredDocument
 
 WORDS = ["hello", "there", "the", "ada", "lovelace", "london", "paris", "acme", "met", "in", "angstrom", "zurich"]
