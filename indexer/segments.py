@@ -7,7 +7,8 @@ the vids, ascending, the document of each, and the CRC-32 of each vector with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
@@ -26,7 +27,8 @@ from indexer.vectors import IdArray, Segment, new_flat_index
 FACTORY, CODES_FACTORY = "SQfp16", "RaBitQfs"
 VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
 
-_BLOCK = 8_192  # rows that are held in fp32 at a time
+_BLOCK = 8_192  # rows that are held at a time
+_ROWS_AT = 8  # of a FAISS file: the number of its vectors, behind its kind and their dimension
 
 
 class Block(NamedTuple):
@@ -68,39 +70,42 @@ def write_segment(
     """Write a segment durably: temporary files, fsync, rename, fsync of the folder. Blocks ascend in vid.
 
     It exists only once the manifest names it; what a crash leaves behind is deleted at the next open. With a `space`
-    it gets codes.
+    it gets codes. No more than a block of vectors is held in memory.
     """
-    index, ids = new_flat_index(dimension), []
+    ids: list[IdArray] = []
     codes: list[Codes] = []
-    for block in blocks:
-        index.add_sa_codes(np.ascontiguousarray(block.vectors, dtype="<f2").view(np.uint8))
-        # A vector that is copied keeps its checksum, so that damage on the way shows.
-        crcs = _checksums(block) if block.crcs is None else block.crcs
-        ids.append(np.stack([block.vids, block.docs, crcs]).astype("<i8"))
-        if space is not None:
-            codes.append(space.encode(block.vectors) if block.codes is None else block.codes)
-    table = np.concatenate(ids, axis=1)
-    # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
-    # at all; a Python file raises.
-    writers: dict[str, Callable[[BinaryIO], None]] = {
-        name + VECTORS_SUFFIX: lambda file: _write_faiss(file, index),
-        name + IDS_SUFFIX: lambda file: write_npy(file, table),
-    }
-    rerank = 0
-    if space is not None:
-        packed = space.pack(np.concatenate(codes))
-        segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
-        rerank = calibrate(segment, packed, space)
-        writers[name + CODES_SUFFIX] = lambda file: _write_faiss(file, packed)
+
+    def write_vectors(file: BinaryIO) -> None:
+        file.write(_flat_header(dimension, 0))
+        for block in blocks:
+            file.write(np.ascontiguousarray(block.vectors, dtype="<f2").data)
+            # A vector that is copied keeps its checksum, so that damage on the way shows.
+            crcs = _checksums(block) if block.crcs is None else block.crcs
+            ids.append(np.stack([block.vids, block.docs, crcs]).astype("<i8"))
+            if space is not None:
+                codes.append(space.encode(block.vectors) if block.codes is None else block.codes)
+        file.seek(0)
+        file.write(_flat_header(dimension, sum(part.shape[1] for part in ids)))
+
+    rerank, names = 0, [name + VECTORS_SUFFIX, name + IDS_SUFFIX, *([name + CODES_SUFFIX] if space is not None else [])]
     try:
-        for file_name, write in writers.items():
-            write_file(folder / file_name, write)
+        # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
+        # at all; a Python file raises.
+        write_file(folder / names[0], write_vectors)
+        table = np.concatenate(ids, axis=1)
+        write_file(folder / names[1], lambda file: write_npy(file, table))
+        if space is not None:
+            packed = space.pack(np.concatenate(codes))
+            index = _map_vectors(folder / names[0])
+            segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
+            rerank = calibrate(segment, packed, space)
+            write_file(folder / names[2], lambda file: _write_faiss(file, packed))
         sync(folder)
     except BaseException:
-        for file_name in writers:
+        for file_name in names:
             (folder / file_name).unlink(missing_ok=True)
         raise
-    files = [folder / file_name for file_name in writers]
+    files = [folder / file_name for file_name in names]
     return SegmentRecord(
         name=name,
         first_vid=int(table[0, 0]),
@@ -124,7 +129,7 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
     _require(folder, record)
     name, rows = record.name, record.rows
     try:
-        index = faiss.read_index(str(folder / (name + VECTORS_SUFFIX)), faiss.IO_FLAG_MMAP_IFC)
+        index = _map_vectors(folder / (name + VECTORS_SUFFIX))
         ids = np.load(folder / (name + IDS_SUFFIX), mmap_mode="r", allow_pickle=False)
         codes = faiss.read_index(str(folder / (name + CODES_SUFFIX))) if record.rerank else None
     except (RuntimeError, ValueError, EOFError) as error:
@@ -209,6 +214,20 @@ def _checksums(block: Block) -> IdArray:
     table = np.ascontiguousarray(block.vectors, dtype="<f2")
     numbers = zip(block.vids.tolist(), block.docs.tolist(), table, strict=True)
     return np.array([vector_crc(vid, doc, row.tobytes()) for vid, doc, row in numbers], dtype=np.int64)
+
+
+def _flat_header(dimension: int, rows: int) -> bytes:
+    """What stands before the vectors in FAISS's file of a flat index: that of an empty one, with its two counts."""
+    header = bytearray(faiss.serialize_index(new_flat_index(dimension)).tobytes())
+    struct.pack_into("<q", header, _ROWS_AT, rows)
+    struct.pack_into("<q", header, len(header) - 8, 2 * dimension * rows)
+    return bytes(header)
+
+
+def _map_vectors(path: Path) -> faiss.IndexScalarQuantizer:
+    """The flat index in a file, mapped; whatever else is in it is the caller's to refuse."""
+    index: faiss.IndexScalarQuantizer = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # type: ignore[assignment]
+    return index
 
 
 def _write_faiss(file: BinaryIO, index: faiss.Index) -> None:

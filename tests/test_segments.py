@@ -21,7 +21,7 @@ from indexer.durable import vector_crc, write_file
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
 from indexer.segments import Block, SegmentRecord, live_blocks, open_segment, write_segment
-from indexer.vectors import search_segments
+from indexer.vectors import new_flat_index, search_segments
 
 WIDTH = 8
 NAME = "0000000001"
@@ -82,6 +82,15 @@ def test_blocks_become_one_segment_in_their_order(tmp_path: Path, size: int) -> 
     assert segment.docs.tolist() == list(range(100, 130))
     np.testing.assert_array_equal(segment.table, table.astype(np.float16))
     assert segment.all_live
+
+
+@pytest.mark.parametrize("rows", [1, 7, 30])
+def test_the_vectors_file_is_what_faiss_would_write(tmp_path: Path, rows: int) -> None:
+    write(tmp_path, rows)
+    index = new_flat_index(WIDTH)
+    index.add_sa_codes(unit(rows).astype("<f2").view(np.uint8))
+    faiss.write_index(index, str(tmp_path / "by_faiss"))
+    assert (tmp_path / f"{NAME}.fp16.faiss").read_bytes() == (tmp_path / "by_faiss").read_bytes()
 
 
 def test_codes_are_written_in_a_space(tmp_path: Path, space: CodeSpace) -> None:
