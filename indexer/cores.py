@@ -57,7 +57,12 @@ class Workers:
             if self._pool is None or self._made_for != (os.getpid(), count):
                 started = threading.Barrier(count)
                 pool = ThreadPoolExecutor(count, "tagdex-batch", initializer=_keep_to_one_core)
-                list(pool.map(lambda _: started.wait(), range(count)))  # so that all of them are there
+                try:
+                    list(pool.map(lambda _: started.wait(), range(count)))  # so that all of them are there
+                except RuntimeError:  # the system gives no more threads
+                    started.abort()
+                    pool.shutdown()
+                    raise
                 torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
                 self._pool, self._made_for = pool, (os.getpid(), count)
             return self._pool
