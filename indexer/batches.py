@@ -27,3 +27,34 @@ def plan_batches(lengths: Sequence[int], *, max_tokens: int, padding: bool = Tru
         else:
             batches.append([index])
     return batches
+
+
+def plan_even_batches(
+    lengths: Sequence[int], *, max_tokens: int, workers: int, padding: bool = True
+) -> list[list[int]]:
+    """As `plan_batches`, with smaller batches where that gives all workers the same number of them.
+
+    Seven batches of two workers take as long as eight, so eight smaller ones are made. Where windows are too long to be
+    divided so, the plan is that of `plan_batches`.
+
+    >>> [len(batch) for batch in plan_batches([1] * 10, max_tokens=4)]
+    [4, 4, 2]
+    >>> [len(batch) for batch in plan_even_batches([1] * 10, max_tokens=4, workers=2)]
+    [3, 3, 3, 1]
+    """
+    plan = plan_batches(lengths, max_tokens=max_tokens, padding=padding)
+    if len(plan) < 2 or len(plan) % workers == 0:
+        return plan
+    wanted = -(-len(plan) // workers) * workers
+    smallest, largest = -(-sum(lengths) // wanted), max_tokens
+    best = plan
+    while smallest <= largest:  # the more tokens, the fewer batches
+        budget = (smallest + largest) // 2
+        found = plan_batches(lengths, max_tokens=budget, padding=padding)
+        if len(found) > wanted:
+            smallest = budget + 1
+        else:
+            largest = budget - 1
+            if len(found) == wanted:
+                best = found
+    return best

@@ -45,9 +45,14 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
         self._made_for = (0, 0)  # process and threads
 
+    @property
+    def count(self) -> int:
+        """How many there are for the calling thread."""
+        return torch.get_num_threads()
+
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """The results of all items in their order; in the caller's thread, with all cores, where they are too few."""
-        threads = torch.get_num_threads()
+        threads = self.count
         if threads == 1 or 2 * len(items) < threads or len(items) < 2:
             return map(function, items)
         return self._threads(threads).map(function, items)

@@ -11,19 +11,20 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
-
-from sqlite_utils import Database
+from typing import TYPE_CHECKING, Any
 
 from indexer import keywords
 from indexer.errors import FormatError, NotAnIndexError, StorageError
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
 
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
 
 _VARIABLES = 500  # in one statement; old builds of SQLite allow 999
 
-Migration = Callable[[Database], None]
+Migration = Callable[["Database"], None]
 
 
 def m001_create_tables(db: Database) -> None:
@@ -337,6 +338,8 @@ def migrate(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version == FORMAT:
         return
+    from sqlite_utils import Database  # takes a twentieth of a second, which a query need not wait
+
     with transaction(connection):
         for migration in MIGRATIONS[version:]:
             migration(Database(connection))

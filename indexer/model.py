@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from indexer import iob
-from indexer.batches import plan_batches
+from indexer.batches import plan_even_batches
 from indexer.checkpoint import Loaded, load_checkpoint
 from indexer.cores import Workers
 from indexer.encoder import concatenate_layers
@@ -184,7 +184,9 @@ class TextModel:
 
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         padding = self.model.backbone.config.model_type not in UNMASKED
-        return plan_batches([len(window.ids) for window in windows], max_tokens=self.batch_tokens, padding=padding)
+        workers = self._workers.count if self.device.type == "cpu" else 1
+        lengths = [len(window.ids) for window in windows]
+        return plan_even_batches(lengths, max_tokens=self.batch_tokens, workers=workers, padding=padding)
 
     def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
         """Embeddings of parts of each text, such as its sentences, from the token states of one pass over the text.

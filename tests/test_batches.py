@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import multi_task
 
-from indexer.batches import plan_batches
+from indexer.batches import plan_batches, plan_even_batches
 from indexer.model import TextModel
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=60)
@@ -39,6 +39,23 @@ def test_no_batch_could_have_taken_the_next_window(lengths: list[int], max_token
     batches = plan_batches(lengths, max_tokens=max_tokens)
     for batch in batches[:-1]:
         assert lengths[batch[0]] * (len(batch) + 1) > max_tokens
+
+
+@given(LENGTHS, st.integers(1, 200), st.integers(1, 5), st.booleans())
+def test_even_batches_hold_the_same_windows_in_as_many_batches_as_all_workers_take_turns_for(
+    lengths: list[int], max_tokens: int, workers: int, padding: bool
+) -> None:
+    plain = plan_batches(lengths, max_tokens=max_tokens, padding=padding)
+    even = plan_even_batches(lengths, max_tokens=max_tokens, workers=workers, padding=padding)
+    assert [index for batch in even for index in batch] == [index for batch in plain for index in batch]
+    assert all(len(batch) == 1 or lengths[batch[0]] * len(batch) <= max_tokens for batch in even)
+    assert even == plain or (len(even) % workers == 0 and len(even) - len(plain) < workers)
+
+
+def test_even_batches_leave_no_worker_idle_where_windows_are_short() -> None:
+    lengths = [random.Random(seed).randint(5, 30) for seed in range(256)]
+    assert len(plan_batches(lengths, max_tokens=512)) % 4 != 0
+    assert len(plan_even_batches(lengths, max_tokens=512, workers=4)) % 4 == 0
 
 
 def test_plans_of_a_few_windows() -> None:

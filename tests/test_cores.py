@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from models import multi_task
 
 from indexer.cores import Workers, one_thread
 from indexer.model import TextModel
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @pytest.fixture
@@ -67,8 +71,14 @@ def test_analyses_are_those_of_one_thread_bit_by_bit() -> None:
     model = TextModel(multi_task(tag_head="contextual"), batch_tokens=16)
     texts = ["hello there london", "ada met paris in the zurich", "acme", ""] * 6
     shared = model.analyse(texts)
-    with one_thread():
-        alone = model.analyse(texts)
+
+    class OneAfterTheOther(Workers):
+        def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+            with one_thread():
+                yield from map(function, items)
+
+    model._workers = OneAfterTheOther()
+    alone = model.analyse(texts)
     assert [(one.label, one.spans, one.passages) for one in shared] == [
         (one.label, one.spans, one.passages) for one in alone
     ]
