@@ -65,7 +65,7 @@ def computing_options(default: str) -> Callable[[F], F]:
             "--batch-tokens",
             type=click.IntRange(min=1),
             metavar="N",
-            help="Tokens of one batch, padding included. Default: 512 on a CPU, 65536 on a GPU.",
+            help="Tokens of one batch, padding included. Default: 512 on a CPU, one for each core; 65536 on a GPU.",
         ),
     )
 

@@ -55,7 +55,14 @@ class Workers:
         threads = self.count
         if threads == 1 or 2 * len(items) < threads or len(items) < 2:
             return map(function, items)
-        return self._threads(threads).map(function, items)
+        try:
+            pool = self._threads(threads)
+        except RuntimeError:  # the system gives no more threads
+            return map(function, items)
+        return pool.map(function, items)
+
+    def __reduce__(self) -> tuple[type[Workers], tuple[()]]:
+        return Workers, ()  # a copy has threads of its own
 
     def _threads(self, count: int) -> ThreadPoolExecutor:
         with self._lock:
@@ -64,11 +71,12 @@ class Workers:
                 pool = ThreadPoolExecutor(count, "tagdex-batch", initializer=_keep_to_one_core)
                 try:
                     list(pool.map(lambda _: started.wait(), range(count)))  # so that all of them are there
-                except RuntimeError:  # the system gives no more threads
+                except BaseException:
                     started.abort()
                     pool.shutdown()
                     raise
-                torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
+                finally:
+                    torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
                 self._pool, self._made_for = pool, (os.getpid(), count)
             return self._pool
 

@@ -126,7 +126,9 @@ def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
             raise InputError(f"the vector is not one of numbers: {error}", source=place) from error
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)
-    if 0.0 < float(np.dot(vector, vector)) < np.inf:  # the usual case, in one pass
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = float(vector @ vector)
+    if 0.0 < length < np.inf:  # the usual case, in one pass
         return vector
     if not np.isfinite(vector).all():
         raise InputError("the vector holds NaN or infinity", source=place)

@@ -39,6 +39,11 @@ PROBES = ("Hello there!", "A ship at sea, 1815", "naïve 日本語 😀", "a", "
 UNMASKED = frozenset({"convbert", "fnet", "nystromformer"})
 
 
+# Families whose forward pass changes nothing of the model, so that several threads can be in it. Not so BigBird, which
+# chooses its attention by the first input that it sees, Funnel and Reformer.
+SHAREABLE = frozenset({"albert", "bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"})
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """One passage as the model sees it. `offsets` are the tokens', relative to the passage, prefix at ≤ 0."""
@@ -173,7 +178,7 @@ class TextModel:
         def run(batch: Sequence[int]) -> BatchResult:
             return self._run([windows[at] for at in batch], texts, tags=tags)
 
-        results = self._workers.map(run, batches) if self.device.type == "cpu" else map(run, batches)
+        results = self._workers.map(run, batches) if self._shares else map(run, batches)
         for batch, found in zip(batches, results, strict=True):
             means[batch] = found.means
             if found.class_logits is not None:
@@ -182,9 +187,14 @@ class TextModel:
                 spans[at] = own
         return self._combine(windows, means, logits if tags and self.class_labels else None, spans)
 
+    @property
+    def _shares(self) -> bool:
+        """Whether each core has a batch of its own."""
+        return self.device.type == "cpu" and self.model.backbone.config.model_type in SHAREABLE
+
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         padding = self.model.backbone.config.model_type not in UNMASKED
-        workers = self._workers.count if self.device.type == "cpu" else 1
+        workers = self._workers.count if self._shares else 1
         lengths = [len(window.ids) for window in windows]
         return plan_even_batches(lengths, max_tokens=self.batch_tokens, workers=workers, padding=padding)
 

@@ -78,6 +78,8 @@ def write_segment(
     def write_vectors(file: BinaryIO) -> None:
         file.write(_flat_header(dimension, 0))
         for block in blocks:
+            if block.vectors.shape != (len(block.vids), dimension):
+                raise ValueError(f"{len(block.vids)} vectors of {dimension} numbers have shape {block.vectors.shape}")
             file.write(np.ascontiguousarray(block.vectors, dtype="<f2").data)
             # A vector that is copied keeps its checksum, so that damage on the way shows.
             crcs = _checksums(block) if block.crcs is None else block.crcs

@@ -352,6 +352,8 @@ def main(
     picture: Path | None,
 ) -> None:
     """Measure everything; print it, and keep it as JSON."""
+    if threads and peers:
+        raise click.UsageError("--threads does not reach the processes of --peers: leave one of them out")
     if threads:
         torch.set_num_threads(threads)
     bf16 = native_bf16(torch.device("cpu"))

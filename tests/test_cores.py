@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -83,3 +84,47 @@ def test_analyses_are_those_of_one_thread_bit_by_bit() -> None:
         (one.label, one.spans, one.passages) for one in alone
     ]
     np.testing.assert_array_equal([one.pooled for one in shared], [one.pooled for one in alone])
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("family", "shared"), [("bert", True), ("big_bird", False)])
+def test_batches_are_shared_out_only_where_the_backbone_stays_as_it_is(family: str, shared: bool) -> None:
+    model = TextModel(multi_task(family=family), batch_tokens=16)
+    threads: set[int] = set()
+    run = model._run
+
+    def noted(*arguments: object, **options: object) -> object:
+        threads.add(threading.get_ident())
+        return run(*arguments, **options)  # type: ignore[arg-type]
+
+    model._run = noted  # type: ignore[method-assign, assignment]
+    model.analyse(["hello there london", "ada met paris in the zurich"] * 8)
+    assert (threading.get_ident() not in threads) == shared
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_the_system_gives_no_more_threads_the_caller_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def refused(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert list(Workers().map(lambda _: threading.get_ident(), range(4))) == [threading.get_ident()] * 4
+    monkeypatch.undo()
+    started[0].join(timeout=60)
+    assert not started[0].is_alive()
+    begun_later: list[int] = []
+    later = threading.Thread(target=lambda: begun_later.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    assert begun_later == [2]
+
+
+def test_a_model_can_be_copied() -> None:
+    model = TextModel(multi_task())
+    model.analyse(["hello there"] * 40)
+    np.testing.assert_array_equal(copy.deepcopy(model).encode(["hello there"]), model.encode(["hello there"]))

@@ -23,7 +23,7 @@ from fakes import (
 from indexer import pipeline
 from indexer.api import add_documents
 from indexer.errors import FingerprintError, InputError, ModelError, QueryError
-from indexer.given import with_vector_field, with_vectors
+from indexer.given import as_vector, with_vector_field, with_vectors
 from indexer.model import TextModel
 from indexer.pipeline import Report
 from indexer.reader import IndexReader
@@ -549,3 +549,9 @@ def test_given_vectors_are_not_made_those_of_the_model_that_would_tag_their_text
     with IndexWriter(path) as writer, pytest.raises(ModelError, match="made elsewhere, and would become those of demo"):
         pipeline.retag(MODEL, writer)
     assert table_rows(path, "settings") == before
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_vector_whose_square_overflows_is_kept_without_a_warning(step: int) -> None:
+    vector = np.full(6, 3e38, dtype=np.float32)[::step]
+    assert as_vector(vector, "row 1") is vector

@@ -93,6 +93,12 @@ def test_the_vectors_file_is_what_faiss_would_write(tmp_path: Path, rows: int) -
     assert (tmp_path / f"{NAME}.fp16.faiss").read_bytes() == (tmp_path / "by_faiss").read_bytes()
 
 
+def test_vectors_of_another_width_are_refused_and_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"7 vectors of 9 numbers have shape \(7, 8\)"):
+        write_segment(tmp_path, NAME, blocks_of(unit(7, dimension=8), size=7), dimension=9, space=None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_codes_are_written_in_a_space(tmp_path: Path, space: CodeSpace) -> None:
     record = write(tmp_path, 30, space=space)
     assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQfs", 3, True)
