@@ -78,7 +78,10 @@ class BatchResult:
 
 
 class TextModel:
-    """A multi-task model ready for use on one device. Safe to share between threads that only read."""
+    """A multi-task model ready for use on one device.
+
+    Safe to share between threads that only read, where its backbone is of one of the families in `SHAREABLE`.
+    """
 
     def __init__(
         self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None, precision: str = "fp32"
