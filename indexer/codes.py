@@ -33,11 +33,12 @@ Quantization Fast Scan"). One inverted list, whose centroid is the centre, as FA
 selector.
 """
 
-PACKED = 32  # codes in a block
+FEW = 8  # Where one code in so many is allowed, or fewer, looking at these alone is faster.
 
 ROTATION_SEED = 20_240_613
 ROUNDS = 2
 _BLOCK = 1_024  # vectors that are rotated at a time
+_CACHED = 4_096  # codes that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -90,21 +91,64 @@ class CodeSpace:
 
     @cached_property
     def _coder(self) -> faiss.IndexRaBitQ:
-        index = faiss.IndexRaBitQ(self.dimension, faiss.METRIC_INNER_PRODUCT)
-        index.train(self.centre[None])  # the centre of one vector is that vector
-        return index
+        return _coder(self.centre)
 
 
-def unpack(packed: PackedCodes, start: int, stop: int) -> Codes:
-    """The codes from `start` up to `stop`, or up to the last, as they were before they were packed."""
-    stop = min(stop, packed.ntotal)
-    lists: Any = faiss.downcast_InvertedLists(packed.invlists)  # type: ignore[arg-type]
-    packer, first, last = lists.packer, start // PACKED, -(-stop // PACKED)
-    codes = np.empty((PACKED * (last - first), packer.code_size), dtype=np.uint8)
-    blocks = faiss.rev_swig_ptr(lists.get_codes(0), last * packer.block_size).reshape(last, packer.block_size)
-    for place, block in enumerate(blocks[first:last]):
-        packer.unpack_all(faiss.swig_ptr(block), faiss.swig_ptr(codes[PACKED * place :]))
-    return codes[start - PACKED * first : stop - PACKED * first]
+@dataclass(frozen=True)
+class SegmentCodes:
+    """The codes of a segment in two forms: `packed`, in memory, to look at all of them, and `plain`, mapped from their
+    file, to look at a few."""
+
+    packed: PackedCodes
+    plain: Codes
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def read(self, allowed: int) -> int:
+        """How many codes a search looks at when so many are allowed."""
+        return allowed if allowed * FEW <= len(self) else len(self)
+
+    def search(
+        self, rotated: FloatArray, n: int, allowed: npt.NDArray[np.bool_] | None
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """For each query, fp32 (queries, dimension), the n best allowed codes, or all where there are fewer.
+
+        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n), −1 where nothing is left. One pass
+        serves all queries, and gives each what it would have alone. `allowed` bool (rows,), `None` for all.
+        """
+        if allowed is not None and self.read(int(np.count_nonzero(allowed))) < len(self):
+            return self._search_few(rotated, n, np.flatnonzero(allowed))
+        only = {} if allowed is None else {"sel": selector(allowed)}
+        parameters = faiss.SearchParametersIVF(nprobe=1, **only)  # type: ignore[call-arg]
+        estimates, found = self.packed.search(rotated, min(n, len(self)), params=parameters)
+        return estimates, found
+
+    def _search_few(
+        self, rotated: FloatArray, n: int, positions: npt.NDArray[np.int64]
+    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """The same by a copy of the codes at some positions, so many at a time as stay in the processor's cache."""
+        index = _coder(self._centre)
+        best = [(np.zeros((len(rotated), 0), dtype=np.float32), np.zeros((len(rotated), 0), dtype=np.int64))]
+        for start in range(0, len(positions), _CACHED):
+            at = positions[start : start + _CACHED]
+            index.reset()
+            index.add_sa_codes(self.plain[at])
+            estimates, found = index.search(rotated, min(n, len(at)))
+            best.append((estimates, at[found]))
+        estimates, found = (np.concatenate([part[which] for part in best], axis=1) for which in (0, 1))
+        order = np.argsort(-estimates, axis=1, kind="stable")[:, :n]
+        return np.take_along_axis(estimates, order, axis=1), np.take_along_axis(found, order, axis=1)
+
+    @cached_property
+    def _centre(self) -> FloatArray:
+        return centre_of(self.packed)
+
+
+def selector(allowed: npt.NDArray[np.bool_]) -> faiss.IDSelectorBitmap:
+    """The positions that are true, for a search of FAISS."""
+    # FAISS keeps the array that it is given, so that it lives as long as the selector.
+    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
 
 
 def centre_of(packed: PackedCodes) -> FloatArray:
@@ -158,6 +202,13 @@ def load_code_space(path: Path, *, dimension: int) -> CodeSpace:
         raise CorruptIndexError(f"{path} holds {table.shape} {table.dtype}; run 'indexer verify'")
     signs, left, right, centre = np.split(table, ends[:-1])
     return CodeSpace(signs.reshape(ROUNDS, dimension), left.reshape(ROUNDS, a, a), right.reshape(ROUNDS, b, b), centre)
+
+
+def _coder(centre: FloatArray) -> faiss.IndexRaBitQ:
+    """An empty index for codes around a centre."""
+    index = faiss.IndexRaBitQ(len(centre), faiss.METRIC_INNER_PRODUCT)
+    index.train(centre[None])  # the centre of one vector is that vector
+    return index
 
 
 def _rotate(vectors: FloatArray, signs: FloatArray, left: FloatArray, right: FloatArray) -> FloatArray:

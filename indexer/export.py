@@ -27,7 +27,7 @@ from indexer.durable import sync, write_file
 from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
 from indexer.records import FloatArray, label_json
-from indexer.segments import CODES_SUFFIX, SegmentRecord, open_segment
+from indexer.segments import CODES_SUFFIXES, SegmentRecord, open_segment
 from indexer.settings import read_settings
 from indexer.store import SEGMENTS, read_pending
 from indexer.stored import StoredDocument, read_documents
@@ -230,5 +230,5 @@ class _Vectors:
 
 
 def _without_codes(record: SegmentRecord) -> SegmentRecord:
-    files = tuple(file for file in record.files if not file.name.endswith(CODES_SUFFIX))
+    files = tuple(file for file in record.files if not file.name.endswith(CODES_SUFFIXES))
     return replace(record, rerank=0, files=files)

@@ -28,7 +28,7 @@ from indexer.postings import LOG_TRIMMED
 from indexer.records import Analysis, Document
 from indexer.salvage import Salvage, read_manifest, read_state
 from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
-from indexer.segments import CODES_SUFFIX, Block, write_segment
+from indexer.segments import PACKED_SUFFIX, Block, write_segment
 from indexer.settings import (
     INDEX_ID,
     Analyser,
@@ -499,7 +499,7 @@ class Rebuild:
             return load_code_space(file, dimension=dimension)
         for source in self.sources:
             if source.record is not None and source.record.rerank:
-                codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{CODES_SUFFIX}"))
+                codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{PACKED_SUFFIX}"))
                 drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
                 centre = centre_of(codes)
                 self._keep(file)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from indexer.durable import vector_crc, write_npy
 from indexer.pages import DamagedDatabase
-from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord
+from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord, suffixes
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, new_flat_index
 
@@ -81,7 +81,7 @@ def read_segment_files(
         if ids is None or not there:
             continue
         ids = ids[:, :there]
-        whole = record is not None and all(good.values()) and len(good) == (3 if record.rerank else 2)
+        whole = record is not None and all(good.values()) and len(good) == len(suffixes(codes=record.rerank > 0))
         sound = np.ones(there, dtype=bool) if whole else _proven(ids, table)
         yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
 

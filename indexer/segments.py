@@ -1,8 +1,9 @@
 """Segments on disk: immutable files, written durably, opened into memory, checked against the manifest.
 
-A segment has two or three files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (3, rows):
-the vids, ascending, the document of each, and the CRC-32 of each vector with these two; and, for a large segment,
-`<name>.codes.faiss`.
+A segment has two files: `<name>.fp16.faiss`, the L2-normalised vectors; `<name>.ids.npy`, int64 (3, rows): the vids,
+ascending, the document of each, and the CRC-32 of each vector with these two. A large one has two more:
+`<name>.codes.faiss`, the codes packed for scanning, which are held in memory; `<name>.codes.npy`, the same codes one
+after the other, mapped.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, count, pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import Codes, CodeSpace, PackedCodes, unpack
+from indexer.codes import Codes, CodeSpace, PackedCodes, SegmentCodes
 from indexer.durable import sync, vector_crc, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, Segment, new_flat_index
 
 FACTORY, CODES_FACTORY = "SQfp16", "RaBitQfs"
-VECTORS_SUFFIX, IDS_SUFFIX, CODES_SUFFIX = ".fp16.faiss", ".ids.npy", ".codes.faiss"
+VECTORS_SUFFIX, IDS_SUFFIX = ".fp16.faiss", ".ids.npy"
+PACKED_SUFFIX, PLAIN_SUFFIX = CODES_SUFFIXES = ".codes.faiss", ".codes.npy"
 
 _BLOCK = 8_192  # rows that are held at a time
 _ROWS_AT = 8  # of a FAISS file: the number of its vectors, behind its kind and their dimension
@@ -89,7 +91,7 @@ def write_segment(
         file.seek(0)
         file.write(_flat_header(dimension, sum(part.shape[1] for part in ids)))
 
-    rerank, names = 0, [name + VECTORS_SUFFIX, name + IDS_SUFFIX, *([name + CODES_SUFFIX] if space is not None else [])]
+    rerank, names = 0, [name + suffix for suffix in suffixes(codes=space is not None)]
     try:
         # Given a name, faiss only prints when the last bytes do not fit on the disk, and numpy's `save` says nothing
         # at all; a Python file raises.
@@ -97,11 +99,13 @@ def write_segment(
         table = np.concatenate(ids, axis=1)
         write_file(folder / names[1], lambda file: write_npy(file, table))
         if space is not None:
-            packed = space.pack(np.concatenate(codes))
+            plain = np.concatenate(codes)
+            packed = space.pack(plain)
             index = _map_vectors(folder / names[0])
             segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
             rerank = calibrate(segment, packed, space)
             write_file(folder / names[2], lambda file: _write_faiss(file, packed))
+            write_file(folder / names[3], lambda file: write_npy(file, plain))
         sync(folder)
     except BaseException:
         for file_name in names:
@@ -130,10 +134,15 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
     """Map vectors and ids, load codes. Raises `FileNotFoundError` and `CorruptIndexError`."""
     _require(folder, record)
     name, rows = record.name, record.rows
+    if missing := {name + suffix for suffix in suffixes(codes=record.rerank > 0)} - {
+        file.name for file in record.files
+    }:
+        raise CorruptIndexError(f"segment {name} has no {min(missing)}; run 'indexer verify --repair {folder.parent}'")
     try:
         index = _map_vectors(folder / (name + VECTORS_SUFFIX))
         ids = np.load(folder / (name + IDS_SUFFIX), mmap_mode="r", allow_pickle=False)
-        codes = faiss.read_index(str(folder / (name + CODES_SUFFIX))) if record.rerank else None
+        packed = faiss.read_index(str(folder / (name + PACKED_SUFFIX))) if record.rerank else None
+        plain = np.load(folder / (name + PLAIN_SUFFIX), mmap_mode="r", allow_pickle=False) if record.rerank else None
     except (RuntimeError, ValueError, EOFError) as error:
         _require(folder, record)  # it may have vanished in between
         raise CorruptIndexError(
@@ -141,15 +150,26 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
         ) from error
     if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
         raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
-    if codes is not None and not (isinstance(codes, PackedCodes) and codes.nlist == 1):
-        raise CorruptIndexError(f"segment {name} has codes of {type(codes).__name__}; run 'indexer verify'")
-    counts = {index.ntotal, *([codes.ntotal] if codes is not None else [])}
+    codes = None if packed is None or plain is None else _codes(name, packed, plain)
+    counts = {index.ntotal, *((codes.packed.ntotal, len(codes.plain)) if codes is not None else ())}
     if index.d != dimension or counts != {rows} or ids.shape != (3, rows) or ids.dtype != np.int64:
         raise CorruptIndexError(
             f"segment {name} has {sorted(counts)} vectors of {index.d} dimensions and ids of shape {ids.shape}; "
             f"the manifest says {rows} of {dimension}; run 'indexer verify'"
         )
     return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank, ids[2])
+
+
+def _codes(name: str, packed: faiss.Index, plain: npt.NDArray[Any]) -> SegmentCodes:
+    if not (isinstance(packed, PackedCodes) and packed.nlist == 1):
+        raise CorruptIndexError(f"segment {name} has codes of {type(packed).__name__}; run 'indexer verify'")
+    width = packed.code_size
+    if plain.ndim != 2 or plain.shape[1] != width or plain.dtype != np.uint8:
+        raise CorruptIndexError(
+            f"segment {name} has codes of shape {plain.shape} {plain.dtype}, expected {width} bytes each; "
+            "run 'indexer verify'"
+        )
+    return SegmentCodes(packed, np.asarray(plain))
 
 
 def check_files(folder: Path, record: SegmentRecord) -> None:
@@ -175,9 +195,14 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
             live = np.flatnonzero(segment.live[start : start + _BLOCK])
             at = start + live
             if len(at):
-                codes = None if segment.codes is None else unpack(segment.codes, start, start + _BLOCK)[live]
+                codes = None if segment.codes is None else segment.codes.plain[at]
                 crcs = None if segment.crcs is None else segment.crcs[at]
                 yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes, crcs)
+
+
+def suffixes(*, codes: bool) -> tuple[str, ...]:
+    """What the names of a segment's files end in."""
+    return (VECTORS_SUFFIX, IDS_SUFFIX, *(CODES_SUFFIXES if codes else ()))
 
 
 CALIBRATION_QUERIES = 32

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import CodeSpace, PackedCodes
+from indexer.codes import CodeSpace, SegmentCodes, selector
 from indexer.errors import InputError
 from indexer.records import FloatArray
 
@@ -68,7 +68,7 @@ class Segment:
     vids: IdArray
     docs: IdArray
     live: Mask
-    codes: PackedCodes | None = None
+    codes: SegmentCodes | None = None
     rerank: int = 1
     crcs: IdArray | None = None
 
@@ -153,9 +153,7 @@ class Segment:
         """
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
-        selector = {} if allowed is None else {"sel": _selector(allowed)}
-        parameters = faiss.SearchParametersIVF(nprobe=1, **selector)  # type: ignore[call-arg]
-        values, labels = self.codes.search(rotated, min(n, len(self)), params=parameters)
+        values, labels = self.codes.search(rotated, n, allowed)
         return [_found(values[at : at + 1], labels[at : at + 1]) for at in range(len(rotated))]
 
 
@@ -276,7 +274,7 @@ def search_segments_many(
             path=chosen_path,
             rows=sum(segment.live_rows for segment in segments),
             allowed=allowed,
-            scanned_codes=sum(len(segments[at]) for at in coded),
+            scanned_codes=sum(codes.read(counts[at]) for at in coded if (codes := segments[at].codes) is not None),
         )
         results = []
         for number, query in enumerate(queries):
@@ -390,15 +388,10 @@ def _best(segments: Sequence[Segment], found: Sequence[Found], query: FloatArray
     return Candidates(vids[order], docs[order], scores[order])
 
 
-def _selector(allowed: Mask) -> faiss.IDSelectorBitmap:
-    # FAISS keeps the array that it is given, so that it lives as long as the selector.
-    return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-
-
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:
     if allowed is None:
         return None
-    return faiss.SearchParameters(sel=_selector(allowed))  # type: ignore[call-arg]  # faiss adds it when imported
+    return faiss.SearchParameters(sel=selector(allowed))  # type: ignore[call-arg]  # faiss adds it when imported
 
 
 def _found(values: npt.NDArray[np.float32], labels: IdArray) -> tuple[IdArray, FloatArray]:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fakes import build_vector_index, clustered, vector_entries, written_segment
 
-from indexer import compaction, store
+from indexer import codes, compaction, store
 from indexer import segments as segment_files
 from indexer.codes import (
+    FEW,
     ROUNDS,
     CodeSpace,
     centre_of,
@@ -21,7 +22,6 @@ from indexer.codes import (
     load_code_space,
     new_code_space,
     save_code_space,
-    unpack,
 )
 from indexer.errors import CorruptIndexError
 from indexer.merging import CODE_SPACE_SHA256
@@ -210,16 +210,40 @@ def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, sp
     assert hits / 1_000 >= 0.99
 
 
-@pytest.mark.parametrize("rows", [1, 31, 32, 33, 100])
-@pytest.mark.parametrize("dimension", [5, 32, 100])
-def test_packed_codes_can_be_taken_out_again(rows: int, dimension: int) -> None:
-    table = clustered(rows, dimension=dimension).astype(np.float16)
-    space = new_code_space(table)
-    codes = space.encode(table)
-    packed = space.pack(codes)
-    for start, stop in ((0, rows), (rows // 2, rows), (rows - 1, rows + 50), (0, 1)):
-        np.testing.assert_array_equal(unpack(packed, start, stop), codes[start:stop])
-    np.testing.assert_array_equal(centre_of(packed), space.centre)
+def test_the_centre_stands_with_the_packed_codes(segment: Segment, space: CodeSpace) -> None:
+    assert segment.codes is not None
+    np.testing.assert_array_equal(centre_of(segment.codes.packed), space.centre)
+
+
+@pytest.mark.parametrize("cached", [codes._CACHED, 7])
+@pytest.mark.parametrize("share", [FEW, FEW + 1, 40, 1_000])
+def test_few_codes_are_looked_at_alone_with_the_estimates_of_all(
+    segment: Segment, table: FloatArray, space: CodeSpace, share: int, cached: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "_CACHED", cached)
+    random = np.random.default_rng(share)
+    allowed = np.zeros(len(segment), dtype=bool)
+    allowed[random.permutation(len(segment))[: len(segment) // share]] = True
+    assert segment.codes is not None
+    assert segment.codes.read(int(allowed.sum())) == allowed.sum()
+    assert segment.codes.read(int(allowed.sum()) + len(segment) // FEW) == len(segment)
+    rotated = np.concatenate([space.rotate(table[at : at + 1]) for at in (3, 700)])
+    for n in (1, 20, len(segment)):
+        estimates, found = segment.codes.search(rotated, n, allowed)
+        assert found.shape == (2, min(n, allowed.sum()))
+        for row in range(2):
+            alone = segment.codes.search(rotated[row : row + 1], n, allowed)
+            np.testing.assert_array_equal(found[row], alone[1][0])
+            np.testing.assert_array_equal(estimates[row], alone[0][0])
+            assert (np.diff(estimates[row]) <= 0).all()
+            assert len(np.unique(found[row])) == len(found[row])
+            assert allowed[found[row]].all()
+    # All of the allowed ones, by either form: the same up to what the packed form rounds its tables to.
+    packed, at = segment.codes.packed.search(rotated, len(segment))
+    of_all = np.zeros((2, len(segment)), dtype=np.float32)
+    np.put_along_axis(of_all, at, packed, axis=1)
+    estimates, found = segment.codes.search(rotated, len(segment), allowed)
+    np.testing.assert_allclose(estimates, np.take_along_axis(of_all, found, axis=1), rtol=0, atol=0.02)
 
 
 def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
@@ -264,7 +288,7 @@ def test_calibration_of_vectors_that_are_all_equal_ends(tmp_path: Path) -> None:
 
 def test_calibration_of_the_same_segment_is_the_same(segment: Segment, space: CodeSpace) -> None:
     assert segment.codes is not None
-    assert calibrate(segment, segment.codes, space) == segment.rerank
+    assert calibrate(segment, segment.codes.packed, space) == segment.rerank
 
 
 # In an index

@@ -300,7 +300,7 @@ def test_files_of_what_was_merged_are_gone(path: Path) -> None:
     assert not (before - {"codes.space.npy"}) & named
 
 
-@pytest.mark.parametrize("suffix", [".fp16.faiss", ".ids.npy", ".codes.faiss"])
+@pytest.mark.parametrize("suffix", [".fp16.faiss", ".ids.npy", ".codes.faiss", ".codes.npy"])
 def test_a_missing_file_is_named_by_the_merge_that_needs_it(path: Path, suffix: str) -> None:
     build_vector_index(path, TABLE[:300], batch=40)
     compact_index(path, codes="always")

@@ -151,7 +151,7 @@ def test_damaged_rows_are_restored(path: Path, statement: str) -> None:
     assert content(path) == before
 
 
-@pytest.mark.parametrize("suffix", ["fp16.faiss", "ids.npy", "codes.faiss", "codes.space.npy"])
+@pytest.mark.parametrize("suffix", ["fp16.faiss", "ids.npy", "codes.faiss", "codes.npy", "codes.space.npy"])
 @pytest.mark.parametrize("how", ["flip", "cut", "delete"])
 def test_damaged_files_are_restored(path: Path, suffix: str, how: str) -> None:
     before = content(path)

@@ -16,7 +16,7 @@ import pytest
 from fakes import clustered, written_segment
 
 from indexer import segments as segment_files
-from indexer.codes import CodeSpace, new_code_space, unpack
+from indexer.codes import CodeSpace, new_code_space
 from indexer.durable import vector_crc, write_file
 from indexer.errors import CorruptIndexError
 from indexer.records import FloatArray
@@ -101,10 +101,10 @@ def test_vectors_of_another_width_are_refused_and_leave_nothing(tmp_path: Path) 
 
 def test_codes_are_written_in_a_space(tmp_path: Path, space: CodeSpace) -> None:
     record = write(tmp_path, 30, space=space)
-    assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQfs", 3, True)
+    assert (record.factory, len(record.files), record.rerank > 0) == ("SQfp16,RaBitQfs", 4, True)
     segment = open_segment(tmp_path, record, dimension=WIDTH)
     assert segment.codes is not None
-    assert (segment.codes.ntotal, segment.rerank) == (30, record.rerank)
+    assert (segment.codes.packed.ntotal, len(segment.codes), segment.rerank) == (30, 30, record.rerank)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 9])
@@ -127,7 +127,8 @@ def test_codes_that_are_known_are_not_computed_again(
     monkeypatch.setattr(CodeSpace, "encode", None)
     record = write_segment(tmp_path, "m", live_blocks(parts), dimension=WIDTH, space=space)
     merged = open_segment(tmp_path, record, dimension=WIDTH)
-    np.testing.assert_array_equal(unpack(merged.codes, 0, len(merged)), expected)
+    assert merged.codes is not None
+    np.testing.assert_array_equal(merged.codes.plain, expected)
 
 
 def test_no_codes_are_written_without_a_space(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def record(tmp_path: Path, space: CodeSpace) -> SegmentRecord:
     return write(tmp_path, 100, space=space)
 
 
-SUFFIXES = [".fp16.faiss", ".ids.npy", ".codes.faiss"]
+SUFFIXES = [".fp16.faiss", ".ids.npy", ".codes.faiss", ".codes.npy"]
 
 
 @pytest.mark.parametrize("missing", SUFFIXES)
@@ -249,6 +250,28 @@ def test_codes_of_another_number_of_vectors_are_refused(
     faiss.write_index(codes, str(tmp_path / f"{NAME}.codes.faiss"))
     with pytest.raises(CorruptIndexError, match=rf"segment {NAME} has \[99, 100\] vectors"):
         open_segment(tmp_path, record, dimension=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "expected"),
+    [
+        ((99, 9), "u1", r"\[99, 100\] vectors"),
+        ((100, 10), "u1", r"\(100, 10\) uint8, expected 9 bytes each"),
+        ((100, 9), "i1", r"\(100, 9\) int8, expected 9 bytes each"),
+        ((900,), "u1", r"\(900,\) uint8, expected 9 bytes each"),
+    ],
+)
+def test_plain_codes_of_another_shape_or_type_are_refused(
+    tmp_path: Path, record: SegmentRecord, shape: tuple[int, ...], kind: str, expected: str
+) -> None:
+    np.save(tmp_path / f"{NAME}.codes.npy", np.zeros(shape, dtype=kind))
+    with pytest.raises(CorruptIndexError, match=expected):
+        open_segment(tmp_path, record, dimension=WIDTH)
+
+
+def test_a_segment_of_fewer_files_than_it_needs_is_refused(tmp_path: Path, record: SegmentRecord) -> None:
+    with pytest.raises(CorruptIndexError, match=rf"segment {NAME} has no {NAME}.codes.npy; run 'indexer verify --rep"):
+        open_segment(tmp_path, replace(record, files=record.files[:3]), dimension=WIDTH)
 
 
 def test_ids_of_another_shape_or_type_are_refused(tmp_path: Path, record: SegmentRecord) -> None:
