@@ -14,6 +14,10 @@ from indexer.errors import TagdexError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+# oneDNN, which computes the model on a CPU, compiles its operations for each shape of a batch, and keeps 1,024 of them
+# otherwise: 100 MB and more, where so many are enough to be as fast.
+COMPILED_OPERATIONS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+
 CONTEXT: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -22,6 +26,7 @@ def run(group: click.Group, *, name: str) -> NoReturn:
 
     With TAGDEX_DEBUG=1 in the environment an error that nobody foresaw shows its traceback.
     """
+    os.environ.setdefault(*COMPILED_OPERATIONS)
     try:
         code = group.main(prog_name=name, standalone_mode=False)
     except NoArgsIsHelpError as error:

@@ -31,7 +31,7 @@ Found = tuple[IdArray, FloatArray | Scores]
 
 # Up to so many allowed vectors in all, scanning just those beats scanning codes: a fixed number, measured by
 # scripts/bench_vectors.py, because the plan must not depend on the clock, so that results don't.
-SCAN_LIMIT = 10_000
+SCAN_LIMIT = 2_500
 # A search of fewer rows is not worth handing to other threads.
 PARALLEL_ROWS = 16_384
 # Where fewer than one row in so many is wanted, copying those rows beats asking a selector about every row.

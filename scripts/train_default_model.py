@@ -23,6 +23,7 @@ from default_model.adapted import choose_strength, train_adapter
 from default_model.assemble import assemble, evaluate_product, print_table
 from default_model.classes import ClassSettings, train_class_head
 from default_model.features import Encoder
+from default_model.self_labels import SecondRound
 from default_model.tag_head import TagSettings
 from default_model.tags import train_tag_head
 
@@ -37,6 +38,7 @@ from indexer.sources import MINILM
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--width", type=int, default=192, show_default=True, help="Width of the tag head.")
 @click.option("--shapes/--no-shapes", default=True, show_default=True, help="Whether the tag head reads word shapes.")
+@click.option("--teachers", type=click.IntRange(min=1), default=3, show_default=True, help="Heads of the first round.")
 @click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="One in peft's form, already trained.")
 @click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for all scores.")
 def main(
@@ -46,6 +48,7 @@ def main(
     seed: int,
     width: int,
     shapes: bool,
+    teachers: int,
     adapter: Path | None,
     scores: Path | None,
 ) -> None:
@@ -58,7 +61,7 @@ def main(
     encoder = Encoder(found.backbone, cache)
     classifier, class_scores = train_class_head(encoder, data_folder, ClassSettings(seed=seed))
     tags = TagSettings(width=width, seed=seed, tag_shapes=shapes)
-    tag_head, tag_scores = train_tag_head(encoder, data_folder, tags, classifier)
+    tag_head, tag_scores = train_tag_head(encoder, data_folder, tags, SecondRound(teachers=teachers), classifier)
     assemble(found, tag_head, tags, classifier, output)
     report = {
         "embedding": found.report,

@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from models import tiny
 
+from indexer import iob
+from indexer.heads import ContextualTagHead
 from indexer.model import TextModel
 from indexer.training.data import TaggedText
 
@@ -93,3 +96,53 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
     plain, found = tag_head.cached_tag_head(encoder, "teacher", train, dev, replace(settings, tag_shapes=False), "few")
     assert plain.shapes is None
     assert found["best mean F1"] < 0.9
+
+
+def test_words_have_the_mean_of_what_several_heads_think(stages: Any, tmp_path: Path) -> None:
+    features, tag_head = stages
+    encoder = features.Encoder(tiny(), tmp_path)
+    dev = tag_head.dev_set(encoder, "few", TEXTS)
+    heads = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        heads.append(ContextualTagHead(dev.states.states.shape[1], 7, inner=8, dropout=0.5, shapes=True))
+    first, second = (tag_head.word_probabilities([head], dev) for head in heads)
+    for number, mean in enumerate(tag_head.word_probabilities(heads, dev)):
+        np.testing.assert_allclose(mean, (first[number] + second[number]) / 2, atol=1e-6)
+        there = dev.first[number] >= 0
+        np.testing.assert_allclose(mean.sum(axis=1), there, atol=1e-5)
+    for labels, probability in tag_head.predict_words(dev, first):
+        assert len(labels) == len(probability)
+
+
+def test_the_loss_of_teachers_stands_beside_that_of_labels(stages: Any) -> None:
+    _, tag_head = stages
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 7, generator=random)
+    labels = torch.tensor([[1, iob.IGNORED, 0, iob.IGNORED]])
+    teachers = torch.rand(1, 4, 7, generator=random).softmax(dim=2)
+    teachers[0, 2:] = 0  # asked about the first two
+    states = torch.zeros(1, 4, 1)
+    batch = tag_head.TagBatch(states, labels, labels, labels, teachers)
+    log_probs = logits.log_softmax(dim=1)
+    hard = -log_probs[[0, 2], [1, 0]]
+    to_teachers = -(teachers[0] * log_probs).sum(dim=1)
+    expected = (0.75 * hard[0] + 0.25 * to_teachers[0] + to_teachers[1] + hard[1]) / 3
+    torch.testing.assert_close(tag_head.tag_loss(logits, batch, soft=0.25), expected)
+    torch.testing.assert_close(tag_head.tag_loss(logits, batch, soft=0.0), hard.mean())
+    torch.testing.assert_close(tag_head.tag_loss(logits, replace(batch, soft=None), soft=0.25), hard.mean())
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("Christ Church Cathedral is the oldest building.", "Christ Church Cathedral"),
+        ("The Beatles were a band.", "The Beatles"),
+        ("it is raining", ""),
+        ("Born in Ohio, she is a singer.", ""),
+    ],
+)
+def test_a_description_names_its_thing_first(stages: Any, text: str, title: str) -> None:  # noqa: ARG001
+    from default_model.self_labels import described
+
+    assert (described(text).title, described(text).lead) == (title, bool(title))

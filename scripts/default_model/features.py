@@ -36,19 +36,22 @@ from indexer.training.data import TaggedText
 @dataclass(frozen=True, slots=True)
 class TokenStates:
     """Token states for the tag head: `states` fp16 (tokens, 4 · 384) of all texts one behind the other,
-    `labels` and `shapes` (tokens,), `starts` (texts + 1,) where each text begins."""
+    `labels` and `shapes` (tokens,), `starts` (texts + 1,) where each text begins. `soft` fp16 (tokens, labels): what
+    teachers think of each token, a row of zeros where they are not asked; `None` where there are none."""
 
     states: npt.NDArray[np.float16]
     labels: npt.NDArray[np.int64]
     shapes: Shapes
     starts: npt.NDArray[np.int64]
+    soft: npt.NDArray[np.float16] | None = None
 
     def lengths(self) -> list[int]:
         return [int(length) for length in np.diff(self.starts)]
 
     def digest(self) -> str:
         """SHA-256 of what training reads beside the states."""
-        return hashlib.sha256(self.labels.tobytes() + self.shapes.tobytes()).hexdigest()
+        soft = b"" if self.soft is None else self.soft.tobytes()
+        return hashlib.sha256(self.labels.tobytes() + self.shapes.tobytes() + soft).hexdigest()
 
 
 class Encoder:

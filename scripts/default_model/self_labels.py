@@ -1,4 +1,4 @@
-"""Paragraphs that label themselves: a first head, corrected by what capital letters and titles tell."""
+"""Texts that label themselves: the heads of a first round, corrected by what capital letters and titles tell."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from default_model.class_sets import TOPICS
 from default_model.classes import Classifier, class_logits
 from default_model.common import ENTITY_TYPES, LAYERS
 from default_model.features import TokenStates
-from default_model.tag_head import DevSet, predict_words
+from default_model.tag_head import DevSet, predict_words, word_probabilities
 from indexer import iob
 from indexer.heads import ContextualTagHead
 from indexer.training import data
@@ -62,6 +62,41 @@ ORGANISATION = re.compile(
 NATIONALITY = re.compile(r"\w+(?:ian|ish|ese|ican|ench|utch|ean)|German|Greek|Thai|Swiss|Iraqi|Israeli|Welsh|Zulu")
 
 
+@dataclass(frozen=True, slots=True)
+class SecondRound:
+    """How many heads of the first round, each from a seed of its own, label which texts for the head that is kept."""
+
+    teachers: int = 3
+    soft: float = 0.5  # weight of what they think of a token beside the label that they give it together
+    topics: int = 3000  # texts of DBpedia
+    headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts
+    questions: int = 2000  # of OpenTrivia
+
+
+def unlabelled_texts(folder: Path, paragraphs: int, settings: SecondRound) -> list[Paragraph]:
+    """Texts of several kinds, all of data that the model is trained on anyway."""
+    generator = random.Random(6)
+    topics = [row.text for row in data.read_dbpedia(folder / "dbpedia14-sub" / "train.csv") if 60 < len(row.text) < 700]
+    pairs = data.read_stsb(folder / "stsb" / "sts-train.csv")
+    sentences = sorted({text for pair in pairs for text in (pair.first, pair.second)})
+    questions = [row["question"] for row in data.read_jsonl(folder / "opentrivia" / "opentrivia.jsonl.xz")]
+    return [
+        *wiki_paragraphs(folder, paragraphs),
+        *(described(text) for text in generator.sample(topics, min(settings.topics, len(topics)))),
+        *(
+            Paragraph(text, title="", lead=False, organisation=False)
+            for texts, count in ((sentences, settings.headlines), (questions, settings.questions))
+            for text in generator.sample(texts, min(count, len(texts)))
+        ),
+    ]
+
+
+def described(text: str) -> Paragraph:
+    """A text that describes one thing, which it names first."""
+    title = re.match(r"([A-Z][^,.;:]{1,60}?) (?:is|was|are|were) ", text)
+    return Paragraph(text, title.group(1) if title else "", lead=title is not None, organisation=False)
+
+
 def wiki_paragraphs(folder: Path, count: int) -> list[Paragraph]:
     """A random sample, three tenths of it about organisations, the type that is hardest to tell."""
     rows = [
@@ -82,11 +117,13 @@ def wiki_paragraphs(folder: Path, count: int) -> list[Paragraph]:
 
 
 def self_label(
-    teacher: ContextualTagHead, classifier: Classifier, paragraphs: Sequence[Paragraph], dev: DevSet
+    teachers: Sequence[ContextualTagHead], classifier: Classifier, paragraphs: Sequence[Paragraph], dev: DevSet
 ) -> TokenStates:
-    """The paragraphs' states with labels from the teacher, corrected by capitals and titles."""
+    """The paragraphs' states with what the teachers think, and labels from it, corrected by capitals and titles."""
     labels = np.full_like(dev.states.labels, iob.IGNORED)
-    for number, (found, probability) in enumerate(predict_words(teacher, dev)):
+    probabilities = word_probabilities(teachers, dev)
+    soft = np.zeros((len(labels), 2 * len(ENTITY_TYPES) + 1), dtype=np.float16)
+    for number, (found, probability) in enumerate(predict_words(dev, probabilities)):
         start, end = dev.states.starts[number : number + 2]
         means = np.asarray(dev.states.states[start:end], dtype=np.float32).mean(0).reshape(1, len(LAYERS), -1)
         scores = (class_logits(classifier.head, means)[0] / classifier.temperature).softmax(0)
@@ -95,8 +132,12 @@ def self_label(
             topic = "Company"
         corrected = correct_labels(paragraphs[number], dev.words[number], found, probability, topic)
         first = dev.first[number]
-        labels[start + first[first >= 0]] = corrected[first >= 0]
-    return replace(dev.states, labels=labels)
+        known = first >= 0
+        labels[start + first[known]] = corrected[known]
+        # What the teachers think does not count where they were corrected.
+        asked = known & ((corrected == found) | (corrected == iob.IGNORED))
+        soft[start + first[asked]] = probabilities[number][asked]
+    return replace(dev.states, labels=labels, soft=soft)
 
 
 def correct_labels(

@@ -17,6 +17,7 @@ from default_model.common import (
     ENTITY_TYPES,
     LAYERS,
     WARMUP,
+    Floats,
     key_of,
     log,
     progress,
@@ -79,7 +80,10 @@ def cached_tag_head(
     dev: Mapping[str, DevSet],
     settings: TagSettings,
     known: Any,
+    *,
+    soft: float = 0.0,
 ) -> tuple[ContextualTagHead, dict[str, Any]]:
+    """A head from the cache, or trained with `fit_tag_head`. `known`: what else it depends on, for the key."""
     torch.manual_seed(settings.seed)
     head = ContextualTagHead(
         encoder.width * len(LAYERS),
@@ -93,7 +97,7 @@ def cached_tag_head(
         saved = torch.load(path, weights_only=True)
         head.load_state_dict(saved["weights"])
         return head.eval(), json.loads(saved["report"])
-    report = fit_tag_head(head, train, dev, settings)
+    report = fit_tag_head(head, train, dev, settings, soft=soft)
     weights = {"weights": head.state_dict(), "report": json.dumps(report)}
     write_whole(path, lambda temporary: torch.save(weights, temporary))
     return head, report
@@ -104,8 +108,14 @@ def fit_tag_head(
     train: Sequence[TokenStates],
     dev: Mapping[str, DevSet],
     settings: TagSettings,
+    *,
+    soft: float = 0.0,
 ) -> dict[str, Any]:
-    """Train in place. Each epoch sees every text twice: alone, and inside one of its windows."""
+    """Train in place. Each epoch sees every text twice: alone, and inside one of its windows.
+
+    `soft`: the weight of the cross-entropy to what teachers think, of the tokens that they were asked about (Hinton et
+    al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1).
+    """
     torch.manual_seed(settings.seed)
     generator = random.Random(settings.seed)
     plain, head.dropout = head.dropout, LockedDropout(settings.dropout)  # type: ignore[assignment]
@@ -127,9 +137,7 @@ def fit_tag_head(
             shapes = other_case(found.shapes, settings, generator)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16(torch.device("cpu"))):
                 logits = head(found.states, found.mask, shapes)
-            loss = nn.functional.cross_entropy(
-                logits.float().flatten(end_dim=1), found.labels.flatten(), ignore_index=iob.IGNORED
-            )
+            loss = tag_loss(logits.float().flatten(end_dim=1), found, soft=soft)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
@@ -157,6 +165,23 @@ def fit_tag_head(
     head.dropout = plain
     head.eval()
     return {"settings": asdict(settings), "history": history, "best mean F1": best[0]}
+
+
+def tag_loss(logits: Tensor, batch: TagBatch, *, soft: float) -> Tensor:
+    """Mean over tokens of the cross-entropy to the label, or the weighted mean of this and of that to the teachers.
+
+    `logits` (batch · seq, labels). A token with neither a label nor teachers does not count.
+    """
+    labels = batch.labels.flatten()
+    hard = nn.functional.cross_entropy(logits, labels, ignore_index=iob.IGNORED, reduction="none")
+    counted = labels != iob.IGNORED
+    if batch.soft is None or soft == 0:
+        return hard.sum() / counted.sum()
+    teachers = batch.soft.flatten(end_dim=1)
+    asked = teachers.sum(dim=1) > 0
+    to_teachers = -(teachers * logits.log_softmax(dim=1)).sum(dim=1)
+    weight = torch.where(asked, torch.where(counted, soft, 1.0), 0.0)
+    return ((1 - weight) * hard + weight * to_teachers).sum() / (counted | asked).sum()
 
 
 class LockedDropout(nn.Module):
@@ -192,12 +217,14 @@ def tag_batches(
 
 @dataclass(frozen=True, slots=True)
 class TagBatch:
-    """`states` fp32 (batch, seq, 1536); `mask`, `shapes` and `labels` int64 (batch, seq)."""
+    """`states` fp32 (batch, seq, 1536); `mask`, `shapes` and `labels` int64 (batch, seq); `soft` fp32 (batch, seq,
+    labels), `None` where no set has teachers."""
 
     states: Tensor
     mask: Tensor
     shapes: Tensor
     labels: Tensor
+    soft: Tensor | None
 
 
 def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> TagBatch:
@@ -208,14 +235,16 @@ def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> 
     labels = np.full((len(batch), longest), iob.IGNORED, dtype=np.int64)
     mask = np.zeros((len(batch), longest), dtype=np.int64)
     shapes = np.full((len(batch), longest), int(Shape.NONE), dtype=np.int64)
+    soft = np.zeros((len(batch), longest, 2 * len(ENTITY_TYPES) + 1), dtype=np.float32)
     for row, (number, start, end) in enumerate(bounds):
         states[row, : end - start] = sets[number].states[start:end]
         labels[row, : end - start] = sets[number].labels[start:end]
         shapes[row, : end - start] = sets[number].shapes[start:end]
         mask[row, : end - start] = 1
-    return TagBatch(
-        torch.from_numpy(states), torch.from_numpy(mask), torch.from_numpy(shapes), torch.from_numpy(labels)
-    )
+        if (teachers := sets[number].soft) is not None:
+            soft[row, : end - start] = teachers[start:end]
+    tensors = [torch.from_numpy(array) for array in (states, mask, shapes, labels)]
+    return TagBatch(*tensors, soft=torch.from_numpy(soft) if any(one.soft is not None for one in sets) else None)
 
 
 def other_case(shapes: Tensor, settings: TagSettings, generator: random.Random) -> Tensor:
@@ -237,24 +266,37 @@ def predict_spans(head: ContextualTagHead, dev: DevSet) -> list[list[tuple[str, 
             (ENTITY_TYPES[kind], int(words[first, 0]), int(words[end - 1, 1]))
             for kind, first, end in iob.spans_of_labels(labels)
         ]
-        for words, (labels, _) in zip(dev.words, predict_words(head, dev), strict=True)
+        for words, (labels, _) in zip(dev.words, predict_words(dev, word_probabilities([head], dev)), strict=True)
     ]
 
 
-def predict_words(head: ContextualTagHead, dev: DevSet) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    """Label of each word of each text, and its probability; no text may be longer than one window."""
-    head.eval()
-    empty = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
-    found = [empty for _ in dev.texts]
+def word_probabilities(heads: Sequence[ContextualTagHead], dev: DevSet) -> list[Floats]:
+    """The mean of what heads think of each word of each text, fp32 (words, labels), a row of zeros for a word without a
+    token; no text may be longer than one window."""
+    found: list[Floats] = [np.zeros((0, 0), dtype=np.float32) for _ in dev.texts]
+    for head in heads:
+        head.eval()
     for batch in plan_batches(dev.states.lengths(), max_tokens=4096):
         rows = tag_batch([dev.states], [(0, row) for row in batch])
         with torch.inference_mode():
-            log_probs = iob.log_softmax(head(rows.states, rows.mask, rows.shapes).numpy())
+            logits = [head(rows.states, rows.mask, rows.shapes) for head in heads]
+            mean = torch.stack(logits).softmax(dim=3).mean(dim=0).numpy()
         for row, number in enumerate(batch):
-            words, first = dev.words[number], dev.first[number]
-            emissions = np.full((1, len(words), log_probs.shape[2]), -np.inf, dtype=np.float32)
-            emissions[:, :, 0] = 0.0
-            emissions[0, first >= 0] = log_probs[row, first[first >= 0]]
-            labels = iob.viterbi(emissions, np.array([len(words)]))[0]
-            found[number] = labels, np.exp(emissions[0, np.arange(len(words)), labels])
+            first = dev.first[number]
+            found[number] = np.where((first >= 0)[:, None], mean[row, np.maximum(first, 0)], np.float32(0))
+    return found
+
+
+def predict_words(
+    dev: DevSet, probabilities: Sequence[Floats]
+) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Label of each word of each text, and its probability."""
+    found = []
+    for first, probability in zip(dev.first, probabilities, strict=True):
+        emissions = np.full((1, *probability.shape), -np.inf, dtype=np.float32)
+        emissions[:, :, 0] = 0.0
+        with np.errstate(divide="ignore"):
+            emissions[0, first >= 0] = np.log(probability[first >= 0])
+        labels = iob.viterbi(emissions, np.array([len(first)]))[0]
+        found.append((labels, np.exp(emissions[0, np.arange(len(first)), labels])))
     return found

@@ -1,15 +1,15 @@
-"""The two rounds of the tag head: a teacher on annotated texts, and a student on what it has labelled as well."""
+"""The two rounds of the tag head: teachers on annotated texts, and a student on what they have labelled as well."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from default_model.classes import Classifier
 from default_model.common import key_of
 from default_model.features import Encoder
-from default_model.self_labels import self_label, wiki_paragraphs
+from default_model.self_labels import SecondRound, self_label, unlabelled_texts
 from default_model.tag_head import TagSettings, cached_tag_head, dev_set
 from default_model.tag_sets import tag_sets
 from indexer.heads import ContextualTagHead
@@ -17,23 +17,27 @@ from indexer.training.data import TaggedText
 
 
 def train_tag_head(
-    encoder: Encoder, folder: Path, settings: TagSettings, classifier: Classifier
+    encoder: Encoder, folder: Path, settings: TagSettings, second: SecondRound, classifier: Classifier
 ) -> tuple[ContextualTagHead, dict[str, Any]]:
-    """Two rounds: on the annotated texts, then on those and on paragraphs that the first head has labelled.
+    """Two rounds: on the annotated texts, then on those and on texts that the heads of the first round have labelled.
 
-    Of each round, the head with the best mean F1 on the dev sets of EWT and BTC over the epochs is kept.
+    Of each head, the epoch with the best mean F1 on the dev sets of EWT and BTC is kept.
     """
     sets = tag_sets(folder)
     train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
     dev = {name: dev_set(encoder, name.replace(" ", "-"), texts) for name, texts in sets.dev.items()}
     known = [[name, key_of([asdict(text) for text in texts])] for name, texts in (sets.train | sets.dev).items()]
     known += [[encoder.loaded.fingerprint, found.digest()] for found in train]
-    teacher, report = cached_tag_head(encoder, "teacher", train, dev, settings, known)
-    if settings.paragraphs == 0:
-        return teacher, report
-    paragraphs = wiki_paragraphs(folder, settings.paragraphs)
-    unlabelled = dev_set(encoder, "wiki", [TaggedText(row.text) for row in paragraphs], exact=False)
-    labelled = self_label(teacher, classifier, paragraphs, unlabelled)
-    known.append(["wiki", labelled.digest()])
-    head, second = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known)
-    return head, {"teacher": report, **second}
+    teachers, reports = [], []
+    for number in range(second.teachers):
+        head, report = cached_tag_head(
+            encoder, "teacher", train, dev, replace(settings, seed=settings.seed + number), known
+        )
+        teachers.append(head)
+        reports.append(report)
+    paragraphs = unlabelled_texts(folder, settings.paragraphs, second)
+    unlabelled = dev_set(encoder, "unlabelled", [TaggedText(row.text) for row in paragraphs], exact=False)
+    labelled = self_label(teachers, classifier, paragraphs, unlabelled)
+    known.append(["unlabelled", labelled.digest(), second.soft])
+    head, found = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known, soft=second.soft)
+    return head, {"teachers": reports, "second round": asdict(second), **found}
