@@ -33,7 +33,11 @@ Quantization Fast Scan"). One inverted list, whose centroid is the centre, as FA
 selector.
 """
 
-FEW = 8  # Where one code in so many is allowed, or fewer, looking at these alone is faster.
+# Of vectors with so many dimensions half of the bits are packed: after a random rotation one half tells as much as the
+# other. Of what this half finds best, so many times as many codes as are asked for are looked at with all their bits.
+HALVED_FROM = 768
+SHORTLIST = 8
+FEW = 16  # Where one code in so many is allowed, or fewer, these alone are looked at, with all their bits.
 
 ROTATION_SEED = 20_240_613
 ROUNDS = 2
@@ -70,34 +74,76 @@ class CodeSpace:
     def encode(self, vectors: npt.NDArray[np.float16]) -> Codes:
         """Codes of vectors, fp16 (n, dimension), in their order."""
         index = self._coder
-        codes = np.empty((len(vectors), index.sa_code_size()), dtype=np.uint8)
+        codes = np.empty((len(vectors), code_bytes(self.dimension)), dtype=np.uint8)
         for start in range(0, len(vectors), _BLOCK):
             rotated = self.rotate(vectors[start : start + _BLOCK].astype(np.float32))
             codes[start : start + _BLOCK] = index.sa_encode(rotated)
         return codes
 
     def pack(self, codes: Codes) -> PackedCodes:
-        """Codes of this space for searching, in their order."""
-        centroid = faiss.IndexFlatIP(self.dimension)
-        centroid.add(self.centre[None])
-        plain: Any = faiss.IndexIVFRaBitQ(centroid, self.dimension, 1, faiss.METRIC_INNER_PRODUCT)
+        """The bits of codes that are scanned, in the order of the codes."""
+        bits = packed_bits(self.dimension)
+        centroid = faiss.IndexFlatIP(bits)
+        centroid.add(self.centre[None, :bits])
+        plain: Any = faiss.IndexIVFRaBitQ(centroid, bits, 1, faiss.METRIC_INNER_PRODUCT)
         plain.is_trained = True
-        codes, ids = np.ascontiguousarray(codes), np.arange(len(codes), dtype=np.int64)
+        codes, ids = np.ascontiguousarray(self._first_bits(codes, bits)), np.arange(len(codes), dtype=np.int64)
         plain.invlists.add_entries(0, len(codes), faiss.swig_ptr(ids), faiss.swig_ptr(codes))
         plain.ntotal = len(codes)
         # It refers to the two indexes above until it has been written and read.
         packed: PackedCodes = faiss.deserialize_index(faiss.serialize_index(faiss.IndexIVFRaBitQFastScan(plain)))  # type: ignore[assignment]
         return packed
 
+    def best(self, codes: Codes, rotated: FloatArray, n: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+        """For each query, fp32 (queries, dimension), the n best codes by all their bits, or all where there are fewer.
+
+        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n).
+        """
+        index = self._new_coder()
+        index.add_sa_codes(codes)
+        found: tuple[FloatArray, npt.NDArray[np.int64]] = index.search(rotated, min(n, len(codes)))
+        return found
+
+    def _first_bits(self, codes: Codes, bits: int) -> Codes:
+        """Codes of the first components alone, as if they spoke for all.
+
+        The product of two residuals is estimated as Σ sᵢ qᵢ · f / √d, with the signs s of the vector and its factor f.
+        Over the first b components the sum is expected to be b / d of that, and FAISS divides by √b.
+        """
+        if bits == self.dimension:
+            return codes
+        factors = codes[:, -8:].copy().view(np.float32)  # |o − c|² − |o|², which stays, and f
+        factors[:, 1] *= np.float32(math.sqrt(self.dimension / bits))
+        return np.concatenate([codes[:, : bits // 8], factors.view(np.uint8)], axis=1)
+
+    def _new_coder(self) -> faiss.IndexRaBitQ:
+        index = faiss.IndexRaBitQ(self.dimension, faiss.METRIC_INNER_PRODUCT)
+        index.train(self.centre[None])  # the centre of one vector is that vector
+        return index
+
     @cached_property
     def _coder(self) -> faiss.IndexRaBitQ:
-        return _coder(self.centre)
+        return self._new_coder()
+
+
+def packed_bits(dimension: int) -> int:
+    """How many bits of each code are packed.
+
+    >>> packed_bits(384), packed_bits(768), packed_bits(1000), packed_bits(1536)
+    (384, 384, 504, 768)
+    """
+    return dimension if dimension < HALVED_FROM else 8 * -(-dimension // 16)
+
+
+def code_bytes(dimension: int) -> int:
+    """How many bytes a code takes: its bits, and two numbers in fp32."""
+    return -(-dimension // 8) + 8
 
 
 @dataclass(frozen=True)
 class SegmentCodes:
     """The codes of a segment in two forms: `packed`, in memory, to look at all of them, and `plain`, mapped from their
-    file, to look at a few."""
+    file, to look at a few with all their bits."""
 
     packed: PackedCodes
     plain: Codes
@@ -110,52 +156,50 @@ class SegmentCodes:
         return allowed if allowed * FEW <= len(self) else len(self)
 
     def search(
-        self, rotated: FloatArray, n: int, allowed: npt.NDArray[np.bool_] | None
+        self, space: CodeSpace, rotated: FloatArray, n: int, allowed: npt.NDArray[np.bool_] | None = None
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
         """For each query, fp32 (queries, dimension), the n best allowed codes, or all where there are fewer.
 
-        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n), −1 where nothing is left. One pass
-        serves all queries, and gives each what it would have alone. `allowed` bool (rows,), `None` for all.
+        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n). One pass serves all queries, and gives
+        each what it would have alone. `allowed` bool (rows,), `None` for all.
         """
-        if allowed is not None and self.read(int(np.count_nonzero(allowed))) < len(self):
-            return self._search_few(rotated, n, np.flatnonzero(allowed))
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        if allowed is not None and self.read(count) < len(self):
+            return self._best_at(space, rotated, n, np.flatnonzero(allowed))
         only = {} if allowed is None else {"sel": selector(allowed)}
         parameters = faiss.SearchParametersIVF(nprobe=1, **only)  # type: ignore[call-arg]
-        estimates, found = self.packed.search(rotated, min(n, len(self)), params=parameters)
-        return estimates, found
+        n, bits = min(n, count), self.packed.d
+        if bits == space.dimension:
+            estimates, found = self.packed.search(rotated, n, params=parameters)
+            return estimates, found
+        _, shortlists = self.packed.search(
+            np.ascontiguousarray(rotated[:, :bits]), min(n * SHORTLIST, count), params=parameters
+        )
+        best = [
+            self._best_at(space, query[None], n, np.sort(positions))
+            for query, positions in zip(rotated, shortlists, strict=True)
+        ]
+        return np.concatenate([part[0] for part in best]), np.concatenate([part[1] for part in best])
 
-    def _search_few(
-        self, rotated: FloatArray, n: int, positions: npt.NDArray[np.int64]
+    def _best_at(
+        self, space: CodeSpace, rotated: FloatArray, n: int, positions: npt.NDArray[np.int64]
     ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """The same by a copy of the codes at some positions, so many at a time as stay in the processor's cache."""
-        index = _coder(self._centre)
-        best = [(np.zeros((len(rotated), 0), dtype=np.float32), np.zeros((len(rotated), 0), dtype=np.int64))]
-        for start in range(0, len(positions), _CACHED):
-            at = positions[start : start + _CACHED]
-            index.reset()
-            index.add_sa_codes(self.plain[at])
-            estimates, found = index.search(rotated, min(n, len(at)))
-            best.append((estimates, at[found]))
-        estimates, found = (np.concatenate([part[which] for part in best], axis=1) for which in (0, 1))
+        """The best codes at some positions, by copies of so many at a time as stay in the processor's cache."""
+        parts = [positions[start : start + _CACHED] for start in range(0, len(positions), _CACHED)]
+        best = [(at, *space.best(self.plain[at], rotated, n)) for at in parts]
+        if len(best) == 1:
+            at, estimates, found = best[0]
+            return estimates, at[found]
+        estimates = np.concatenate([np.zeros((len(rotated), 0), dtype=np.float32), *(part[1] for part in best)], axis=1)
+        places = np.concatenate([np.zeros((len(rotated), 0), dtype=np.int64), *(at[of] for at, _, of in best)], axis=1)
         order = np.argsort(-estimates, axis=1, kind="stable")[:, :n]
-        return np.take_along_axis(estimates, order, axis=1), np.take_along_axis(found, order, axis=1)
-
-    @cached_property
-    def _centre(self) -> FloatArray:
-        return centre_of(self.packed)
+        return np.take_along_axis(estimates, order, axis=1), np.take_along_axis(places, order, axis=1)
 
 
 def selector(allowed: npt.NDArray[np.bool_]) -> faiss.IDSelectorBitmap:
     """The positions that are true, for a search of FAISS."""
     # FAISS keeps the array that it is given, so that it lives as long as the selector.
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-
-
-def centre_of(packed: PackedCodes) -> FloatArray:
-    """The centre of the space that codes are in, fp32 (dimension,)."""
-    quantizer: Any = packed.quantizer
-    centre: FloatArray = quantizer.reconstruct(0)
-    return centre
 
 
 def new_code_space(vectors: npt.NDArray[np.float16]) -> CodeSpace:
@@ -202,13 +246,6 @@ def load_code_space(path: Path, *, dimension: int) -> CodeSpace:
         raise CorruptIndexError(f"{path} holds {table.shape} {table.dtype}; run 'indexer verify'")
     signs, left, right, centre = np.split(table, ends[:-1])
     return CodeSpace(signs.reshape(ROUNDS, dimension), left.reshape(ROUNDS, a, a), right.reshape(ROUNDS, b, b), centre)
-
-
-def _coder(centre: FloatArray) -> faiss.IndexRaBitQ:
-    """An empty index for codes around a centre."""
-    index = faiss.IndexRaBitQ(len(centre), faiss.METRIC_INNER_PRODUCT)
-    index.train(centre[None])  # the centre of one vector is that vector
-    return index
 
 
 def _rotate(vectors: FloatArray, signs: FloatArray, left: FloatArray, right: FloatArray) -> FloatArray:

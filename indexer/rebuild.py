@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from indexer import merging, store, vectors
 from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
-from indexer.codes import CodeSpace, centre_of, load_code_space, new_code_space, save_code_space
+from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
 from indexer.durable import sync, vector_crc
 from indexer.errors import CorruptIndexError, ModelError
 from indexer.lock import acknowledged_commit
@@ -28,7 +27,7 @@ from indexer.postings import LOG_TRIMMED
 from indexer.records import Analysis, Document
 from indexer.salvage import Salvage, read_manifest, read_state
 from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
-from indexer.segments import PACKED_SUFFIX, Block, write_segment
+from indexer.segments import Block, write_segment
 from indexer.settings import (
     INDEX_ID,
     Analyser,
@@ -497,15 +496,6 @@ class Rebuild:
             return None
         if file.is_file() and file_sha256(file) == self.space_sha256:
             return load_code_space(file, dimension=dimension)
-        for source in self.sources:
-            if source.record is not None and source.record.rerank:
-                codes: Any = faiss.read_index(str(self.folder / f"{source.record.name}{PACKED_SUFFIX}"))
-                drawn = new_code_space(np.zeros((1, dimension), dtype=np.float16))
-                centre = centre_of(codes)
-                self._keep(file)
-                space = CodeSpace(drawn.signs, drawn.left, drawn.right, centre)
-                if save_code_space(space, file) == self.space_sha256:
-                    return space
         return None
 
     def _new_space(self, vids: Sequence[int]) -> CodeSpace:

@@ -19,7 +19,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import Codes, CodeSpace, PackedCodes, SegmentCodes
+from indexer.codes import Codes, CodeSpace, PackedCodes, SegmentCodes, code_bytes, packed_bits
 from indexer.durable import sync, vector_crc, write_file, write_npy
 from indexer.errors import CorruptIndexError
 from indexer.sources import file_sha256
@@ -103,7 +103,7 @@ def write_segment(
             packed = space.pack(plain)
             index = _map_vectors(folder / names[0])
             segment = Segment(name, index, table[0], table[1], np.ones(table.shape[1], dtype=bool))
-            rerank = calibrate(segment, packed, space)
+            rerank = calibrate(segment, SegmentCodes(packed, plain), space)
             write_file(folder / names[2], lambda file: _write_faiss(file, packed))
             write_file(folder / names[3], lambda file: write_npy(file, plain))
         sync(folder)
@@ -150,7 +150,7 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
         ) from error
     if not isinstance(index, faiss.IndexScalarQuantizer) or index.sq.qtype != faiss.ScalarQuantizer.QT_fp16:
         raise CorruptIndexError(f"segment {name} is a {type(index).__name__}, not {FACTORY}; run 'indexer verify'")
-    codes = None if packed is None or plain is None else _codes(name, packed, plain)
+    codes = None if packed is None or plain is None else _codes(name, packed, plain, index.d)
     counts = {index.ntotal, *((codes.packed.ntotal, len(codes.plain)) if codes is not None else ())}
     if index.d != dimension or counts != {rows} or ids.shape != (3, rows) or ids.dtype != np.int64:
         raise CorruptIndexError(
@@ -160,10 +160,10 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
     return Segment(name, index, ids[0], ids[1], np.ones(rows, dtype=bool), codes, record.rerank, ids[2])
 
 
-def _codes(name: str, packed: faiss.Index, plain: npt.NDArray[Any]) -> SegmentCodes:
-    if not (isinstance(packed, PackedCodes) and packed.nlist == 1):
+def _codes(name: str, packed: faiss.Index, plain: npt.NDArray[Any], dimension: int) -> SegmentCodes:
+    if not (isinstance(packed, PackedCodes) and packed.nlist == 1 and packed.d == packed_bits(dimension)):
         raise CorruptIndexError(f"segment {name} has codes of {type(packed).__name__}; run 'indexer verify'")
-    width = packed.code_size
+    width = code_bytes(dimension)
     if plain.ndim != 2 or plain.shape[1] != width or plain.dtype != np.uint8:
         raise CorruptIndexError(
             f"segment {name} has codes of shape {plain.shape} {plain.dtype}, expected {width} bytes each; "
@@ -211,7 +211,7 @@ CALIBRATION_RECALL = 0.998
 _FACTORS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
-def calibrate(segment: Segment, codes: PackedCodes, space: CodeSpace) -> int:
+def calibrate(segment: Segment, codes: SegmentCodes, space: CodeSpace) -> int:
     """The rerank factor at which the codes give recall@10 of `CALIBRATION_RECALL` in this segment, and one step more.
 
     The step is for queries that are harder than the sample: measured on others, recall without it was up to .01 less.
@@ -221,18 +221,13 @@ def calibrate(segment: Segment, codes: PackedCodes, space: CodeSpace) -> int:
     at = np.linspace(0, len(segment) - 1, CALIBRATION_QUERIES).astype(np.int64)
     queries = segment.table[at].astype(np.float32)
     _, truth = segment.index.search(queries, CALIBRATION_K + 1)
-    most = min(len(segment), CALIBRATION_K * _FACTORS[-1] + 1)
-    _, found = codes.search(space.rotate(queries), most)
-    ranks = []
-    for row, own in enumerate(at):
-        answer = truth[row][(truth[row] != own) & (truth[row] >= 0)][:CALIBRATION_K]
-        guesses = found[row][found[row] != own]
-        place = np.full(len(segment), most)
-        place[guesses] = np.arange(len(guesses))
-        ranks.append(place[answer])
-    all_ranks = np.concatenate(ranks)
+    answers = [row[(row != own) & (row >= 0)][:CALIBRATION_K] for own, row in zip(at, truth, strict=True)]
+    wanted, rotated = sum(map(len, answers)), space.rotate(queries)
     for factor, more in pairwise(_FACTORS):
-        if np.count_nonzero(all_ranks < factor * CALIBRATION_K) >= CALIBRATION_RECALL * len(all_ranks):
+        _, found = codes.search(space, rotated, factor * CALIBRATION_K + 1)
+        guesses = [row[row != own][: factor * CALIBRATION_K] for own, row in zip(at, found, strict=True)]
+        right = sum(np.isin(answer, guess).sum() for answer, guess in zip(answers, guesses, strict=True))
+        if right >= CALIBRATION_RECALL * wanted:
             return more
     return _FACTORS[-1]
 

@@ -146,15 +146,15 @@ class Segment:
         at, cosines = _found(*few.search(query[None], n))
         return positions[at], cosines
 
-    def scan_codes(self, rotated: FloatArray, n: int, allowed: Mask | None) -> list[Found]:
+    def scan_codes(self, space: CodeSpace, rotated: FloatArray, n: int, allowed: Mask | None) -> list[Found]:
         """For each query, fp32 (queries, dimension): positions and estimates of the n best allowed vectors by codes.
 
         One pass over the codes serves all queries, and gives each what it would have alone.
         """
         if self.codes is None:
             raise ValueError(f"segment {self.name} has no codes")
-        values, labels = self.codes.search(rotated, n, allowed)
-        return [_found(values[at : at + 1], labels[at : at + 1]) for at in range(len(rotated))]
+        estimates, found = self.codes.search(space, rotated, n, allowed)
+        return list(zip(found, estimates, strict=True))
 
 
 class _Memory:
@@ -261,8 +261,8 @@ def search_segments_many(
         rotated = np.concatenate([space.rotate(query[None]) for query in queries])
 
     def find(at: int) -> list[Found]:
-        if by_codes[at]:
-            return segments[at].scan_codes(rotated, n * segments[at].rerank, masks[at])
+        if space is not None and by_codes[at]:
+            return segments[at].scan_codes(space, rotated, n * segments[at].rerank, masks[at])
         return [segments[at].scan(query, n, masks[at]) for query in queries]
 
     work = [at for at in range(len(segments)) if counts[at]]

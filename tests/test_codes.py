@@ -15,12 +15,14 @@ from indexer import codes, compaction, store
 from indexer import segments as segment_files
 from indexer.codes import (
     FEW,
+    HALVED_FROM,
     ROUNDS,
+    SHORTLIST,
     CodeSpace,
-    centre_of,
     factors,
     load_code_space,
     new_code_space,
+    packed_bits,
     save_code_space,
 )
 from indexer.errors import CorruptIndexError
@@ -181,19 +183,19 @@ def test_scanned_codes_are_allowed_ones_only(
     mask[random.permutation(len(table))[:allowed]] = True
     for query in space.rotate(table[:5]):
         for n in (1, 10, 5_000):
-            ((positions, estimates),) = segment.scan_codes(query[None], n, mask)
+            ((positions, estimates),) = segment.scan_codes(space, query[None], n, mask)
             assert len(positions) == len(estimates) == min(n, allowed)
             assert len(set(positions.tolist())) == len(positions)
             assert mask[positions].all()
 
 
 def test_all_codes_are_scanned_without_a_selector(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    ((positions, _),) = segment.scan_codes(space.rotate(table[:1]), 10**6, None)
+    ((positions, _),) = segment.scan_codes(space, space.rotate(table[:1]), 10**6, None)
     assert sorted(positions.tolist()) == list(range(len(table)))
 
 
 def test_estimates_are_close_to_the_cosines(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    ((positions, estimates),) = segment.scan_codes(space.rotate(table[:1]), len(table), None)
+    ((positions, estimates),) = segment.scan_codes(space, space.rotate(table[:1]), len(table), None)
     cosines = table[positions] @ table[0]
     assert np.corrcoef(estimates, cosines)[0, 1] > 0.8  # with 32 bits each
     assert abs(float(np.mean(estimates - cosines))) < 0.02
@@ -210,11 +212,6 @@ def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, sp
     assert hits / 1_000 >= 0.99
 
 
-def test_the_centre_stands_with_the_packed_codes(segment: Segment, space: CodeSpace) -> None:
-    assert segment.codes is not None
-    np.testing.assert_array_equal(centre_of(segment.codes.packed), space.centre)
-
-
 @pytest.mark.parametrize("cached", [codes._CACHED, 7])
 @pytest.mark.parametrize("share", [FEW, FEW + 1, 40, 1_000])
 def test_few_codes_are_looked_at_alone_with_the_estimates_of_all(
@@ -229,10 +226,10 @@ def test_few_codes_are_looked_at_alone_with_the_estimates_of_all(
     assert segment.codes.read(int(allowed.sum()) + len(segment) // FEW) == len(segment)
     rotated = np.concatenate([space.rotate(table[at : at + 1]) for at in (3, 700)])
     for n in (1, 20, len(segment)):
-        estimates, found = segment.codes.search(rotated, n, allowed)
+        estimates, found = segment.codes.search(space, rotated, n, allowed)
         assert found.shape == (2, min(n, allowed.sum()))
         for row in range(2):
-            alone = segment.codes.search(rotated[row : row + 1], n, allowed)
+            alone = segment.codes.search(space, rotated[row : row + 1], n, allowed)
             np.testing.assert_array_equal(found[row], alone[1][0])
             np.testing.assert_array_equal(estimates[row], alone[0][0])
             assert (np.diff(estimates[row]) <= 0).all()
@@ -242,7 +239,7 @@ def test_few_codes_are_looked_at_alone_with_the_estimates_of_all(
     packed, at = segment.codes.packed.search(rotated, len(segment))
     of_all = np.zeros((2, len(segment)), dtype=np.float32)
     np.put_along_axis(of_all, at, packed, axis=1)
-    estimates, found = segment.codes.search(rotated, len(segment), allowed)
+    estimates, found = segment.codes.search(space, rotated, len(segment), allowed)
     np.testing.assert_allclose(estimates, np.take_along_axis(of_all, found, axis=1), rtol=0, atol=0.02)
 
 
@@ -250,9 +247,85 @@ def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: Code
     fresh = space.pack(space.encode(table.astype(np.float16)))
     query = space.rotate(table[:1])
     estimates, labels = fresh.search(query, 50)
-    ((positions, read),) = segment.scan_codes(query[:1], 50, None)
+    ((positions, read),) = segment.scan_codes(space, query[:1], 50, None)
     assert positions.tolist() == labels[0].tolist()
     np.testing.assert_allclose(read, estimates[0], rtol=0, atol=1e-6)
+
+
+# Half of the bits packed
+
+
+@pytest.fixture(scope="module")
+def wide() -> FloatArray:
+    """Vectors of which half of the bits are packed."""
+    table = clustered(2_000, dimension=HALVED_FROM, clusters=60, seed=4)
+    assert packed_bits(HALVED_FROM) == HALVED_FROM // 2
+    return table
+
+
+@pytest.fixture(scope="module")
+def wide_space(wide: FloatArray) -> CodeSpace:
+    return new_code_space(wide.astype(np.float16))
+
+
+@pytest.fixture(scope="module")
+def wide_segment(wide: FloatArray, wide_space: CodeSpace, tmp_path_factory: pytest.TempPathFactory) -> Segment:
+    return written_segment(tmp_path_factory.mktemp("wide"), wide, space=wide_space)
+
+
+def test_half_of_the_bits_speaks_for_all(wide: FloatArray, wide_space: CodeSpace) -> None:
+    """What FAISS makes of the packed half, against the estimate written out."""
+    table, query, bits = wide.astype(np.float16), wide_space.rotate(wide[5:6])[0], packed_bits(HALVED_FROM)
+    residuals = np.concatenate([wide_space.rotate(row[None].astype(np.float32)) for row in table]) - wide_space.centre
+    asked = query - wide_space.centre
+    share = HALVED_FROM / bits * (residuals**2).sum(axis=1) / np.abs(residuals).sum(axis=1)
+    products = (np.sign(residuals[:, :bits]) * asked[:bits]).sum(axis=1) * share + residuals @ wide_space.centre
+    packed = wide_space.pack(wide_space.encode(table))
+    estimates, at = packed.search(query[None, :bits], len(table))
+    expected = products[at[0]]
+    offset = expected - estimates[0]  # the same for all vectors: what is added for the query alone
+    assert np.abs(offset - np.median(offset)).max() < 0.03
+    assert np.corrcoef(estimates[0], expected)[0, 1] > 0.995
+    errors = products - residuals @ query
+    assert abs(errors.mean()) < 0.01
+    assert errors.std() < 0.08
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3, 0.01])
+def test_what_half_of_the_bits_finds_is_judged_by_all(
+    wide_segment: Segment, wide: FloatArray, wide_space: CodeSpace, share: float
+) -> None:
+    codes = wide_segment.codes
+    assert codes is not None
+    random = np.random.default_rng(1)
+    allowed = None if share == 1.0 else random.random(len(wide)) < share
+    rotated = np.concatenate([wide_space.rotate(wide[at : at + 1]) for at in (3, 700)])
+    places = np.arange(len(wide)) if allowed is None else np.flatnonzero(allowed)
+    every, at = wide_space.best(codes.plain[places], rotated, len(places))
+    for n in (1, 7, len(wide) // SHORTLIST, len(wide)):
+        estimates, found = codes.search(wide_space, rotated, n, allowed)
+        assert found.shape == estimates.shape == (2, min(n, len(places)))
+        for row in range(2):
+            alone = codes.search(wide_space, rotated[row : row + 1], n, allowed)
+            np.testing.assert_array_equal((found[row], estimates[row]), (alone[1][0], alone[0][0]))
+            of_all = dict(zip(places[at[row]].tolist(), every[row].tolist(), strict=True))
+            assert estimates[row].tolist() == [of_all[place] for place in found[row].tolist()]
+            assert (np.diff(estimates[row]) <= 0).all()
+            assert len(np.unique(found[row])) == len(found[row])
+            if n * SHORTLIST >= len(places):
+                np.testing.assert_array_equal(estimates[row], every[row][:n])
+
+
+def test_recall_with_half_of_the_bits(wide_segment: Segment, wide: FloatArray, wide_space: CodeSpace) -> None:
+    random = np.random.default_rng(9)
+    hits, asked = 0, 50
+    for at in random.permutation(len(wide))[:asked]:
+        query = wide[at] + random.normal(size=HALVED_FROM).astype(np.float32) * np.float32(0.3 / HALVED_FROM**0.5)
+        query /= np.linalg.norm(query)
+        found, plan = search_segments([wide_segment], query, 10, space=wide_space, path="codes")
+        assert plan.scanned_codes == len(wide)
+        hits += np.intersect1d(found.vids - 1, nearest(wide, query, 10)).size
+    assert hits / (10 * asked) >= 0.99
 
 
 # Calibration
@@ -264,7 +337,7 @@ def recall_at(segment: Segment, table: FloatArray, space: CodeSpace, factor: int
     for own in np.linspace(0, len(table) - 1, CALIBRATION_QUERIES).astype(np.int64).tolist():
         query = table[own].astype(np.float16).astype(np.float32)
         answer = [at for at in nearest(table, query, CALIBRATION_K + 1).tolist() if at != own][:CALIBRATION_K]
-        guesses = segment.scan_codes(space.rotate(query[None]), factor * CALIBRATION_K + 1, None)[0][0].tolist()
+        guesses = segment.scan_codes(space, space.rotate(query[None]), factor * CALIBRATION_K + 1, None)[0][0].tolist()
         hits += len(set(answer) & set([at for at in guesses if at != own][: factor * CALIBRATION_K]))
     return hits / (CALIBRATION_QUERIES * CALIBRATION_K)
 
@@ -288,7 +361,7 @@ def test_calibration_of_vectors_that_are_all_equal_ends(tmp_path: Path) -> None:
 
 def test_calibration_of_the_same_segment_is_the_same(segment: Segment, space: CodeSpace) -> None:
     assert segment.codes is not None
-    assert calibrate(segment, segment.codes.packed, space) == segment.rerank
+    assert calibrate(segment, segment.codes, space) == segment.rerank
 
 
 # In an index

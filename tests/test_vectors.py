@@ -90,7 +90,7 @@ def test_more_wanted_than_there_are_gives_all_without_padding() -> None:
 
 def test_a_segment_without_codes_cannot_scan_them() -> None:
     with pytest.raises(ValueError, match="segment tail has no codes"):
-        tail(5).scan_codes(random_unit(1), 1, None)
+        tail(5).scan_codes(space, random_unit(1), 1, None)
 
 
 def test_the_table_is_what_was_put_in() -> None:
