@@ -216,8 +216,8 @@ def compact(index: Path, codes: str | None) -> None:
 
     Searches go on meanwhile. It can be stopped at any moment, and then be run again.
 
-    Large segments are searched by codes of one bit a dimension, which stay in memory, and the vectors of the most
-    promising. Without codes every vector is read: exact by construction, several times slower.
+    Large segments are searched by codes of one bit a dimension, and by the vectors of the most promising. Without
+    codes every vector is read: exact by construction, several times slower.
 
     \b
     Example: indexer compact myindex

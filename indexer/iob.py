@@ -20,16 +20,19 @@ IGNORED = -100
 
 # Soft hyphen, zero-width space and joiners: tokenizers drop them, so they stand inside words or in none.
 _INVISIBLE = r"\u00ad\u200b-\u200d\u2060\ufeff"
-_UNICODE_WORDS = re.compile(rf"[^\W_]+(?:[{_INVISIBLE}]+[^\W_]+)*|[^\w\s{_INVISIBLE}]|_")
+SIGNS = "@#"  # of handles and hashtags, which are names as a whole; but not the sign in an address
+_UNICODE_WORDS = re.compile(rf"(?<![^\W_])[{SIGNS}]\w+|[^\W_]+(?:[{_INVISIBLE}]+[^\W_]+)*|[^\w\s{_INVISIBLE}]|_")
 
 
 def split_words(text: str) -> Offsets:
-    """Offsets of the words of a text: runs of letters and digits, and every other visible character by itself.
+    """Offsets of the words of a text: runs of letters and digits, handles (@name) and hashtags, and every other visible
+    character by itself.
 
     Combining marks, such as accents in decomposed form or Indic vowel signs, belong to the word they stand in.
 
-    >>> [("it's 5%"[a:b]) for a, b in split_words("it's 5%")]
-    ['it', "'", 's', '5', '%']
+    >>> text = "it's 5% @ada_l"
+    >>> [text[a:b] for a, b in split_words(text)]
+    ['it', "'", 's', '5', '%', '@ada_l']
     """
     offsets = [match.span() for match in _UNICODE_WORDS.finditer(text)]
     if not text.isascii():
@@ -44,7 +47,8 @@ def _join_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, in
         if joined and joined[-1][1] == start:
             first, _ = joined[-1]
             mark = unicodedata.category(text[start]).startswith("M")
-            continues = text[first].isalnum() and text[start].isalnum()
+            named = text[first] in SIGNS and start > first + 1
+            continues = (text[first].isalnum() or named) and text[start].isalnum()
             if mark or continues:  # two runs of letters touch only where a mark parted them
                 joined[-1] = (first, end)
                 continue

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from indexer.iob import Offsets
+from indexer.iob import SIGNS, Offsets
 
 Shapes = npt.NDArray[np.int64]
 """(n,): a `Shape` for each word or token."""
@@ -51,8 +51,8 @@ class Shape(IntEnum):
     SENTENCE_END = 16
     PUNCTUATION = 17  # and symbols
     HANDLE = 18  # @name, the sign included
-    TAG_LOWER = 19  # the word behind #
-    TAG_UPPER = 20  # the same, with a capital
+    TAG_LOWER = 19  # #name
+    TAG_UPPER = 20  # #Name
     LINK = 21  # parts of a link or an address
 
 
@@ -77,15 +77,15 @@ def word_shapes(text: str, words: Offsets) -> Shapes:
     lines = "\n" in text
     for start, end in words.tolist():
         word, glued = text[start:end], start == end_before
-        shape = form(word)
+        shape = form(word[1:] if word[0] in SIGNS and len(word) > 1 else word)
         if lines and not glued and "\n" in text[max(end_before, 0) : start]:
             first = True
         address = word == "@" and before[-1:].isalnum()  # name@example.org
         if word in _LINK_STARTS or (glued and (address or kind is _LINK)):
             shape = _LINK
-        elif word == "@" or (glued and kind is _HANDLE and (word == "_" or before in "@_")):
+        elif word[0] == "@":
             shape = _HANDLE
-        elif before == "#" and glued and _IS_CASED[shape]:
+        elif word[0] == "#" and _IS_CASED[shape]:
             shape = Shape.TAG_UPPER if _IS_CAPITALISED[shape] else Shape.TAG_LOWER
         elif _IS_WORD[shape]:
             if first:

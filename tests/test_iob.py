@@ -48,6 +48,10 @@ def offsets(*pairs: tuple[int, int]) -> iob.Offsets:
         ("a😀b 👍🏽", ["a", "😀", "b", "👍", "🏽"]),
         ("❤\ufe0fok", ["❤\ufe0f", "ok"]),
         ("x²=½", ["x²", "=", "½"]),
+        ("RT @ada_l: #NLP,#fun @13a1", ["RT", "@ada_l", ":", "#NLP", ",", "#fun", "@13a1"]),
+        ("ada@example.org C#x @ #", ["ada", "@", "example", ".", "org", "C", "#", "x", "@", "#"]),
+        ("@@ada ##x @_", ["@", "@ada", "#", "#x", "@_"]),
+        ("@e\u0301tude #हिन्दी @\u0301", ["@e\u0301tude", "#हिन्दी", "@\u0301"]),
         ("Love\u00adlace \u200bAda\u200d,", ["Love\u00adlace", "Ada", ","]),
     ],
 )

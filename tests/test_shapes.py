@@ -63,8 +63,8 @@ def with_shapes(**fields: Any) -> Loaded:
             ["TITLE_FIRST", "DIGITS_UPPER", "PUNCTUATION", "LOWER", "DIGITS_LOWER", "LOWER", "DIGITS"],
         ),
         (
-            "thx @Ada_L: #Nlp #fun",
-            ["LOWER", *["HANDLE"] * 4, "PUNCTUATION", "PUNCTUATION", "TAG_UPPER", "PUNCTUATION", "TAG_LOWER"],
+            "thx @Ada_L: #Nlp #fun #1 @",
+            ["LOWER", "HANDLE", "PUNCTUATION", "TAG_UPPER", "TAG_LOWER", "DIGITS", "HANDLE"],
         ),
         ("See www.Acme.org now", ["TITLE_FIRST", *["LINK"] * 5, "LOWER"]),
         ("at bob@Acme.org", ["LOWER_WITHOUT_CAPITALS"] * 2 + ["LINK"] * 4),

@@ -105,20 +105,21 @@ class Encoder:
         exact = exact or not native_bf16(torch.device("cpu"))
         precision = "fp32" if exact else "bf16"
         stem = f"states-{name}-{key_of([asdict(text) for text in texts], self.loaded.fingerprint, precision)}"
-        paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "labels", "states")]
-        if not paths[2].is_file():
+        paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "states")]
+        if not paths[1].is_file():
             self._compute_states(name, texts, paths, exact=exact)
-        starts, labels = np.load(paths[0]), np.load(paths[1])
-        return TokenStates(np.load(paths[2], mmap_mode="r"), labels, self._shapes(texts), starts)
+        labels, shapes = self._labels_and_shapes(texts)
+        return TokenStates(np.load(paths[1], mmap_mode="r"), labels, shapes, np.load(paths[0]))
 
-    def _shapes(self, texts: Sequence[TaggedText]) -> Shapes:
-        """The shapes of the tokens of all texts that fit into a window. Not cached, so that their rules can change."""
-        found = []
+    def _labels_and_shapes(self, texts: Sequence[TaggedText]) -> tuple[npt.NDArray[np.int64], Shapes]:
+        """Of the tokens of all texts that fit into a window. Not cached, so that the rules for words can change."""
+        labels, shapes = [], []
         for text, encoding in zip(texts, self.tokenizer.encode_batch([text.text for text in texts]), strict=True):
             if len(encoding.ids) <= MAX_LENGTH:
                 words, tokens = iob.split_words(text.text), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                found.append(token_shapes(word_shapes(text.text, words), iob.first_tokens(words, tokens), tokens))
-        return np.concatenate(found)
+                labels.append(token_labels(text, encoding.offsets))
+                shapes.append(token_shapes(word_shapes(text.text, words), iob.first_tokens(words, tokens), tokens))
+        return np.concatenate(labels), np.concatenate(shapes)
 
     def _compute_states(self, name: str, texts: Sequence[TaggedText], paths: Sequence[Path], *, exact: bool) -> None:
         if not exact and self.half is None:
@@ -128,8 +129,7 @@ class Encoder:
         encoded = [encoding.ids for encoding in encodings]
         kept = [index for index, ids in enumerate(encoded) if len(ids) <= MAX_LENGTH]
         starts = np.concatenate([[0], np.cumsum([len(encoded[index]) for index in kept])]).astype(np.int64)
-        labels = np.concatenate([token_labels(texts[index], encodings[index].offsets) for index in kept])
-        temporary = paths[2].with_suffix(".tmp")
+        temporary = paths[1].with_suffix(".tmp")
         states = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(LAYERS) * self.width)
         )
@@ -145,8 +145,7 @@ class Encoder:
                 states[starts[index] : starts[index + 1]] = joined[row, : lengths[index]]
         states.flush()
         np.save(paths[0], starts)
-        np.save(paths[1], labels)
-        temporary.rename(paths[2])
+        temporary.rename(paths[1])
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
