@@ -26,6 +26,8 @@ from indexer.records import FloatArray
 Codes = npt.NDArray[np.uint8]
 """RaBitQ codes, uint8 (n, bytes): the bits of a vector, and two numbers in fp32."""
 
+Positions = npt.NDArray[np.int64]
+
 PackedCodes = faiss.IndexIVFRaBitQFastScan
 """Codes for searching, in blocks of 32 whose bits lie side by side, so that one instruction looks at all 32 (André,
 Kermarrec and Le Scouarnec 2015, "Cache locality is not enough: High-Performance Nearest Neighbor Search with Product
@@ -33,11 +35,12 @@ Quantization Fast Scan"). One inverted list, whose centroid is the centre, as FA
 selector.
 """
 
-# Of vectors with so many dimensions half of the bits are packed: after a random rotation one half tells as much as the
-# other. Of what this half finds best, so many times as many codes as are asked for are looked at with all their bits.
-HALVED_FROM = 768
-SHORTLIST = 8
-FEW = 16  # Where one code in so many is allowed, or fewer, these alone are looked at, with all their bits.
+# Of vectors with so many dimensions only a third of the bits are packed, or half of these where that is more: after a
+# random rotation one part tells as much as another. What it finds, so many times as many codes as are asked for, is
+# judged by all bits.
+PARTS_FROM = 768
+SHORTLIST = 16
+FEW = 12  # Where one code in so many is allowed, or fewer, these alone are looked at, with all their bits.
 
 ROTATION_SEED = 20_240_613
 ROUNDS = 2
@@ -67,6 +70,11 @@ class CodeSpace:
         """Of vectors before and after rotation."""
         return len(self.centre)
 
+    @property
+    def shortlist(self) -> int:
+        """How many times as many codes as are wanted a scan must give: 1 where all bits are packed."""
+        return 1 if packed_bits(self.dimension) == self.dimension else SHORTLIST
+
     def rotate(self, vectors: FloatArray) -> FloatArray:
         """Rotated vectors, fp32 (n, dimension)."""
         return _rotate(vectors, self.signs, self.left, self.right)
@@ -94,14 +102,14 @@ class CodeSpace:
         packed: PackedCodes = faiss.deserialize_index(faiss.serialize_index(faiss.IndexIVFRaBitQFastScan(plain)))  # type: ignore[assignment]
         return packed
 
-    def best(self, codes: Codes, rotated: FloatArray, n: int) -> tuple[FloatArray, npt.NDArray[np.int64]]:
+    def best(self, codes: Codes, rotated: FloatArray, n: int) -> tuple[FloatArray, Positions]:
         """For each query, fp32 (queries, dimension), the n best codes by all their bits, or all where there are fewer.
 
         Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n).
         """
         index = self._new_coder()
         index.add_sa_codes(codes)
-        found: tuple[FloatArray, npt.NDArray[np.int64]] = index.search(rotated, min(n, len(codes)))
+        found: tuple[FloatArray, Positions] = index.search(rotated, min(n, len(codes)))
         return found
 
     def _first_bits(self, codes: Codes, bits: int) -> Codes:
@@ -129,10 +137,10 @@ class CodeSpace:
 def packed_bits(dimension: int) -> int:
     """How many bits of each code are packed.
 
-    >>> packed_bits(384), packed_bits(768), packed_bits(1000), packed_bits(1536)
-    (384, 384, 504, 768)
+    >>> packed_bits(384), packed_bits(768), packed_bits(1024), packed_bits(1536), packed_bits(3072)
+    (384, 384, 384, 512, 1024)
     """
-    return dimension if dimension < HALVED_FROM else 8 * -(-dimension // 16)
+    return dimension if dimension < PARTS_FROM else max(PARTS_FROM // 2, 8 * -(-dimension // 24))
 
 
 def code_bytes(dimension: int) -> int:
@@ -151,42 +159,47 @@ class SegmentCodes:
     def __len__(self) -> int:
         return len(self.plain)
 
-    def read(self, allowed: int) -> int:
-        """How many codes a search looks at when so many are allowed."""
-        return allowed if allowed * FEW <= len(self) else len(self)
+    def few(self, allowed: int) -> bool:
+        """Whether it is better to look at so many codes alone than to scan all of them."""
+        return allowed * FEW <= len(self)
 
     def search(
         self, space: CodeSpace, rotated: FloatArray, n: int, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """For each query, fp32 (queries, dimension), the n best allowed codes, or all where there are fewer.
+    ) -> tuple[FloatArray, Positions]:
+        """For each query, fp32 (queries, dimension), the n best allowed codes by all their bits, or all of them.
 
-        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n). One pass serves all queries, and gives
-        each what it would have alone. `allowed` bool (rows,), `None` for all.
+        Estimates, fp32 (queries, n), falling, and positions, int64 (queries, n). `allowed` bool (rows,); `None`: all.
         """
-        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
-        if allowed is not None and self.read(count) < len(self):
-            return self._best_at(space, rotated, n, np.flatnonzero(allowed))
-        only = {} if allowed is None else {"sel": selector(allowed)}
-        parameters = faiss.SearchParametersIVF(nprobe=1, **only)  # type: ignore[call-arg]
-        n, bits = min(n, count), self.packed.d
-        if bits == space.dimension:
-            estimates, found = self.packed.search(rotated, n, params=parameters)
+        estimates, found = self.scan(rotated, n * space.shortlist, allowed)
+        if space.shortlist == 1:
             return estimates, found
-        _, shortlists = self.packed.search(
-            np.ascontiguousarray(rotated[:, :bits]), min(n * SHORTLIST, count), params=parameters
-        )
-        best = [
-            self._best_at(space, query[None], n, np.sort(positions))
-            for query, positions in zip(rotated, shortlists, strict=True)
-        ]
+        best = [self.judge(space, query[None], n, at) for query, at in zip(rotated, found, strict=True)]
         return np.concatenate([part[0] for part in best]), np.concatenate([part[1] for part in best])
 
-    def _best_at(
-        self, space: CodeSpace, rotated: FloatArray, n: int, positions: npt.NDArray[np.int64]
-    ) -> tuple[FloatArray, npt.NDArray[np.int64]]:
-        """The best codes at some positions, by copies of so many at a time as stay in the processor's cache."""
+    def scan(
+        self, rotated: FloatArray, n: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[FloatArray, Positions]:
+        """As `search`, by the packed bits alone. One pass serves all queries, and gives each what it would have alone.
+
+        Estimates compare with those of other segments of the same space, for the same query.
+        """
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        only = {} if allowed is None else {"sel": selector(allowed)}
+        parameters = faiss.SearchParametersIVF(nprobe=1, **only)  # type: ignore[call-arg]
+        if count == 0:  # which FAISS does not take for an answer
+            return np.zeros((len(rotated), 0), dtype=np.float32), np.zeros((len(rotated), 0), dtype=np.int64)
+        first = np.ascontiguousarray(rotated[:, : self.packed.d])
+        estimates, found = self.packed.search(first, min(n, count), params=parameters)
+        return estimates, found
+
+    def judge(
+        self, space: CodeSpace, rotated: FloatArray, n: int, positions: Positions
+    ) -> tuple[FloatArray, Positions]:
+        """As `search`, for the codes at these positions, int64 (m,)."""
+        positions = np.sort(positions)
+        # Copies of so many at a time as stay in the processor's cache.
         parts = [positions[start : start + _CACHED] for start in range(0, len(positions), _CACHED)]
-        best = [(at, *space.best(self.plain[at], rotated, n)) for at in parts]
+        best = [(at, *space.best(np.take(self.plain, at, axis=0), rotated, n)) for at in parts]
         if len(best) == 1:
             at, estimates, found = best[0]
             return estimates, at[found]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import faiss
 import numpy as np
 
 from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Columns
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
+from indexer.helpers import Helpers
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
@@ -76,7 +74,7 @@ class IndexReader:
         self._mutex = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._view = _NO_VIEW
-        self._workers: ThreadPoolExecutor | None = None
+        self._helpers: Helpers | None = None
         self.postings = Postings()
         self.columns = Columns()
         acknowledged = acknowledged_commit(self.path / LOCK)
@@ -104,9 +102,9 @@ class IndexReader:
                 connection.close()
             self._idle.clear()
             self._view = _NO_VIEW
-            if self._workers is not None:
-                self._workers.shutdown()
-                self._workers = None
+            if self._helpers is not None:
+                self._helpers.shutdown()
+                self._helpers = None
 
     @property
     def settings(self) -> IndexSettings:
@@ -114,17 +112,12 @@ class IndexReader:
         return self._settings
 
     @property
-    def workers(self) -> ThreadPoolExecutor:
-        """One thread for each core, in which FAISS stays single-threaded."""
+    def helpers(self) -> Helpers:
+        """The threads that share one query."""
         with self._mutex:
-            if self._workers is None:
-                self._workers = ThreadPoolExecutor(
-                    max_workers=os.cpu_count() or 1,
-                    thread_name_prefix="search",
-                    initializer=faiss.omp_set_num_threads,
-                    initargs=(1,),
-                )
-            return self._workers
+            if self._helpers is None:
+                self._helpers = Helpers()
+            return self._helpers
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:

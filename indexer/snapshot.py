@@ -19,11 +19,12 @@ from indexer.errors import CorruptIndexError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.metadata import select_in
+from indexer.planner import Candidates, SearchPlan, search_segments_many
 from indexer.postings import LogPosition
 from indexer.records import FloatArray
 from indexer.settings import INDEX_ID, read_setting
 from indexer.stored import StoredDocument, read_documents
-from indexer.vectors import Candidates, SearchPlan, Segment
+from indexer.vectors import Segment
 
 if TYPE_CHECKING:
     from indexer.reader import IndexReader
@@ -104,14 +105,14 @@ class Snapshot:
             mask = np.zeros(highest + 1, dtype=bool)
             docs = np.frombuffer(allowed.to_array(), dtype=np.uint32)
             mask[docs[docs <= highest]] = True
-        return vectors.search_segments_many(
+        return search_segments_many(
             self.view.all,
             vectors.normalise(queries),
             n,
             space=self.view.space,
             allowed_docs=mask,
             path=path,
-            pool=self._reader.workers if parallel else None,
+            helpers=self._reader.helpers if parallel else None,
         )
 
     def match_words(self, expression: str, n: int, allowed: BitMap | None) -> list[tuple[int, float]]:

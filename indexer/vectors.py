@@ -1,4 +1,4 @@
-"""Vectors in memory: segments, and the search over them. Callers see vids and documents; positions stay in here.
+"""Vectors in memory: segments, and how one of them is read. `planner.py` searches over all of an index's.
 
 Every vector is L2-normalised fp16. A large segment also has RaBitQ codes (`codes.py`): the codes say which vectors may
 be among the best, and the fp16 vectors of those, mapped from disk, say which are.
@@ -6,22 +6,18 @@ be among the best, and the fp16 vectors of those, mapped from disk, say which ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
-from indexer.codes import CodeSpace, SegmentCodes, selector
+from indexer.codes import SegmentCodes, selector
 from indexer.errors import InputError
 from indexer.records import FloatArray
-
-_Out = TypeVar("_Out")
 
 IdArray = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -29,27 +25,10 @@ Scores = npt.NDArray[np.float64]
 Found = tuple[IdArray, FloatArray | Scores]
 """Positions in a segment and what each is worth: int64 (n,), fp32 or fp64 (n,)."""
 
-# Up to so many allowed vectors in all, scanning just those beats scanning codes: a fixed number, measured by
-# scripts/bench_vectors.py, because the plan must not depend on the clock, so that results don't.
-SCAN_LIMIT = 2_500
-# A search of fewer rows is not worth handing to other threads.
-PARALLEL_ROWS = 16_384
 # Where fewer than one row in so many is wanted, copying those rows beats asking a selector about every row.
 COPY_SHARE = 1_024
 # Up to so many rows are copied to be scored, in the thread of the query; for more, a selector is faster.
 ROWS_AT_ONCE = 1_024
-_ROUNDING = 1e-6  # of a cosine in fp32
-
-PLANS = ("auto", "codes", "scan")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """Vectors found, best first: vids and docs int64 (n,), scores fp64 (n,), the cosine with the query."""
-
-    vids: IdArray
-    docs: IdArray
-    scores: Scores
 
 
 @dataclass(frozen=True)
@@ -96,6 +75,11 @@ class Segment:
         table: npt.NDArray[np.float16] = _code_table(self.index).view("<f2")
         return table
 
+    def rows(self, positions: IdArray) -> npt.NDArray[np.float16]:
+        """A copy of the vectors at some positions, fp16 (n, dimension)."""
+        # As bytes: of numbers that a file does not align, `take` would first copy the whole table.
+        return np.take(_code_table(self.index), positions, axis=0).view("<f2")
+
     def without(self, vids: IdArray) -> Segment:
         """The segment with these vectors dead; vids that are not in it are passed over."""
         at = np.searchsorted(self.vids, vids)
@@ -125,7 +109,7 @@ class Segment:
 
     def scan(self, query: FloatArray, n: int, allowed: Mask | None) -> tuple[IdArray, FloatArray]:
         """Positions and cosines of the n best allowed vectors, by the fp16 vectors. `query` fp32 (dimension,)."""
-        if allowed is not None and _count(self, allowed) * COPY_SHARE <= len(self):
+        if allowed is not None and allowed_rows(self, allowed) * COPY_SHARE <= len(self):
             return self._copied(query, n, np.flatnonzero(allowed))
         return _found(*self.index.search(query[None], n, params=_parameters(allowed)))
 
@@ -142,19 +126,9 @@ class Segment:
         if not len(positions):
             return positions, np.zeros(0, dtype=np.float32)
         few = new_flat_index(len(query))
-        few.add_sa_codes(_code_table(self.index)[positions])
+        few.add_sa_codes(np.take(_code_table(self.index), positions, axis=0))
         at, cosines = _found(*few.search(query[None], n))
         return positions[at], cosines
-
-    def scan_codes(self, space: CodeSpace, rotated: FloatArray, n: int, allowed: Mask | None) -> list[Found]:
-        """For each query, fp32 (queries, dimension): positions and estimates of the n best allowed vectors by codes.
-
-        One pass over the codes serves all queries, and gives each what it would have alone.
-        """
-        if self.codes is None:
-            raise ValueError(f"segment {self.name} has no codes")
-        estimates, found = self.codes.search(space, rotated, n, allowed)
-        return list(zip(found, estimates, strict=True))
 
 
 class _Memory:
@@ -192,140 +166,6 @@ def in_memory(name: str, vids: Sequence[int], docs: Sequence[int], vectors: npt.
     )
 
 
-@dataclass(slots=True)
-class SearchPlan:
-    """What a search did, for `--explain`. `rows` live vectors, `allowed` of them under the filter."""
-
-    path: str = "none"
-    rows: int = 0
-    allowed: int = 0
-    scanned_codes: int = 0
-    scanned_vectors: int = 0
-
-
-def search_segments(
-    segments: Sequence[Segment],
-    query: FloatArray,
-    n: int,
-    *,
-    space: CodeSpace | None,
-    allowed_docs: Mask | None = None,
-    path: str = "auto",
-    pool: ThreadPoolExecutor | None = None,
-) -> tuple[Candidates, SearchPlan]:
-    """The n best live vectors of the allowed documents over all segments, exactly scored; `query` fp32 (dimension,).
-
-    See `search_segments_many`.
-    """
-    return search_segments_many(segments, query[None], n, space=space, allowed_docs=allowed_docs, path=path, pool=pool)[
-        0
-    ]
-
-
-def search_segments_many(
-    segments: Sequence[Segment],
-    queries: FloatArray,
-    n: int,
-    *,
-    space: CodeSpace | None,
-    allowed_docs: Mask | None = None,
-    path: str = "auto",
-    pool: ThreadPoolExecutor | None = None,
-) -> list[tuple[Candidates, SearchPlan]]:
-    """For each query the n best live vectors of the allowed documents over all segments, exactly scored.
-
-    `queries` fp32 (queries, dimension), each of length 1; each gets what it would get alone, bit by bit. `allowed_docs`
-    bool (highest doc + 1,), `None` for all. `path` forces one of `PLANS`: "codes" scans the codes of segments that have
-    them, and then the vectors that are the most promising of all segments; "scan" scans the allowed vectors themselves.
-    Min(n, allowed) vectors come back whichever it is. Segments are shared out among the threads of a pool.
-
-    Scores are computed at the end in fp64, row by row, so that they do not depend on how a vector was found. Equal
-    scores are in the order of their vids.
-    """
-    parallel = pool is not None and sum(len(segment) for segment in segments) >= PARALLEL_ROWS
-
-    def select(segment: Segment) -> tuple[Mask | None, int]:
-        mask = segment.mask(allowed_docs)
-        return mask, _count(segment, mask)
-
-    selected = _map(select, segments, pool=pool if parallel and allowed_docs is not None else None)
-    masks, counts = [mask for mask, _ in selected], [count for _, count in selected]
-    allowed = sum(counts)
-    chosen_path = _choose(path, allowed)
-    by_codes = [
-        chosen_path == "codes" and space is not None and segment.codes is not None and count > n * segment.rerank
-        for segment, count in zip(segments, counts, strict=True)
-    ]
-    rotated = queries
-    if space is not None and any(by_codes):  # row by row: how a product of more rows rounds depends on their number
-        rotated = np.concatenate([space.rotate(query[None]) for query in queries])
-
-    def find(at: int) -> list[Found]:
-        if space is not None and by_codes[at]:
-            return segments[at].scan_codes(space, rotated, n * segments[at].rerank, masks[at])
-        return [segments[at].scan(query, n, masks[at]) for query in queries]
-
-    work = [at for at in range(len(segments)) if counts[at]]
-    with _one_thread_each():
-        found = dict(zip(work, _map(find, work, pool=pool if parallel else None), strict=True))
-        coded = [at for at in work if by_codes[at]]
-        scanned = sum(counts[at] for at in work if not by_codes[at])
-        plan = SearchPlan(
-            path=chosen_path,
-            rows=sum(segment.live_rows for segment in segments),
-            allowed=allowed,
-            scanned_codes=sum(codes.read(counts[at]) for at in coded if (codes := segments[at].codes) is not None),
-        )
-        results = []
-        for number, query in enumerate(queries):
-            own = {at: found[at][number] for at in work}
-            rows = _rerank({at: segments[at] for at in coded}, own, query, n, pool=pool)
-            best = _best([segments[at] for at in work], list(own.values()), query, n)
-            results.append((best, replace(plan, scanned_vectors=scanned + rows)))
-    return results
-
-
-def _rerank(
-    segments: dict[int, Segment], found: dict[int, Found], query: FloatArray, n: int, *, pool: ThreadPoolExecutor | None
-) -> int:
-    """Exact cosines in the place of estimates, for the most promising vectors of all segments; how many these are."""
-    most = n * max((segment.rerank for segment in segments.values()), default=0)
-    chosen = _promising([found[at] for at in segments], most)
-    rows = sum(map(len, chosen))
-
-    def rerank(segment: Segment, positions: IdArray) -> Found:
-        return segment.score(query, n, positions)
-
-    exact = _map(rerank, list(segments.values()), chosen, pool=pool if rows > ROWS_AT_ONCE else None)
-    found.update(zip(segments, exact, strict=True))
-    return rows
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Keep FAISS from sharing out one query among threads, which it cannot, and which would then wait by spinning."""
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # a setting of this thread
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-
-
-def _promising(found: Sequence[Found], n: int) -> list[IdArray]:
-    """Positions in each segment of the n best estimates over all of them: they are in one code space."""
-    estimates = np.concatenate([np.zeros(0, dtype=np.float32), *(estimates for _, estimates in found)])
-    if len(estimates) <= n:
-        return [positions for positions, _ in found]
-    least = np.partition(estimates, len(estimates) - n)[len(estimates) - n]
-    return [positions[estimates >= least] for positions, estimates in found]
-
-
-def _map(function: Callable[..., _Out], *items: Sequence[Any], pool: ThreadPoolExecutor | None) -> list[_Out]:
-    """The results for all items, by the threads of a pool where there is one and more than one item."""
-    return list(map(function, *items) if pool is None or len(items[0]) < 2 else pool.map(function, *items))
-
-
 def exact_scores(rows: npt.NDArray[np.float16], query: FloatArray) -> Scores:
     """Cosine of each row with the query, fp64 (n,), each independent of the other rows."""
     if not len(rows):
@@ -360,32 +200,9 @@ def to_blob(vector: FloatArray) -> bytes:
     return vector.astype("<f2").tobytes()
 
 
-def _choose(path: str, allowed: int) -> str:
-    if path not in PLANS:
-        raise ValueError(f"unknown plan '{path}'; there are {', '.join(PLANS)}")
-    if path != "auto":
-        return path
-    return "scan" if allowed <= SCAN_LIMIT else "codes"
-
-
-def _count(segment: Segment, mask: Mask | None) -> int:
+def allowed_rows(segment: Segment, mask: Mask | None) -> int:
+    """How many vectors of a segment a mask lets through; `None` lets all."""
     return len(segment) if mask is None else int(np.count_nonzero(mask))
-
-
-def _best(segments: Sequence[Segment], found: Sequence[Found], query: FloatArray, n: int) -> Candidates:
-    """The n best of what the segments found, scored exactly."""
-    nothing = np.zeros(0, dtype=np.int64)
-    cosines = np.concatenate([nothing, *(cosines for _, cosines in found)])
-    # Cosines in fp32 that are equal up to rounding may be in any order: keep all that tie with the last.
-    limit = np.partition(cosines, len(cosines) - n)[len(cosines) - n] - _ROUNDING if len(cosines) > n else -np.inf
-    kept = [positions[cosines >= limit] for positions, cosines in found]
-    vids = np.concatenate([nothing, *(s.vids[at] for s, at in zip(segments, kept, strict=True))])
-    docs = np.concatenate([nothing, *(s.docs[at] for s, at in zip(segments, kept, strict=True))])
-    scores = np.concatenate(
-        [np.zeros(0), *(exact_scores(s.table[at], query) for s, at in zip(segments, kept, strict=True))]
-    )
-    order = np.lexsort((vids, -scores))[:n]
-    return Candidates(vids[order], docs[order], scores[order])
 
 
 def _parameters(allowed: Mask | None) -> faiss.SearchParameters | None:

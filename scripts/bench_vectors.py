@@ -3,7 +3,7 @@
     python scripts/bench_vectors.py [--rows 131072] [--dimension 1536]
 
 One segment of clustered random vectors, one thread. Times are medians, in milliseconds; the last column is the share
-of the exact ten best that the code scan found after reranking. `indexer.vectors.SCAN_LIMIT` belongs where the two ways
+of the exact ten best that the code scan found after reranking. `indexer.planner.SCAN_LIMIT` belongs where the two ways
 cost the same in an index of about a million vectors, that is, eight such segments.
 """
 
@@ -19,8 +19,8 @@ import faiss
 import numpy as np
 
 from indexer.codes import new_code_space
+from indexer.planner import search_segments
 from indexer.segments import Block, open_segment, write_segment
-from indexer.vectors import search_segments
 
 BLOCK = 8_192
 SELECTIVITIES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.01, 0.001, 0.0001)

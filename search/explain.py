@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from indexer.command import counted
-from indexer.vectors import SearchPlan
+from indexer.planner import SearchPlan
 from search.entities import EntityUse
 from search.hit_parts import HitParts
 from search.hits import Hit

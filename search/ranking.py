@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from indexer.vectors import Candidates
+from indexer.planner import Candidates
 
 # Vectors are found with fp32 arithmetic and scored with fp64: within this distance their order is open.
 TIE = 1e-5

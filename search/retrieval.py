@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from pyroaring import BitMap
 
+from indexer.planner import Candidates, SearchPlan
 from indexer.records import FloatArray
 from indexer.snapshot import Snapshot
-from indexer.vectors import Candidates, SearchPlan
 from search.entities import Boost
 from search.explain import Explanation
 from search.keywords import expression_of

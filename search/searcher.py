@@ -200,7 +200,7 @@ class Searcher:
             asked = [Asked(query=query, vector=vector) for vector in vectors]
             size = max(1, min(TOGETHER, -(-len(asked) // (os.cpu_count() or 1))))
             batches = [asked[start : start + size] for start in range(0, len(asked), size)]
-            ranked = [one for batch in self._reader.workers.map(rank, batches) for one in batch]
+            ranked = [one for batch in self._reader.helpers.map(rank, batches) for one in batch]
             return [enrich(snapshot, steps.page(steps.ordered(snapshot, found, query), query)) for found in ranked]
 
     def search_vector(
@@ -272,7 +272,7 @@ class Searcher:
     ) -> Answer:
         """The hits of a query, with what was done to find them; with `explain`, also what their scores are made of.
 
-        `path` forces one of `indexer.vectors.PLANS`. `analysis`: what the index's model says about the text, where the
+        `path` forces one of `indexer.planner.PLANS`. `analysis`: what the index's model says about the text, where the
         caller has it already; with its entities where the query uses them.
         """
         _check_text(text)

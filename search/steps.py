@@ -32,7 +32,7 @@ class Asked:
     """A query's options, with its text and what the model made of it.
 
     `vector` fp32 (dimension,), `None` where only words count. `entities`: those that the query names. `exclude`:
-    documents that are no hits. `path` forces one of `indexer.vectors.PLANS`; with `parallel`, segments are searched by
+    documents that are no hits. `path` forces one of `indexer.planner.PLANS`; with `parallel`, segments are searched by
     several threads. `boost` follows from the entities, once a commit is held still. `reranker`: the one that the query
     asks for. `first`: what was found for it together with others; see `together`.
     """

@@ -15,7 +15,7 @@ from indexer import codes, compaction, store
 from indexer import segments as segment_files
 from indexer.codes import (
     FEW,
-    HALVED_FROM,
+    PARTS_FROM,
     ROUNDS,
     SHORTLIST,
     CodeSpace,
@@ -27,12 +27,13 @@ from indexer.codes import (
 )
 from indexer.errors import CorruptIndexError
 from indexer.merging import CODE_SPACE_SHA256
+from indexer.planner import search_segments, search_segments_many
 from indexer.reader import IndexReader
 from indexer.records import FloatArray
 from indexer.segments import CALIBRATION_K, CALIBRATION_QUERIES, CALIBRATION_RECALL, calibrate
 from indexer.settings import read_setting
 from indexer.store import IndexWriter
-from indexer.vectors import IdArray, Segment, search_segments, search_segments_many
+from indexer.vectors import IdArray, Segment
 from indexer.verify import verify_index
 
 WIDTH = 32
@@ -51,6 +52,15 @@ def spherical(rows: int, *, seed: int = 0) -> FloatArray:
 def nearest(table: FloatArray, query: FloatArray, n: int) -> IdArray:
     """Brute force over the vectors as they are stored."""
     return np.argsort(-(table.astype(np.float16).astype(np.float64) @ query.astype(np.float64)), kind="stable")[:n]
+
+
+def codes_found(
+    segment: Segment, space: CodeSpace, rotated: FloatArray, n: int, allowed: Any = None
+) -> list[tuple[IdArray, FloatArray]]:
+    """For each query the positions and estimates of the best codes."""
+    assert segment.codes is not None
+    estimates, found = segment.codes.search(space, rotated, n, allowed)
+    return list(zip(found, estimates, strict=True))
 
 
 # The space
@@ -183,19 +193,19 @@ def test_scanned_codes_are_allowed_ones_only(
     mask[random.permutation(len(table))[:allowed]] = True
     for query in space.rotate(table[:5]):
         for n in (1, 10, 5_000):
-            ((positions, estimates),) = segment.scan_codes(space, query[None], n, mask)
+            ((positions, estimates),) = codes_found(segment, space, query[None], n, mask)
             assert len(positions) == len(estimates) == min(n, allowed)
             assert len(set(positions.tolist())) == len(positions)
             assert mask[positions].all()
 
 
 def test_all_codes_are_scanned_without_a_selector(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    ((positions, _),) = segment.scan_codes(space, space.rotate(table[:1]), 10**6, None)
+    ((positions, _),) = codes_found(segment, space, space.rotate(table[:1]), 10**6, None)
     assert sorted(positions.tolist()) == list(range(len(table)))
 
 
 def test_estimates_are_close_to_the_cosines(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
-    ((positions, estimates),) = segment.scan_codes(space, space.rotate(table[:1]), len(table), None)
+    ((positions, estimates),) = codes_found(segment, space, space.rotate(table[:1]), len(table), None)
     cosines = table[positions] @ table[0]
     assert np.corrcoef(estimates, cosines)[0, 1] > 0.8  # with 32 bits each
     assert abs(float(np.mean(estimates - cosines))) < 0.02
@@ -213,41 +223,48 @@ def test_recall_at_the_calibrated_factor(segment: Segment, table: FloatArray, sp
 
 
 @pytest.mark.parametrize("cached", [codes._CACHED, 7])
-@pytest.mark.parametrize("share", [FEW, FEW + 1, 40, 1_000])
-def test_few_codes_are_looked_at_alone_with_the_estimates_of_all(
+@pytest.mark.parametrize("share", [1, 40, 1_000])
+def test_codes_at_some_positions_have_the_estimates_of_a_scan(
     segment: Segment, table: FloatArray, space: CodeSpace, share: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes, "_CACHED", cached)
-    random = np.random.default_rng(share)
-    allowed = np.zeros(len(segment), dtype=bool)
-    allowed[random.permutation(len(segment))[: len(segment) // share]] = True
+    positions = np.random.default_rng(share).permutation(len(segment))[: len(segment) // share]
     assert segment.codes is not None
-    assert segment.codes.read(int(allowed.sum())) == allowed.sum()
-    assert segment.codes.read(int(allowed.sum()) + len(segment) // FEW) == len(segment)
     rotated = np.concatenate([space.rotate(table[at : at + 1]) for at in (3, 700)])
+    scanned, at = segment.codes.scan(rotated, len(segment))
+    of_all = np.zeros((2, len(segment)), dtype=np.float32)
+    np.put_along_axis(of_all, at, scanned, axis=1)
     for n in (1, 20, len(segment)):
-        estimates, found = segment.codes.search(space, rotated, n, allowed)
-        assert found.shape == (2, min(n, allowed.sum()))
+        estimates, found = segment.codes.judge(space, rotated, n, positions)
+        assert found.shape == (2, min(n, len(positions)))
         for row in range(2):
-            alone = segment.codes.search(space, rotated[row : row + 1], n, allowed)
+            alone = segment.codes.judge(space, rotated[row : row + 1], n, positions)
             np.testing.assert_array_equal(found[row], alone[1][0])
             np.testing.assert_array_equal(estimates[row], alone[0][0])
             assert (np.diff(estimates[row]) <= 0).all()
             assert len(np.unique(found[row])) == len(found[row])
-            assert allowed[found[row]].all()
-    # All of the allowed ones, by either form: the same up to what the packed form rounds its tables to.
-    packed, at = segment.codes.packed.search(rotated, len(segment))
-    of_all = np.zeros((2, len(segment)), dtype=np.float32)
-    np.put_along_axis(of_all, at, packed, axis=1)
-    estimates, found = segment.codes.search(space, rotated, len(segment), allowed)
-    np.testing.assert_allclose(estimates, np.take_along_axis(of_all, found, axis=1), rtol=0, atol=0.02)
+            assert np.isin(found[row], positions).all()
+        # The same up to what the packed form rounds its tables to.
+        np.testing.assert_allclose(estimates, np.take_along_axis(of_all, found, axis=1), rtol=0, atol=0.02)
+
+
+def test_few_codes_are_looked_at_alone(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
+    """The plan says how many codes were looked at; of the same filter, what is found is the same either way."""
+    enough = len(segment) // FEW
+    for allowed in (enough, enough + 1):
+        docs = np.zeros(segment.highest_doc + 1, dtype=bool)
+        docs[segment.docs[np.random.default_rng(3).permutation(len(segment))[:allowed]]] = True
+        found, plan = search_segments([segment], table[3], 5, space=space, allowed_docs=docs, path="codes")
+        assert plan.scanned_codes == (allowed if allowed == enough else len(segment))
+        exact, _ = search_segments([segment], table[3], 5, space=space, allowed_docs=docs, path="scan")
+        assert found.vids.tolist() == exact.vids.tolist()
 
 
 def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: CodeSpace) -> None:
     fresh = space.pack(space.encode(table.astype(np.float16)))
     query = space.rotate(table[:1])
     estimates, labels = fresh.search(query, 50)
-    ((positions, read),) = segment.scan_codes(space, query[:1], 50, None)
+    ((positions, read),) = codes_found(segment, space, query[:1], 50, None)
     assert positions.tolist() == labels[0].tolist()
     np.testing.assert_allclose(read, estimates[0], rtol=0, atol=1e-6)
 
@@ -258,8 +275,8 @@ def test_codes_survive_the_file(segment: Segment, table: FloatArray, space: Code
 @pytest.fixture(scope="module")
 def wide() -> FloatArray:
     """Vectors of which half of the bits are packed."""
-    table = clustered(2_000, dimension=HALVED_FROM, clusters=60, seed=4)
-    assert packed_bits(HALVED_FROM) == HALVED_FROM // 2
+    table = clustered(2_000, dimension=PARTS_FROM, clusters=60, seed=4)
+    assert packed_bits(PARTS_FROM) == PARTS_FROM // 2
     return table
 
 
@@ -275,10 +292,10 @@ def wide_segment(wide: FloatArray, wide_space: CodeSpace, tmp_path_factory: pyte
 
 def test_half_of_the_bits_speaks_for_all(wide: FloatArray, wide_space: CodeSpace) -> None:
     """What FAISS makes of the packed half, against the estimate written out."""
-    table, query, bits = wide.astype(np.float16), wide_space.rotate(wide[5:6])[0], packed_bits(HALVED_FROM)
+    table, query, bits = wide.astype(np.float16), wide_space.rotate(wide[5:6])[0], packed_bits(PARTS_FROM)
     residuals = np.concatenate([wide_space.rotate(row[None].astype(np.float32)) for row in table]) - wide_space.centre
     asked = query - wide_space.centre
-    share = HALVED_FROM / bits * (residuals**2).sum(axis=1) / np.abs(residuals).sum(axis=1)
+    share = PARTS_FROM / bits * (residuals**2).sum(axis=1) / np.abs(residuals).sum(axis=1)
     products = (np.sign(residuals[:, :bits]) * asked[:bits]).sum(axis=1) * share + residuals @ wide_space.centre
     packed = wide_space.pack(wide_space.encode(table))
     estimates, at = packed.search(query[None, :bits], len(table))
@@ -320,7 +337,7 @@ def test_recall_with_half_of_the_bits(wide_segment: Segment, wide: FloatArray, w
     random = np.random.default_rng(9)
     hits, asked = 0, 50
     for at in random.permutation(len(wide))[:asked]:
-        query = wide[at] + random.normal(size=HALVED_FROM).astype(np.float32) * np.float32(0.3 / HALVED_FROM**0.5)
+        query = wide[at] + random.normal(size=PARTS_FROM).astype(np.float32) * np.float32(0.3 / PARTS_FROM**0.5)
         query /= np.linalg.norm(query)
         found, plan = search_segments([wide_segment], query, 10, space=wide_space, path="codes")
         assert plan.scanned_codes == len(wide)
@@ -337,7 +354,9 @@ def recall_at(segment: Segment, table: FloatArray, space: CodeSpace, factor: int
     for own in np.linspace(0, len(table) - 1, CALIBRATION_QUERIES).astype(np.int64).tolist():
         query = table[own].astype(np.float16).astype(np.float32)
         answer = [at for at in nearest(table, query, CALIBRATION_K + 1).tolist() if at != own][:CALIBRATION_K]
-        guesses = segment.scan_codes(space, space.rotate(query[None]), factor * CALIBRATION_K + 1, None)[0][0].tolist()
+        guesses = codes_found(segment, space, space.rotate(query[None]), factor * CALIBRATION_K + 1, None)[0][
+            0
+        ].tolist()
         hits += len(set(answer) & set([at for at in guesses if at != own][: factor * CALIBRATION_K]))
     return hits / (CALIBRATION_QUERIES * CALIBRATION_K)
 

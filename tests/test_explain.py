@@ -14,14 +14,14 @@ from command_line import Run, write_jsonl
 from fakes import DemoAnalyser, as_text_model, build_index, entries, unit_fp16
 from pyroaring import BitMap
 
-from indexer import vectors
+from indexer import planner
 from indexer.filters import Compare, Everything, Filter, Not, parse
+from indexer.planner import PLANS, SearchPlan
 from indexer.postings import Postings
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
-from indexer.vectors import PLANS, SearchPlan
 from search import Searcher
 from search.explain import Explanation
 from search.hit_parts import HitParts, LayerPart
@@ -373,7 +373,7 @@ def test_a_filter_with_more_parts_than_are_remembered_is_right(path: Path) -> No
 
 
 def test_the_plan_does_not_depend_on_what_is_remembered(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "SCAN_LIMIT", 5)
+    monkeypatch.setattr(planner, "SCAN_LIMIT", 5)
     plans = [searcher.answer("text", Query(k=3, filter=parse("n < 9"))).explanation.plans for _ in range(3)]
     assert plans[0] == plans[1] == plans[2]
     assert plans[0][0].path == "codes"

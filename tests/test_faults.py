@@ -21,7 +21,7 @@ import write_errors
 from tracing import Kind, Work, run_traced, strace_missing
 from workload import small_segments
 
-from indexer import compaction, merging, pipeline, store, vectors
+from indexer import compaction, merging, pipeline, planner, store
 from indexer.records import Document
 
 WORK = Work(documents=480, batch=60)
@@ -34,7 +34,7 @@ def _small_segments() -> Iterator[None]:
             (compaction, ["TIERS"]),
             (store, ["SEAL_ROWS", "SEAL_ROWS_ON_CLOSE"]),
             (merging, ["CODES_FROM"]),
-            (vectors, ["SCAN_LIMIT"]),
+            (planner, ["SCAN_LIMIT"]),
             (pipeline, ["BATCH_DOCUMENTS"]),
         ):
             for name in names:

@@ -27,11 +27,11 @@ from indexer import compaction, pipeline, store
 from indexer.fields import flatten
 from indexer.filters import And, Compare, Everything, Exists, Filter, HasEntity, HasId, HasLabel, In, Not, Or, matches
 from indexer.filters.matching import DocumentFacts
+from indexer.planner import PLANS
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of
 from indexer.store import Entry, IndexWriter
-from indexer.vectors import PLANS
 from indexer.verify import verify_index
 from search import Searcher
 
@@ -252,7 +252,7 @@ def test_any_order_of_operations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(store, "SEAL_ROWS", 20)
     monkeypatch.setattr(store, "SEAL_ROWS_ON_CLOSE", 10)
     monkeypatch.setattr("indexer.merging.CODES_FROM", 40)
-    monkeypatch.setattr("indexer.vectors.SCAN_LIMIT", 30)
+    monkeypatch.setattr("indexer.planner.SCAN_LIMIT", 30)
 
     class Machine(IndexMachine):
         folder = tmp_path

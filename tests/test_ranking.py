@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer.vectors import Candidates
+from indexer.planner import Candidates
 from search import ranking
 from search.ranking import Ranked, best_passages, in_order, rank_documents
 

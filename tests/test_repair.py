@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from fakes import DemoAnalyser, build_vector_index, check_consistent, clustered, entries
 
-from indexer import compaction, merging, store, vectors
+from indexer import compaction, merging, planner, store
 from indexer.cli import cli
 from indexer.errors import CorruptIndexError, LockedError, ModelError, TagdexError
 from indexer.pages import PAGE_SIZE, DamagedDatabase
@@ -367,10 +367,10 @@ def test_the_command(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, corruption.Content, list[State]]]:
     """An index as a killed writer leaves it, with the small segments of the workload."""
-    before = (compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, vectors.SCAN_LIMIT)
+    before = (compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, planner.SCAN_LIMIT)
     index, states = corruption.build(tmp_path_factory.mktemp("corruption"), documents=500, seed=1)
     yield index, corruption.read(index), states
-    compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, vectors.SCAN_LIMIT = before
+    compaction.TIERS, store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE, merging.CODES_FROM, planner.SCAN_LIMIT = before
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncation", "deletion"])

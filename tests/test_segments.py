@@ -19,9 +19,10 @@ from indexer import segments as segment_files
 from indexer.codes import CodeSpace, new_code_space
 from indexer.durable import vector_crc, write_file
 from indexer.errors import CorruptIndexError
+from indexer.planner import search_segments
 from indexer.records import FloatArray
 from indexer.segments import Block, SegmentRecord, live_blocks, open_segment, write_segment
-from indexer.vectors import new_flat_index, search_segments
+from indexer.vectors import new_flat_index
 
 WIDTH = 8
 NAME = "0000000001"

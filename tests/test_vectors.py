@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,14 @@ from fakes import clustered, unit_fp16, written_segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexer import planner, vectors
 from indexer import segments as segment_files
-from indexer import vectors
 from indexer.codes import CodeSpace, new_code_space
 from indexer.errors import InputError
+from indexer.helpers import Helpers
+from indexer.planner import PLANS, Candidates, SearchPlan, search_segments
 from indexer.records import FloatArray
-from indexer.vectors import PLANS, Candidates, Mask, SearchPlan, Segment, in_memory, search_segments
+from indexer.vectors import Mask, Segment, in_memory
 
 DIMENSION = 8
 
@@ -86,11 +87,6 @@ def test_results_are_allowed_ones_only(rows: int) -> None:
 
 def test_more_wanted_than_there_are_gives_all_without_padding() -> None:
     assert sorted(tail(5).scan(random_unit(1)[0], 1000, np.ones(5, dtype=bool))[0].tolist()) == [0, 1, 2, 3, 4]
-
-
-def test_a_segment_without_codes_cannot_scan_them() -> None:
-    with pytest.raises(ValueError, match="segment tail has no codes"):
-        tail(5).scan_codes(space, random_unit(1), 1, None)
 
 
 def test_the_table_is_what_was_put_in() -> None:
@@ -176,12 +172,13 @@ def test_a_score_does_not_depend_on_how_its_vector_was_found(tmp_path: Path) -> 
 
 
 def test_segments_searched_by_several_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vectors, "PARALLEL_ROWS", 10)
+    monkeypatch.setattr(planner, "PARALLEL_ROWS", 10)
     segments = [tail(40, first_vid=1 + 100 * n, seed=n) for n in range(6)]
     query = random_unit(1, seed=99)[0]
     alone = search(segments, query, 30)
-    with ThreadPoolExecutor(3) as pool:
-        together = search(segments, query, 30, pool=pool)
+    helpers = Helpers(2)
+    together = search(segments, query, 30, helpers=helpers)
+    helpers.shutdown()
     assert (together.vids.tolist(), together.scores.tolist()) == (alone.vids.tolist(), alone.scores.tolist())
 
 
@@ -228,7 +225,7 @@ def test_search_over_segments_and_tail_equals_numpy(
     query = random.normal(size=DIMENSION).astype(np.float32)
     query /= np.linalg.norm(query)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vectors, "SCAN_LIMIT", limit)
+        patch.setattr(planner, "SCAN_LIMIT", limit)
         found, plan = search_segments(segments, query, wanted, space=None, allowed_docs=allowed_docs, path=path)
     scores = np.clip(table @ query.astype(np.float64), -1, 1)
     candidates = np.flatnonzero(allowed_docs[docs] & ~is_dead)
@@ -330,7 +327,7 @@ def test_documents_that_a_filter_does_not_reach_are_not_allowed(segments: list[S
 def test_few_allowed_vectors_are_scanned_and_many_by_their_codes(
     segments: list[Segment], space: CodeSpace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vectors, "SCAN_LIMIT", 100)
+    monkeypatch.setattr(planner, "SCAN_LIMIT", 100)
     docs = np.zeros(ROWS, dtype=bool)
     docs[[n for n in range(ROWS) if n not in DEAD][:100]] = True
     assert planned(segments, space, 5, path="auto", docs=docs)[1].path == "scan"

@@ -47,7 +47,7 @@ from power_writer import (  # noqa: E402
 from recording import Recorder, Recording  # noqa: E402
 from workload import DIMENSION, State, Step, check_sound, content, run, states, steps_done  # noqa: E402
 
-from indexer import vectors  # noqa: E402
+from indexer import planner  # noqa: E402
 from indexer.settings import settings_of  # noqa: E402
 from indexer.store import IndexWriter  # noqa: E402
 
@@ -192,7 +192,7 @@ def prepare() -> None:
     that were written follows from their checksum.
     """
     smaller_segments()
-    vectors.SCAN_LIMIT = 1_000_000
+    planner.SCAN_LIMIT = 1_000_000
     analyse = DemoAnalyser._analyse
     cached = lru_cache(maxsize=None)(lambda text, tags: analyse(DemoAnalyser(dimension=DIMENSION), text, tags=tags))
     DemoAnalyser._analyse = lambda _self, text, *, tags: cached(text, tags)  # type: ignore[method-assign]

@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from fakes import DemoAnalyser, entries, unit_fp16  # noqa: E402
 
-from indexer import compaction, merging, store, vectors  # noqa: E402
+from indexer import compaction, merging, planner, store  # noqa: E402
 from indexer.errors import TagdexError  # noqa: E402
 from indexer.fields import normalise_entity  # noqa: E402
 from indexer.filters import Filter, parse  # noqa: E402
@@ -144,7 +144,7 @@ def small_segments() -> None:
     compaction.TIERS = (500, 2_000, 8_000)
     store.SEAL_ROWS, store.SEAL_ROWS_ON_CLOSE = 500, 100
     merging.CODES_FROM = 1_000
-    vectors.SCAN_LIMIT = 200
+    planner.SCAN_LIMIT = 200
 
 
 def is_index(index: Path) -> bool:
