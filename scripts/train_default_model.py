@@ -19,9 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from default_model.adapted import choose_strength, train_adapter
+from default_model.adapted import choose_strength, keep_update, train_adapter
 from default_model.assemble import assemble, evaluate_product, print_table
-from default_model.classes import ClassSettings, train_class_head
+from default_model.classes import ClassSettings, keep_class_head, train_class_head
 from default_model.features import Encoder
 from default_model.self_labels import SecondRound
 from default_model.tag_head import TagSettings
@@ -38,8 +38,11 @@ from indexer.sources import MINILM
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--width", type=int, default=192, show_default=True, help="Width of the tag head.")
 @click.option("--shapes/--no-shapes", default=True, show_default=True, help="Whether the tag head reads word shapes.")
-@click.option("--teachers", type=click.IntRange(min=1), default=3, show_default=True, help="Heads of the first round.")
+@click.option("--teachers", type=click.IntRange(min=1), default=2, show_default=True, help="Heads of the first round.")
 @click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="One in peft's form, already trained.")
+@click.option(
+    "--keep", type=click.Path(exists=True, path_type=Path), help="A model whose tag head alone is trained anew."
+)
 @click.option("--scores", type=click.Path(dir_okay=False, path_type=Path), help="JSON file for all scores.")
 def main(
     data_folder: Path,
@@ -50,16 +53,22 @@ def main(
     shapes: bool,
     teachers: int,
     adapter: Path | None,
+    keep: Path | None,
     scores: Path | None,
 ) -> None:
     """Train the default model."""
     began = time.monotonic()
     cache.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    backbone = load_checkpoint(MINILM.name)
-    found = choose_strength(backbone, adapter or train_adapter(data_folder, cache), data_folder, cache)
-    encoder = Encoder(found.backbone, cache)
-    classifier, class_scores = train_class_head(encoder, data_folder, ClassSettings(seed=seed))
+    if keep is not None:
+        found = keep_update(keep)
+        encoder = Encoder(found.backbone, cache)
+        classifier, class_scores = keep_class_head(found.backbone)
+    else:
+        backbone = load_checkpoint(MINILM.name)
+        found = choose_strength(backbone, adapter or train_adapter(data_folder, cache), data_folder, cache)
+        encoder = Encoder(found.backbone, cache)
+        classifier, class_scores = train_class_head(encoder, data_folder, ClassSettings(seed=seed))
     tags = TagSettings(width=width, seed=seed, tag_shapes=shapes)
     tag_head, tag_scores = train_tag_head(encoder, data_folder, tags, SecondRound(teachers=teachers), classifier)
     assemble(found, tag_head, tags, classifier, output)

@@ -11,8 +11,9 @@ from default_model.common import log
 from default_model.features import Encoder
 from default_model.layer_weights import choose_layer_weights, floors_of, similarity_sets
 from default_model.pairs import write_pairs
-from indexer.adapter import Adapter, read_peft
-from indexer.checkpoint import Loaded, with_adapter
+from indexer.adapter import Adapter, read_peft, split_adapter
+from indexer.checkpoint import WEIGHTS, Loaded, load_checkpoint, with_adapter
+from indexer.folders import read_weights
 from indexer.sources import MINILM
 from indexer.training.loop import train
 from indexer.training.settings import read_config
@@ -68,3 +69,11 @@ def choose_strength(backbone: Loaded, folder: Path, data: Path, cache: Path) -> 
         elif best_adapter is not None:
             break  # less of it is worse
     return Adapted(best, best_adapter, best_weights, {"floors": floors, "chosen": chosen, "tried": tried})
+
+
+def keep_update(folder: Path) -> Adapted:
+    """The backbone, update and layer weights of a model that this script has written, as they are."""
+    loaded = load_checkpoint(folder)
+    config = loaded.model.config
+    adapter = split_adapter(read_weights(folder / WEIGHTS), config, place=str(folder))
+    return Adapted(loaded, adapter, config.weights, {"kept": loaded.fingerprint})

@@ -116,11 +116,12 @@ def embeddings_identical(model: TextModel, raw: Loaded, texts: Sequence[str]) ->
 
 def print_table(report: Mapping[str, Any]) -> None:
     embedding = report["embedding"]
-    chosen = embedding["tried"][embedding["chosen"]]
-    click.echo(f"strength {embedding['chosen']}, layer weights {chosen['layer_weights']}")
-    for name, row in chosen["scores"].items():
-        columns = "".join(f"  {column} {value:.4f}" for column, value in row.items())
-        click.echo(f"{name:32}  floor {embedding['floors'][name]:.4f}{columns}")
+    if "kept" not in embedding:
+        chosen = embedding["tried"][embedding["chosen"]]
+        click.echo(f"strength {embedding['chosen']}, layer weights {chosen['layer_weights']}")
+        for name, row in chosen["scores"].items():
+            columns = "".join(f"  {column} {value:.4f}" for column, value in row.items())
+            click.echo(f"{name:32}  floor {embedding['floors'][name]:.4f}{columns}")
     product = report["product"]
     for name, scores in product["tags"].items():
         columns = "".join(f"  {kind} {score['f1']:.4f}" for kind, score in scores.items())
@@ -134,7 +135,8 @@ def print_table(report: Mapping[str, Any]) -> None:
         "ECE before",
         "ECE after",
     ):
-        click.echo(f"{name:24}  {classes[name]:.4f}")
+        if name in classes:
+            click.echo(f"{name:24}  {classes[name]:.4f}")
     for name, value in product["DBpedia held out"].items():
         click.echo(f"DBpedia {name:26}  {value:.4f}")
     for name, share in product["abstention"].items():

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from default_model.class_sets import TOPICS, class_sets
 from default_model.common import LAYERS, WARMUP, Floats, key_of, write_whole
 from default_model.features import Encoder
+from indexer.checkpoint import Loaded
 from indexer.heads import PooledClassHead
 from indexer.training import metrics
 from indexer.training.calibration import fit_temperature
@@ -90,6 +91,14 @@ def train_class_head(encoder: Encoder, folder: Path, settings: ClassSettings) ->
         },
     }
     return Classifier(head, temperature, threshold), report
+
+
+def keep_class_head(loaded: Loaded) -> tuple[Classifier, dict[str, Any]]:
+    """That of a model that this script has written, as it is."""
+    head, config = loaded.model.class_head, loaded.model.config
+    if not isinstance(head, PooledClassHead) or config.class_labels != TOPICS:
+        raise click.ClickException(f"{loaded.name} has no class head for the {len(TOPICS)} topics")
+    return Classifier(head, config.class_temperature, config.class_threshold), {"kept": loaded.heads_fingerprint}
 
 
 def choose_threshold(outliers: Sequence[Floats], settings: ClassSettings) -> float:

@@ -66,7 +66,7 @@ NATIONALITY = re.compile(r"\w+(?:ian|ish|ese|ican|ench|utch|ean)|German|Greek|Th
 class SecondRound:
     """How many heads of the first round, each from a seed of its own, label which texts for the head that is kept."""
 
-    teachers: int = 3
+    teachers: int = 2
     soft: float = 0.5  # weight of what they think of a token beside the label that they give it together
     topics: int = 3000  # texts of DBpedia
     headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts
