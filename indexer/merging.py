@@ -39,9 +39,11 @@ CODE_SPACE = "codes.space.npy"
 CODE_SPACE_SHA256, CODES = "code_space_sha256", "codes"
 
 CODE_CHOICES = ("auto", "always", "never")
-"""Which segments get codes: those of `CODES_FROM` rows or more, all, or none."""
+"""Which segments get codes: those of `CODES_FROM` rows or more, all of an index of `ALL_CODED_FROM`, all, or none."""
 
 CODES_FROM = 32_768  # rows of a segment; below, scanning the vectors themselves is fast enough
+# Rows of an index. In a large one a few segments without codes, of 1 % of its rows, were a fifth of a search.
+ALL_CODED_FROM = 131_072
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,17 @@ class Merger:
         for names in full_merges(self._sizes()):
             self._start(names)
             committed += self.finish()
+        return committed + self.code_rest(full=True)
+
+    def code_rest(self, *, full: bool = False) -> int:
+        """Write segments anew that lack the codes that are wanted; returns how many. `full`: or have what is not.
+
+        Which is left for when adding ends, as most small segments soon become part of a larger one.
+        """
+        committed = 0
         for record in read_segments(self._connection):
-            if (record.rerank > 0) != self._wants_codes(record.rows):
+            wanted, coded = self._wants_codes(record.rows), record.rerank > 0
+            if (wanted and not coded) or (full and coded and not wanted):
                 self._start([record.name])
                 committed += self.finish()
         return committed
@@ -214,7 +225,9 @@ class Merger:
             yield block
 
     def _wants_codes(self, rows: int) -> bool:
-        return {"auto": rows >= CODES_FROM, "always": True, "never": False}[self.codes]
+        if self.codes != "auto":
+            return self.codes == "always"
+        return rows >= CODES_FROM or sum(record.rows for record in read_segments(self._connection)) >= ALL_CODED_FROM
 
     def _sizes(self) -> list[SegmentSize]:
         """The segments as they will be when the merge under way is committed."""

@@ -428,11 +428,16 @@ def change_space(index: Path) -> None:
 
 def test_a_changed_space_is_refused_by_the_writer(index: Path, table: FloatArray) -> None:
     change_space(index)
-    with IndexWriter(index) as writer:
+    message = r"codes\.space\.npy is not what was written; run 'indexer verify"
+    # The new segment is to have codes when the writer closes, too.
+    with pytest.raises(CorruptIndexError, match=message), IndexWriter(index) as writer:
         writer.write(vector_entries(table[1_000:1_600], first=1_000))
-        with pytest.raises(CorruptIndexError, match=r"codes\.space\.npy is not what was written; run 'indexer verify"):
+        with pytest.raises(CorruptIndexError, match=message):
             writer.compact(full=True)
         assert writer.state.documents == 1_600
+    with IndexWriter(index) as writer:
+        assert writer.state.documents == 1_600
+        writer.compact(codes="never")
 
 
 def test_a_space_that_is_gone_is_refused_by_writer_and_reader(index: Path) -> None:

@@ -244,6 +244,31 @@ def test_indexes_that_are_opened_often_and_closed_have_few_segments_too(
     assert_answers(path, range(400))
 
 
+@pytest.mark.parametrize(
+    ("codes", "first", "second"), [("auto", [True, False], [True] * 4), ("never", [False] * 2, [False] * 4)]
+)
+def test_every_segment_that_is_left_in_a_large_index_has_codes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, codes: str, first: list[bool], second: list[bool]
+) -> None:
+    monkeypatch.setattr("indexer.merging.ALL_CODED_FROM", 240)
+
+    def add(first: int, end: int) -> list[bool]:
+        with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
+            writer.compact(codes=codes)
+            for at in range(first, end, 40):
+                writer.write(vector_entries(TABLE[at : at + 40], first=at))
+        with IndexReader(path) as reader, reader.snapshot() as snapshot:
+            return [segment.codes is not None for segment in snapshot.view.segments]
+
+    assert (add(0, 200), rows_of(path)) == (first, [160, 40])
+    assert (add(200, 280), rows_of(path)) == (second, [160, 40, 40, 40])
+    assert_answers(path, range(280))
+    before = files_of(path)
+    IndexWriter(path).close()
+    assert files_of(path) == before  # nothing is written a second time
+    assert verify_index(path).faults == ()
+
+
 def build(path: Path, count: int = 400) -> Path:
     return build_vector_index(path, TABLE[:count], batch=40)
 

@@ -98,8 +98,8 @@ def test_files_that_no_row_names_are_deleted_behind_a_commit(tmp_path: Path) -> 
 
 
 def test_a_rotation_whose_commit_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "CODES_FROM", 1)
     path = build_index(tmp_path / "index", documents(0, 100), seal=True)
+    monkeypatch.setattr(merging, "CODES_FROM", 1)
     file = path / "segments" / "codes.space.npy"
     with IndexWriter(path) as writer:
         with monkeypatch.context() as patch:
