@@ -98,6 +98,18 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
     assert found["best mean F1"] < 0.9
 
 
+def test_training_can_end_with_a_chosen_epoch_and_is_up_to_there_the_same(stages: Any, tmp_path: Path) -> None:
+    features, tag_head = stages
+    encoder = features.Encoder(tiny(), tmp_path)
+    states = encoder.token_states("few", TEXTS, exact=True)
+    dev = {f"{name} dev": tag_head.dev_set(encoder, name, TEXTS) for name in ("ewt", "btc")}
+    settings = tag_head.TagSettings(width=8, epochs=4, batch_tokens=64)
+    _, whole = tag_head.cached_tag_head(encoder, "student", [states] * 9, dev, settings, "all")
+    _, part = tag_head.cached_tag_head(encoder, "last", [states] * 9, dev, settings, "three", keep=3)
+    assert part["epoch"] == 3
+    assert part["history"] == whole["history"][:3]
+
+
 def test_words_have_the_mean_of_what_several_heads_think(stages: Any, tmp_path: Path) -> None:
     features, tag_head = stages
     encoder = features.Encoder(tiny(), tmp_path)

@@ -82,6 +82,7 @@ def cached_tag_head(
     known: Any,
     *,
     soft: float = 0.0,
+    keep: int | None = None,
 ) -> tuple[ContextualTagHead, dict[str, Any]]:
     """A head from the cache, or trained with `fit_tag_head`. `known`: what else it depends on, for the key."""
     torch.manual_seed(settings.seed)
@@ -97,7 +98,7 @@ def cached_tag_head(
         saved = torch.load(path, weights_only=True)
         head.load_state_dict(saved["weights"])
         return head.eval(), json.loads(saved["report"])
-    report = fit_tag_head(head, train, dev, settings, soft=soft)
+    report = fit_tag_head(head, train, dev, settings, soft=soft, keep=keep)
     weights = {"weights": head.state_dict(), "report": json.dumps(report)}
     write_whole(path, lambda temporary: torch.save(weights, temporary))
     return head, report
@@ -110,9 +111,11 @@ def fit_tag_head(
     settings: TagSettings,
     *,
     soft: float = 0.0,
+    keep: int | None = None,
 ) -> dict[str, Any]:
     """Train in place. Each epoch sees every text twice: alone, and inside one of its windows.
 
+    `keep`: the epoch that is kept, counted from 1 and the last that is trained; `None` for the best one.
     `soft`: the weight of the cross-entropy to what teachers think, of the tokens that they were asked about (Hinton et
     al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1).
     """
@@ -125,9 +128,9 @@ def fit_tag_head(
     optimizer = torch.optim.AdamW(head.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     plans = [tag_batches(train, settings, generator, epoch) for epoch in range(settings.epochs)]
     total, step = sum(len(plan) for plan in plans), 0
-    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+    best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
     history = []
-    for epoch, plan in enumerate(plans):
+    for epoch, plan in enumerate(plans[:keep]):
         head.train()
         losses = []
         for batch in progress(f"tag head, epoch {epoch + 1}", plan):
@@ -158,13 +161,13 @@ def fit_tag_head(
         history.append({"loss": float(np.mean(losses)), **f1, "by type": by_type})
         log(f"tag head {settings.width}, epoch {epoch + 1}: loss {history[-1]['loss']:.4f}, {f1}")
         chosen = (f1["ewt dev"] + f1["btc dev"]) / 2
-        if chosen > best[0]:
-            best = (chosen, {name: value.clone() for name, value in average.items()})
+        if chosen > best[0] or keep is not None:
+            best = (chosen, epoch + 1, {name: value.clone() for name, value in average.items()})
         head.load_state_dict(current)
-    head.load_state_dict(best[1])
+    head.load_state_dict(best[2])
     head.dropout = plain
     head.eval()
-    return {"settings": asdict(settings), "history": history, "best mean F1": best[0]}
+    return {"settings": asdict(settings), "history": history, "epoch": best[1], "best mean F1": best[0]}
 
 
 def tag_loss(logits: Tensor, batch: TagBatch, *, soft: float) -> Tensor:

@@ -13,10 +13,11 @@ WNUT_TYPES = {"person": "PER", "location": "LOC", "corporation": "ORG", "group":
 
 @dataclass(frozen=True, slots=True)
 class TagSets:
-    """Texts to train on, by name, and texts to measure on."""
+    """Texts to train on, by name, and texts to measure on; `rest`: the latter as they are trained on in the end."""
 
     train: dict[str, list[TaggedText]]
     dev: dict[str, list[TaggedText]]
+    rest: dict[str, list[TaggedText]]
 
 
 def tag_sets(folder: Path) -> TagSets:
@@ -31,9 +32,16 @@ def tag_sets(folder: Path) -> TagSets:
     for name, texts in single.items():
         for seed in (1, 2):
             train[f"{name}-windows-{seed}"] = data.join_windows(texts, seed=seed)
+    wnut_dev = wnut / "emerging.dev.conll"
     dev = {
         "ewt dev": data.read_columns(ewt / "en_ewt-ud-dev.iob2", token=1, tag=2),
         "btc dev": data.read_columns(btc / "btc.dev", token=0, tag=1),
-        "wnut dev": data.read_columns(wnut / "emerging.dev.conll", token=0, tag=1, types=WNUT_TYPES),
+        "wnut dev": data.read_columns(wnut_dev, token=0, tag=1, types=WNUT_TYPES),
     }
-    return TagSets(train, dev)
+    rest = {
+        "ewt-dev": dev["ewt dev"],
+        "btc-dev": dev["btc dev"],
+        "wnut-dev": data.read_columns(wnut_dev, token=0, tag=1, types=WNUT_TYPES, drop_handles=True),
+    }
+    rest |= {f"{name}-windows": data.join_windows(texts, seed=1) for name, texts in rest.items()}
+    return TagSets(train, dev, rest)

@@ -21,7 +21,9 @@ def train_tag_head(
 ) -> tuple[ContextualTagHead, dict[str, Any]]:
     """Two rounds: on the annotated texts, then on those and on texts that the heads of the first round have labelled.
 
-    Of each head, the epoch with the best mean F1 on the dev sets of EWT and BTC is kept.
+    Of each head, the epoch with the best mean F1 on the dev sets of EWT and BTC is kept. The head of the second round
+    is the one that was measured; where `second.rest` says so, it is trained once more, up to the same epoch, on
+    the dev sets as well, and that head is returned.
     """
     sets = tag_sets(folder)
     train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
@@ -40,4 +42,12 @@ def train_tag_head(
     labelled = self_label(teachers, classifier, paragraphs, unlabelled)
     known.append(["unlabelled", labelled.digest(), second.soft])
     head, found = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known, soft=second.soft)
-    return head, {"teachers": reports, "second round": asdict(second), **found}
+    report = {"teachers": reports, "second round": asdict(second), **found}
+    if second.rest:
+        rest = [encoder.token_states(name, texts, exact=False) for name, texts in sets.rest.items()]
+        known += [[name, key_of([asdict(text) for text in texts])] for name, texts in sets.rest.items()]
+        known.append(["epochs", found["epoch"]])
+        head, _ = cached_tag_head(
+            encoder, "last", [*train, labelled, *rest], dev, settings, known, soft=second.soft, keep=found["epoch"]
+        )
+    return head, report
