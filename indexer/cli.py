@@ -209,7 +209,8 @@ def retag(index: Path, model: str | None, device: str, precision: str, batch_tok
 @click.option(
     "--codes",
     type=click.Choice(["auto", "always", "never"]),
-    help="Which segments get compressed codes, from now on: the large ones, all, or none. Default: as it was (auto).",
+    help="Which segments get compressed codes, from now on: large ones and those of large indexes, all, or none. "
+    "Default: as it was (auto).",
 )
 def compact(index: Path, codes: str | None) -> None:
     """Give back the space of what was removed from INDEX, and put its segments together.

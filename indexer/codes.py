@@ -1,4 +1,4 @@
-"""One bit per dimension: RaBitQ codes of a segment's vectors, small enough to stay in memory.
+"""One bit per dimension: RaBitQ codes of a segment's vectors, of which a part is packed and stays in memory.
 
 Gao and Long 2024, "RaBitQ: Quantizing High-Dimensional Vectors with a Theoretical Error Bound". Its estimates are
 unbiased only for vectors that were rotated at random; without the rotation, recall on real embeddings falls by half.
@@ -31,8 +31,8 @@ Positions = npt.NDArray[np.int64]
 PackedCodes = faiss.IndexIVFRaBitQFastScan
 """Codes for searching, in blocks of 32 whose bits lie side by side, so that one instruction looks at all 32 (André,
 Kermarrec and Le Scouarnec 2015, "Cache locality is not enough: High-Performance Nearest Neighbor Search with Product
-Quantization Fast Scan"). One inverted list, whose centroid is the centre, as FAISS's flat index of this kind takes no
-selector.
+Quantization Fast Scan"). One inverted list, whose centroid is the centre or its first components, as FAISS's flat index
+of this kind takes no selector.
 """
 
 # Of vectors with so many dimensions only a third of the bits are packed, or half of these where that is more: after a

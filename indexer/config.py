@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CLASS_HEADS = ("linear", "pooled")
 TAG_HEADS = ("linear", "contextual")
-WORD_SPLITTERS = ("unicode",)
+WORD_SPLITTERS = ("unicode-handles",)  # heads that were trained on words without handles and hashtags said "unicode"
 
 MAX_PREFIX = 10_000  # characters; it stands in every window
 MAX_SCALE = 1e6  # of an adapter; alpha / rank has some 0.1 to 100
@@ -65,7 +65,7 @@ class TagdexConfig:
     head_dropout: float = 0.1
     max_length: int = 256
     prefix: str = ""
-    word_splitter: str = "unicode"
+    word_splitter: str = "unicode-handles"
     class_temperature: float = 1.0
     class_threshold: float = 0.0
     backbone_source: dict[str, Any] | None = None

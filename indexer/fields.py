@@ -135,13 +135,14 @@ def entity_form(folded: str) -> str:
     return form
 
 
+_SIGN = re.compile(r"^[@#](?=\w)")
 _POSSESSIVE = re.compile(r"(?<=\w)(?:['’ʼ]s|(?<=s)['’ʼ])$")
 _INITIALS = re.compile(r"(?<![\w.])[^\W\d_](?:\.[^\W\d_])+(?![\w])")
 _FINAL_DOT = re.compile(r"(?<=\w)\.+(?=\s|$|['’ʼ])")
 
 
 def _shortened(form: str) -> str:
-    form = _POSSESSIVE.sub("", form)
+    form = _POSSESSIVE.sub("", _SIGN.sub("", form))
     form = _INITIALS.sub(lambda match: match.group().replace(".", ""), form)
     return _FINAL_DOT.sub("", form)
 

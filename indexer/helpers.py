@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import faiss
@@ -35,10 +35,20 @@ class Helpers:
         numbers = iter(range(len(items)))
 
         def work() -> None:
-            for number in numbers:  # threads that share it get each number once
-                results[number] = function(items[number])
+            try:
+                for number in numbers:  # threads that share it get each number once
+                    results[number] = function(items[number])
+            except BaseException:
+                for _ in numbers:  # the others have no more to do
+                    pass
+                raise
 
-        helping = [self._pool.submit(work) for _ in range(min(self._count, len(items) - 1))]
+        helping: list[Future[None]] = []
+        try:
+            for _ in range(min(self._count, len(items) - 1)):
+                helping.append(self._pool.submit(work))
+        except RuntimeError:
+            pass  # the system gives no more threads; one that was to run it finds no number left
         try:
             work()
         finally:

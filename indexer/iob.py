@@ -21,7 +21,10 @@ IGNORED = -100
 # Soft hyphen, zero-width space and joiners: tokenizers drop them, so they stand inside words or in none.
 _INVISIBLE = r"\u00ad\u200b-\u200d\u2060\ufeff"
 SIGNS = "@#"  # of handles and hashtags, which are names as a whole; but not the sign in an address
-_UNICODE_WORDS = re.compile(rf"(?<![^\W_])[{SIGNS}]\w+|[^\W_]+(?:[{_INVISIBLE}]+[^\W_]+)*|[^\w\s{_INVISIBLE}]|_")
+_UNICODE_WORDS = re.compile(
+    rf"(?<![^\W_])(?<![^\W_]_)[{SIGNS}]\w+(?:[{_INVISIBLE}]+\w+)*"
+    rf"|[^\W_]+(?:[{_INVISIBLE}]+[^\W_]+)*|[^\w\s{_INVISIBLE}]|_"
+)
 
 
 def split_words(text: str) -> Offsets:
@@ -47,13 +50,17 @@ def _join_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, in
         if joined and joined[-1][1] == start:
             first, _ = joined[-1]
             mark = unicodedata.category(text[start]).startswith("M")
-            named = text[first] in SIGNS and start > first + 1
-            continues = (text[first].isalnum() or named) and text[start].isalnum()
+            named = text[first] in SIGNS and _in_handle(text[first + 1])
+            continues = _in_handle(text[start]) if named else text[first].isalnum() and text[start].isalnum()
             if mark or continues:  # two runs of letters touch only where a mark parted them
                 joined[-1] = (first, end)
                 continue
         joined.append((start, end))
     return joined
+
+
+def _in_handle(character: str) -> bool:
+    return character.isalnum() or character == "_"
 
 
 def first_tokens(words: Offsets, tokens: Offsets) -> npt.NDArray[np.int64]:
@@ -125,14 +132,28 @@ def viterbi(log_probs: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) 
     """The most probable valid IOB2 sequences, where I-t may only follow B-t or I-t of the same type.
 
     *Shapes:* `log_probs` (batch, words, labels), `lengths` (batch,) the number of words of each sequence; returns
-    (batch, words), O beyond a sequence's length. All transitions that are allowed cost nothing, so that for O and
-    B-t the best predecessor is the best of all, and for I-t the better of B-t and I-t: O(words · labels).
+    (batch, words), O beyond a sequence's length. Where the most probable label of each word by itself makes a valid
+    sequence, that is it; the rest, a few, goes through Viterbi's algorithm.
+    """
+    best: npt.NDArray[np.int64] = log_probs.argmax(axis=2)
+    best[np.arange(best.shape[1]) >= lengths[:, None]] = 0
+    before = np.concatenate([np.zeros((len(best), 1), dtype=np.int64), best[:, :-1]], axis=1)[:, : best.shape[1]]
+    invalid = (best > 0) & (best % 2 == 0) & (before != best) & (before != best - 1)
+    rows = np.flatnonzero(invalid.any(axis=1))
+    if len(rows):
+        best[rows] = _viterbi(log_probs[rows], lengths[rows])
+    return best
+
+
+def _viterbi(log_probs: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """As `viterbi`, for at least one word.
+
+    All transitions that are allowed cost nothing, so that for O and B-t the best predecessor is the best of all, and
+    for I-t the better of B-t and I-t: O(words · labels).
     """
     batch, words, labels = log_probs.shape
     begin, inside = np.arange(1, labels, 2), np.arange(2, labels, 2)
     best = np.zeros((batch, words), dtype=np.int64)
-    if words == 0:
-        return best
     came_from = np.zeros((batch, words, labels), dtype=np.int64)
     score = log_probs[:, 0].astype(np.float64)
     score[:, inside] = -np.inf

@@ -63,6 +63,11 @@ class _Merge:
         return self.records[0].first_vid, self.records[-1].last_vid
 
 
+def wants_codes(choice: str, rows: int, of_index: int) -> bool:
+    """Whether a segment of so many rows gets codes, by one of `CODE_CHOICES` and the rows of the whole index."""
+    return choice == "always" or (choice == "auto" and (rows >= CODES_FROM or of_index >= ALL_CODED_FROM))
+
+
 class Merger:
     """The merges of one index folder, for its writer. One runs at a time."""
 
@@ -109,9 +114,9 @@ class Merger:
         return committed + self.code_rest(full=True)
 
     def code_rest(self, *, full: bool = False) -> int:
-        """Write segments anew that lack the codes that are wanted; returns how many. `full`: or have what is not.
+        """Write segments anew that lack the codes that are wanted; with `full` also those whose codes are not wanted.
 
-        Which is left for when adding ends, as most small segments soon become part of a larger one.
+        Returns how many. It is left for when adding ends, as most small segments soon become part of a larger one.
         """
         committed = 0
         for record in read_segments(self._connection):
@@ -225,9 +230,7 @@ class Merger:
             yield block
 
     def _wants_codes(self, rows: int) -> bool:
-        if self.codes != "auto":
-            return self.codes == "always"
-        return rows >= CODES_FROM or sum(record.rows for record in read_segments(self._connection)) >= ALL_CODED_FROM
+        return wants_codes(self.codes, rows, sum(record.rows for record in read_segments(self._connection)))
 
     def _sizes(self) -> list[SegmentSize]:
         """The segments as they will be when the merge under way is committed."""

@@ -6,6 +6,7 @@ of the most promising ones, and the vectors of the most promising of these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import TypeVar
 import faiss
 import numpy as np
 
-from indexer.codes import SHORTLIST, CodeSpace, SegmentCodes
+from indexer.codes import CodeSpace, SegmentCodes
 from indexer.helpers import Helpers
 from indexer.records import FloatArray
 from indexer.vectors import ROWS_AT_ONCE, Found, IdArray, Mask, Scores, Segment, allowed_rows, exact_scores
@@ -31,9 +32,11 @@ SCAN_LIMIT = 1_000
 # time of one.
 PARALLEL_ROWS = 512
 CODES_OF_A_ROW = 16
-# Each segment is first asked for one in so many of the codes that are wanted from all of them; one that may have more
-# among the best is asked again. What a scan must keep costs more than what it passes over.
+# Each segment is first asked for one in so many of the codes that are wanted from all of them, or for so many times its
+# share of them; one that may have more among the best is asked again. What a scan must keep costs more than what it
+# passes over.
 FIRST = 4
+MORE_THAN_ITS_SHARE = 2
 _ROUNDING = 1e-6  # of a cosine in fp32
 
 
@@ -119,13 +122,14 @@ def search_segments_many(
     work = sum(part.allowed if part.few else len(part.codes) // CODES_OF_A_ROW for part in coded)
     if plan.scanned_vectors + work < PARALLEL_ROWS:
         helpers = None
+    likely = sum(part.allowed for part in coded if part.rough)
     rotated = queries
     if space is not None and coded:  # row by row: how a product of more rows rounds depends on their number
         rotated = np.concatenate([space.rotate(query[None]) for query in queries])
 
     def find(part: _Part | _CodedPart) -> list[Found]:
         if isinstance(part, _CodedPart):
-            return part.find(rotated)
+            return part.find(rotated, likely)
         return [part.segment.scan(query, n, part.mask) for query in queries]
 
     with _one_thread_each():
@@ -133,11 +137,12 @@ def search_segments_many(
         results = []
         for number, query in enumerate(queries):
             by_codes = [one[number] for one in found[: len(coded)]]
-            by_codes = _judge(coded, by_codes, rotated[number : number + 1], helpers)
+            by_codes, again = _judge(coded, by_codes, rotated[number : number + 1], helpers)
             chosen, rows = _rerank(coded, by_codes, query, n, helpers)
             exact = [*chosen, *(one[number] for one in found[len(coded) :])]
             best = _best([part.segment for part in (*coded, *scanned)], exact, query, n)
-            results.append((best, replace(plan, scanned_vectors=plan.scanned_vectors + rows)))
+            done = replace(plan, scanned_codes=plan.scanned_codes + again, scanned_vectors=plan.scanned_vectors + rows)
+            results.append((best, done))
     return results
 
 
@@ -173,11 +178,14 @@ class _CodedPart(_Part):
         """How many codes a scan gives at most."""
         return self.wanted * self.space.shortlist
 
-    def find(self, rotated: FloatArray) -> list[Found]:
-        """For each query, fp32 (queries, dimension), the most promising codes."""
+    def find(self, rotated: FloatArray, likely: int) -> list[Found]:
+        """For each query, fp32 (queries, dimension), the most promising codes; `likely`: codes allowed in all."""
         if self.few and self.mask is not None:
             return _pairs(self.codes.judge(self.space, rotated, self.wanted, np.flatnonzero(self.mask)))
-        return self.scan(rotated, -(-self.shortlist // FIRST) if self.rough else self.wanted)
+        if not self.rough:
+            return self.scan(rotated, self.wanted)
+        share = max(1 / FIRST, MORE_THAN_ITS_SHARE * self.allowed / likely)
+        return self.scan(rotated, math.ceil(self.shortlist * min(1.0, share)))
 
     def scan(self, rotated: FloatArray, n: int) -> list[Found]:
         """For each query the n best by the packed bits."""
@@ -190,11 +198,14 @@ class _CodedPart(_Part):
 
 def _judge(
     parts: Sequence[_CodedPart], found: Sequence[Found], rotated: FloatArray, helpers: Helpers | None
-) -> list[Found]:
-    """Estimates by all bits in the place of those by the packed ones, for the most promising codes of all segments."""
+) -> tuple[list[Found], int]:
+    """Estimates by all bits in the place of those by the packed ones, for the most promising codes of all segments.
+
+    And how many codes were scanned once more.
+    """
     judged, rough = list(found), [at for at, part in enumerate(parts) if part.rough]
-    most = _mean_wanted([parts[at] for at in rough]) * SHORTLIST
-    chosen = _promising([judged[at] for at in rough], most)
+    ranks = [parts[at].shortlist for at in rough]
+    chosen = _promising([judged[at] for at in rough], ranks)
     # Where all that a segment gave is among the best, it may have more of them.
     short = [
         at
@@ -205,17 +216,17 @@ def _judge(
         again = _map(lambda at: parts[at].scan(rotated, parts[at].shortlist)[0], short, helpers)
         for at, more in zip(short, again, strict=True):
             judged[at] = more
-        chosen = _promising([judged[at] for at in rough], most)
+        chosen = _promising([judged[at] for at in rough], ranks)
     for at, positions in zip(rough, chosen, strict=True):
         judged[at] = parts[at].judge(rotated, positions)
-    return judged
+    return judged, sum(len(parts[at].codes) for at in short)
 
 
 def _rerank(
     parts: Sequence[_CodedPart], found: Sequence[Found], query: FloatArray, n: int, helpers: Helpers | None
 ) -> tuple[list[Found], int]:
     """Exact cosines in the place of estimates, for the most promising vectors of all segments; how many these are."""
-    chosen = _promising(found, _mean_wanted(parts))
+    chosen = _promising(found, [part.wanted for part in parts])
     rows = sum(map(len, chosen))
 
     def rerank(at: int) -> Found:
@@ -224,20 +235,21 @@ def _rerank(
     return _map(rerank, range(len(parts)), helpers if rows > ROWS_AT_ONCE else None), rows
 
 
-def _mean_wanted(parts: Sequence[_CodedPart]) -> int:
-    """How many of the best of all segments are looked at: what each of them needs, which is known from a small sample,
-    on average over their vectors."""
-    rows = sum(len(part.segment) for part in parts)
-    return -(-sum(part.wanted * len(part.segment) for part in parts) // max(1, rows))
+def _promising(found: Sequence[Found], ranks: Sequence[int]) -> list[IdArray]:
+    """Positions in each segment of those that are among the best over all segments, up to the rank that it needs.
 
-
-def _promising(found: Sequence[Found], n: int) -> list[IdArray]:
-    """Positions in each segment of the n best estimates over all of them: they are in one code space."""
+    Estimates of all segments compare, as they are in one code space. How far down their order vectors of a segment may
+    be right differs between segments, and is known from a sample of each.
+    """
     estimates = np.concatenate([np.zeros(0, dtype=np.float32), *(estimates for _, estimates in found)])
-    if len(estimates) <= n:
+    places = sorted({len(estimates) - rank for rank in ranks if rank < len(estimates)})
+    if not places:
         return [positions for positions, _ in found]
-    least = np.partition(estimates, len(estimates) - n)[len(estimates) - n]
-    return [positions[estimates >= least] for positions, estimates in found]
+    ordered = np.partition(estimates, places)
+    return [
+        positions[own >= ordered[len(estimates) - rank]] if rank < len(estimates) else positions
+        for (positions, own), rank in zip(found, ranks, strict=True)
+    ]
 
 
 def _best(segments: Sequence[Segment], found: Sequence[Found], query: FloatArray, n: int) -> Candidates:

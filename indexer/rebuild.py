@@ -424,7 +424,7 @@ class Rebuild:
             if group == len(firsts) and len(vids) < store.SEAL_ROWS:
                 pending = vids
                 continue
-            codes = {"auto": len(vids) >= merging.CODES_FROM, "always": True, "never": False}[self.codes or "auto"]
+            codes = merging.wants_codes(self.codes or "auto", len(vids), len(self.live))
             if codes and space is None:
                 space = self._new_space(vids)
             records.append(

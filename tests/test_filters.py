@@ -926,6 +926,10 @@ def test_kinds_of_filters() -> None:
         ("IBM's", "ibm"),
         ("I.B.M.’s", "ibm"),
         ("Acme  Corp.", "acme corp"),
+        ("@Acme_Corp", "acme_corp"),
+        ("#London's", "london"),
+        ("##x", "##x"),
+        ("#", "#"),
         ("the Joneses'", "the joneses"),
         ("J.R.R. Tolkien", "jrr tolkien"),
         ("St. Ives", "st ives"),
@@ -940,7 +944,7 @@ def test_spellings_of_a_name_have_one_form(text: str, form: str) -> None:
     assert normalise_entity(text) == form
 
 
-@given(st.text(alphabet="aSs.'’ I\u00a0Bé", max_size=12))
+@given(st.text(alphabet="aSs.'’ I\u00a0Bé@#", max_size=12))
 def test_the_form_of_a_name_is_its_own_form(text: str) -> None:
     form = normalise_entity(text)
     assert normalise_entity(form) == form

@@ -68,6 +68,36 @@ def test_an_error_of_any_thread_is_raised_when_all_have_ended(helpers: Helpers, 
     assert working == {bad}
 
 
+def test_nothing_more_is_begun_once_a_thread_has_failed(helpers: Helpers) -> None:
+    done, failed = [], threading.Event()
+
+    def work(item: int) -> None:
+        if item == 0:
+            failed.set()
+            raise KeyboardInterrupt
+        assert failed.wait(30)
+        done.append(item)
+        time.sleep(0.05)
+
+    with pytest.raises(KeyboardInterrupt):
+        helpers.map(work, range(200))
+    assert len(done) < 20
+
+
+def test_a_caller_goes_on_alone_where_the_system_gives_no_thread(
+    helpers: Helpers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        assert helpers.map(str, range(5)) == list("01234")
+    seen: list[int] = []
+    helpers.map(seen.append, [7, 8])  # what was left in the queue does nothing
+    assert sorted(seen) == [7, 8]
+
+
 def test_work_may_ask_for_help_itself(helpers: Helpers) -> None:
     def row(item: int) -> int:
         return sum(helpers.map(lambda other: item * other, range(4)))

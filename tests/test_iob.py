@@ -52,6 +52,10 @@ def offsets(*pairs: tuple[int, int]) -> iob.Offsets:
         ("ada@example.org C#x @ #", ["ada", "@", "example", ".", "org", "C", "#", "x", "@", "#"]),
         ("@@ada ##x @_", ["@", "@ada", "#", "#x", "@_"]),
         ("@e\u0301tude #हिन्दी @\u0301", ["@e\u0301tude", "#हिन्दी", "@\u0301"]),
+        ("#हिन्दी_दिवस @e\u0301_x", ["#हिन्दी_दिवस", "@e\u0301_x"]),
+        ("#c\u00adat @foo\u200dbar", ["#c\u00adat", "@foo\u200dbar"]),
+        ("name_@example.org _@ada_", ["name", "_", "@", "example", ".", "org", "_", "@ada_"]),
+        ("#\ufe0f\u20e3now", ["#\ufe0f\u20e3", "now"]),
         ("Love\u00adlace \u200bAda\u200d,", ["Love\u00adlace", "Ada", ","]),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -349,10 +348,8 @@ def test_codes_are_scanned_where_there_are_some_and_their_best_vectors(
     with_codes, others = segments[:3], segments[3:]
     assert plan.path == "codes"
     assert plan.scanned_codes == sum(len(segment) for segment in with_codes)
-    codes = sum(map(len, with_codes))
-    wanted = math.ceil(sum(2 * segment.rerank * len(segment) for segment in with_codes) / codes)
-    assert plan.scanned_vectors == wanted + sum(segment.live_rows for segment in others)
-    assert plan.scanned_vectors < plan.allowed
+    wanted, rest = [2 * segment.rerank for segment in with_codes], sum(segment.live_rows for segment in others)
+    assert min(wanted) + rest <= plan.scanned_vectors <= max(wanted) + rest < plan.allowed
 
 
 def test_codes_are_not_scanned_where_reading_all_allowed_vectors_is_less(
