@@ -74,13 +74,16 @@ class TagdexConfig:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> TagdexConfig:
         """The configuration in a config.json. What is not known is passed over; `check_config` looks at the values."""
-        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+        given = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        if given.get("entity_types"):
+            given.setdefault("word_splitter", "unicode")  # of the first versions, which did not write it down
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in config.json: what differs from the defaults."""
+        """As it stands in config.json: what differs from the defaults, and how words are cut."""
         given = asdict(self)
         changed = {field.name: given[field.name] for field in fields(self) if given[field.name] != field.default}
-        return {"model_type": self.model_type, **changed}
+        return {"model_type": self.model_type, **changed, "word_splitter": self.word_splitter}
 
     def save(self, folder: Path) -> None:
         """Write config.json into a folder."""
@@ -147,7 +150,10 @@ def check_config(config: TagdexConfig, *, layers: int) -> None:
     if config.tag_shapes and config.tag_head != "contextual":
         raise ModelError(f"tag_shapes needs the tag_head 'contextual', got '{config.tag_head}'")
     if config.word_splitter not in WORD_SPLITTERS:
-        raise ModelError(f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}")
+        raise ModelError(
+            f"unknown word_splitter '{config.word_splitter}'; there are {', '.join(WORD_SPLITTERS)}: a tag head that "
+            "was trained on words cut otherwise has to be trained anew"
+        )
     if config.class_temperature <= 0:
         raise ModelError(f"class_temperature must be above 0, got {config.class_temperature}")
     for name, labels in (("class_labels", config.class_labels), ("entity_types", config.entity_types)):

@@ -8,7 +8,7 @@ import torch
 from models import LABELS, TYPES, multi_task, tiny, wordpiece
 from torch import Tensor
 
-from indexer.config import TagdexConfig
+from indexer.config import TagdexConfig, check_config
 from indexer.errors import ModelError
 from indexer.heads import ClassHead, ContextualTagHead, LinearTagHead, MultiTaskModel, Outputs
 from indexer.model import TextModel
@@ -186,6 +186,16 @@ def test_class_abstains_below_the_threshold_alone() -> None:
     above = TextModel(multi_task(class_threshold=label.score + 1e-6), device="cpu").analyse(["hello there"])[0]
     assert below.label == label
     assert above.label is None
+
+
+def test_a_tag_head_of_the_first_versions_which_cut_words_otherwise_is_refused() -> None:
+    content = multi_task().model.config.to_dict()
+    check_config(TagdexConfig.from_dict(content), layers=4)
+    assert content.pop("word_splitter") == "unicode-handles"
+    with pytest.raises(ModelError, match="unknown word_splitter 'unicode'.* has to be trained anew"):
+        check_config(TagdexConfig.from_dict(content), layers=4)
+    del content["entity_types"]
+    check_config(TagdexConfig.from_dict(content), layers=4)
 
 
 @pytest.mark.parametrize(
