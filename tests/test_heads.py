@@ -192,7 +192,7 @@ def test_a_tag_head_of_the_first_versions_which_cut_words_otherwise_is_refused()
     content = multi_task().model.config.to_dict()
     check_config(TagdexConfig.from_dict(content), layers=4)
     assert content.pop("word_splitter") == "unicode-handles"
-    with pytest.raises(ModelError, match="unknown word_splitter 'unicode'.* has to be trained anew"):
+    with pytest.raises(ModelError, match=r"unknown word_splitter 'unicode'.* has to be trained anew"):
         check_config(TagdexConfig.from_dict(content), layers=4)
     del content["entity_types"]
     check_config(TagdexConfig.from_dict(content), layers=4)
