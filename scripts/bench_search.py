@@ -198,10 +198,14 @@ def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for name, result in results.items():
         rates = result.get("queries_per_second", {})
+
+        def shown(key: str, unit: str, result: dict[str, Any] = result) -> str:
+            return f"{result[key]:,}{unit}" if key in result else "–"
+
         yield (
-            f"| {name} | {result.get('build_seconds', '')} s ({result.get('vectors_per_second', ''):,}/s) "
-            f"| {result.get('build_memory_mb', ''):,} MB | {result.get('memory_mb', '')} MB "
-            f"| {result.get('disk_mb', ''):,} MB | {result.get('first_answer_seconds', '')} s "
+            f"| {name} | {shown('build_seconds', ' s')} ({shown('vectors_per_second', '/s')}) "
+            f"| {shown('build_memory_mb', ' MB')} | {shown('memory_mb', ' MB')} "
+            f"| {shown('disk_mb', ' MB')} | {shown('first_answer_seconds', ' s')} "
             f"| {rates.get('independent 1.0', '–')} | {rates.get('near 0.01', '–')} |"
         )
     yield ""
