@@ -41,7 +41,8 @@ install() {
     stamp="$VENV/.installed-$name"
     wanted="$(cat pyproject.toml constraints.txt; pwd; echo "$@")"
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
-    "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt "$@" ||
+    # Old versions of pip would build a source package with the environment's own setuptools, without what that needs.
+    "$VENV/bin/python" -m pip install --quiet --quiet --use-pep517 --disable-pip-version-check --constraint constraints.txt "$@" ||
         fail "pip could not install $*: see its message above; pip's own settings (index, proxy) are respected"
     printf '%s\n' "$wanted" >"$stamp"
 }
