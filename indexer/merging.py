@@ -230,7 +230,8 @@ class Merger:
             yield block
 
     def _wants_codes(self, rows: int) -> bool:
-        return wants_codes(self.codes, rows, sum(record.rows for record in read_segments(self._connection)))
+        of_index = self._connection.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0]
+        return wants_codes(self.codes, rows, of_index)
 
     def _sizes(self) -> list[SegmentSize]:
         """The segments as they will be when the merge under way is committed."""

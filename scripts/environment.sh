@@ -42,7 +42,8 @@ install() {
     wanted="$(cat pyproject.toml constraints.txt; pwd; echo "$@")"
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     # Old versions of pip would build a source package with the environment's own setuptools, without what that needs.
-    "$VENV/bin/python" -m pip install --quiet --quiet --use-pep517 --disable-pip-version-check --constraint constraints.txt "$@" ||
+    "$VENV/bin/python" -m pip install --quiet --quiet --use-pep517 --disable-pip-version-check \
+        --constraint constraints.txt "$@" ||
         fail "pip could not install $*: see its message above; pip's own settings (index, proxy) are respected"
     printf '%s\n' "$wanted" >"$stamp"
 }

@@ -71,7 +71,6 @@ class SecondRound:
     topics: int = 3000  # texts of DBpedia
     headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts
     questions: int = 2000  # of OpenTrivia
-    rest: bool = True  # whether the dev sets are trained on in the end
 
 
 def unlabelled_texts(folder: Path, paragraphs: int, settings: SecondRound) -> list[Paragraph]:

@@ -22,8 +22,8 @@ def train_tag_head(
     """Two rounds: on the annotated texts, then on those and on texts that the heads of the first round have labelled.
 
     Of each head, the epoch with the best mean F1 on the dev sets of EWT and BTC is kept. The head of the second round
-    is the one that was measured; where `second.rest` says so, it is trained once more, up to the same epoch, on
-    the dev sets as well, and that head is returned.
+    is the one that was measured; the one that is returned was trained once more, up to the same epoch, on the dev sets
+    as well.
     """
     sets = tag_sets(folder)
     train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
@@ -41,13 +41,11 @@ def train_tag_head(
     unlabelled = dev_set(encoder, "unlabelled", [TaggedText(row.text) for row in paragraphs], exact=False)
     labelled = self_label(teachers, classifier, paragraphs, unlabelled)
     known.append(["unlabelled", labelled.digest(), second.soft])
-    head, found = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known, soft=second.soft)
-    report = {"teachers": reports, "second round": asdict(second), **found}
-    if second.rest:
-        rest = [encoder.token_states(name, texts, exact=False) for name, texts in sets.rest.items()]
-        known += [[name, key_of([asdict(text) for text in texts])] for name, texts in sets.rest.items()]
-        known.append(["epochs", found["epoch"]])
-        head, _ = cached_tag_head(
-            encoder, "last", [*train, labelled, *rest], dev, settings, known, soft=second.soft, keep=found["epoch"]
-        )
-    return head, report
+    _, found = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known, soft=second.soft)
+    rest = [encoder.token_states(name, texts, exact=False) for name, texts in sets.rest.items()]
+    known += [[name, key_of([asdict(text) for text in texts])] for name, texts in sets.rest.items()]
+    known.append(["epochs", found["epoch"]])
+    last, _ = cached_tag_head(
+        encoder, "last", [*train, labelled, *rest], dev, settings, known, soft=second.soft, keep=found["epoch"]
+    )
+    return last, {"teachers": reports, "second round": asdict(second), **found}
