@@ -256,11 +256,14 @@ def metadata_json(metadata: Metadata) -> str:
 
 
 def hash_content(document: Document) -> bytes:
-    """What tells whether a document must be embedded again: BLAKE2b, 16 bytes, over its text and given vector."""
+    """What tells whether a document must be embedded again: BLAKE2b, 16 bytes, over its text and given vector.
+
+    Of the vector the SHA-256 goes in, which processors have an instruction for.
+    """
     digest = hashlib.blake2b(document.text.encode(), digest_size=16)
     if document.vector is not None:
-        digest.update(b"\0")
-        digest.update(np.ascontiguousarray(document.vector, dtype="<f4").data)
+        vector = np.ascontiguousarray(document.vector, dtype="<f4")
+        digest.update(b"\0" + hashlib.sha256(vector.data).digest())
     return digest.digest()
 
 

@@ -44,7 +44,7 @@ FEW = 12  # Where one code in so many is allowed, or fewer, these alone are look
 
 ROTATION_SEED = 20_240_613
 ROUNDS = 2
-_BLOCK = 1_024  # vectors that are rotated at a time
+_BLOCK = 128  # vectors that are rotated at a time, and stay in the processor's cache
 _CACHED = 4_096  # codes that are copied at a time
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
+from indexer.collector import collect_rarely
 from indexer.errors import TagdexError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +28,7 @@ def run(group: click.Group, *, name: str) -> NoReturn:
     With TAGDEX_DEBUG=1 in the environment an error that nobody foresaw shows its traceback.
     """
     os.environ.setdefault(*COMPILED_OPERATIONS)
+    collect_rarely()
     try:
         code = group.main(prog_name=name, standalone_mode=False)
     except NoArgsIsHelpError as error:

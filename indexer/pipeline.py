@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from indexer.collector import collecting_rarely
 from indexer.errors import InputError, ModelError
-from indexer.given import as_vector
 from indexer.records import Analysis, Document, Passage
 from indexer.settings import Analyser, IndexSettings, check_model, settings_of
 from indexer.store import Action, Entry, IndexWriter
@@ -53,6 +53,17 @@ def index(
     """
     if model is not None:
         check_model(writer.settings, model, place=str(writer.path), heads=True)
+    with collecting_rarely():
+        return _index(documents, model, writer, on_commit, on_error)
+
+
+def _index(
+    documents: Iterable[Document],
+    model: Analyser | None,
+    writer: IndexWriter,
+    on_commit: Callable[[Report], None] | None,
+    on_error: Callable[[InputError], None] | None,
+) -> Report:
     report, first_commit = Report(), writer.state.number + 1
     for batch in batched(fitting(documents, model, writer.settings, on_error), tagged=writer.settings.tagged):
         last = {document.id: document for document in batch}
@@ -133,9 +144,9 @@ def analyse(documents: Sequence[Document], model: Analyser | None, settings: Ind
 def with_vector(document: Document, analysis: Analysis | None) -> Analysis:
     """The analysis of a document that brings its vector: one passage; tags from `analysis`, if there is one.
 
-    Raises `InputError` for a vector without a direction.
+    What the vector holds was checked when the document came (`given.as_vector`).
     """
-    vector = as_vector(np.asarray(document.vector), f"document '{document.id}'")
+    vector = np.asarray(document.vector, dtype=np.float32)
     tokens = sum(passage.tokens for passage in analysis.passages) if analysis else 0
     return Analysis(
         passages=(Passage(0, len(document.text), tokens),),

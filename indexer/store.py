@@ -60,6 +60,7 @@ RETAGGED = "retagged_up_to"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
+_TABLES = 64  # analyses whose vectors are normalised at a time
 REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
 
 # SQLite begins its log anew only in a moment without a reader, which a busy service hardly has. Beyond so many bytes
@@ -532,7 +533,9 @@ def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
     """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
     if not tables:
         return np.zeros((0, 0), dtype="<f2")
-    return vectors.normalise(np.concatenate(tables)).astype("<f2")
+    # A few tables at a time, which stay in the processor's cache, and need no memory anew.
+    groups = (tables[start : start + _TABLES] for start in range(0, len(tables), _TABLES))
+    return np.concatenate([vectors.normalise(np.concatenate(group)).astype("<f2") for group in groups])
 
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:
