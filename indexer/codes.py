@@ -265,9 +265,9 @@ def _rotate(vectors: FloatArray, signs: FloatArray, left: FloatArray, right: Flo
     n, dimension = vectors.shape
     a, b = left.shape[1], right.shape[1]
     for sign, across, along in zip(signs, left, right, strict=True):
-        runs = (vectors * sign).reshape(n * a, b) @ along
-        groups = runs.reshape(n, a, b).transpose(0, 2, 1).reshape(n * b, a) @ across
-        vectors = groups.reshape(n, dimension)
+        # A small product for each vector, which BLAS leaves to one thread: there may be a writer beside this one.
+        runs = (vectors * sign).reshape(n, a, b) @ along
+        vectors = (runs.transpose(0, 2, 1) @ across).reshape(n, dimension)
     result: FloatArray = np.ascontiguousarray(vectors, dtype=np.float32)
     return result
 
