@@ -49,10 +49,11 @@ from indexer.manifest import add_segment
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
 from indexer.metadata import connect_reader, connect_writer, select_in, transaction
 from indexer.postings import read_log_position
-from indexer.records import Analysis, Document, FloatArray
+from indexer.records import Analysis, Document
 from indexer.segments import Block, SegmentRecord, new_name, write_segment
 from indexer.settings import INDEX_ID, IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.stored import StoredDocument, read_by_id, read_documents
+from indexer.upkeep import Upkeep
 
 META, LOCK, SEGMENTS = "meta.sqlite", "LOCK", "segments"
 REPAIRED = "meta.sqlite.repaired"  # complete; a repair puts it in the place of the damaged one
@@ -60,15 +61,7 @@ RETAGGED = "retagged_up_to"
 
 SEAL_ROWS = 8_192  # pending vectors that make a segment
 SEAL_ROWS_ON_CLOSE = 1_024  # fewer are left pending for the next run
-_TABLES = 64  # analyses whose vectors are normalised at a time
 REMOVE_ROWS = 1_000  # documents that a removal holds in memory at a time
-
-# SQLite begins its log anew only in a moment without a reader, which a busy service hardly has. Beyond so many bytes
-# the writer waits for such a moment: readers that come meanwhile do without the log, so that it takes as long as the
-# longest search under way. A reader that stays longer than the patience is let be.
-LOG_BYTES = 24 * 2**20
-LOG_PATIENCE = 1.0  # seconds
-BUSY_SECONDS = 30.0
 
 
 class Action(Enum):
@@ -123,7 +116,7 @@ class IndexWriter:
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
-                self._log_limit = LOG_BYTES
+                self._upkeep = Upkeep(self._connection, self.path / META)
                 self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
         except BaseException:
             self._connection.close()
@@ -229,7 +222,7 @@ class IndexWriter:
             apply_change(self._connection, change)
             write_setting(self._connection, RETAGGED, max(stored.doc for stored in documents))
         self._acknowledge()
-        self._keep_log_small()
+        self._upkeep.keep_log_small()
 
     def end_retagging(self) -> None:
         """Every document has the new tags."""
@@ -242,7 +235,7 @@ class IndexWriter:
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove(wanted)
         self._acknowledge()
-        self._keep_log_small()
+        self._upkeep.keep_log_small()
         return [id_ for id_ in wanted if id_ not in removed]
 
     def remove_matching(self, where: Filter) -> int:
@@ -254,7 +247,7 @@ class IndexWriter:
             )
             removed = self._remove([id_ for (id_,) in rows.fetchall()])
         self._acknowledge()
-        self._keep_log_small()
+        self._upkeep.keep_log_small()
         return len(removed)
 
     def _remove(self, ids: Sequence[str]) -> set[str]:
@@ -303,7 +296,7 @@ class IndexWriter:
             merges = self._merger.merge_all()
             self._forget_terms()
             keywords.merge(self._connection)
-            self._shrink()
+            self._upkeep.give_pages_back()
         self._acknowledge()
         return merges
 
@@ -331,7 +324,7 @@ class IndexWriter:
                         (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
                 raise
         self._pending = 0 if seal else self._pending + len(change.vectors)
-        self._keep_log_small()
+        self._upkeep.keep_log_small()
 
     def _settle(self) -> bool:
         """Make sure that a commit which failed stays undone; returns whether that is sure now.
@@ -384,9 +377,7 @@ class IndexWriter:
             if not self._merger.closed:
                 self.compact()
             with self._storage_errors():
-                self._shrink()
-                self._connection.execute("PRAGMA busy_timeout = 1000")  # a reader may hold the log's end for long
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._upkeep.end()
         finally:
             self._abandon()
 
@@ -451,32 +442,6 @@ class IndexWriter:
         for file in orphans:
             file.unlink()
 
-    def _shrink(self) -> None:
-        """Give free pages back in slices, so that the log stays small."""
-        while int(self._connection.execute("PRAGMA freelist_count").fetchone()[0]) > 64:
-            before = self._connection.execute("PRAGMA page_count").fetchone()[0]
-            self._connection.execute("PRAGMA incremental_vacuum(512)").fetchall()
-            if self._connection.execute("PRAGMA page_count").fetchone()[0] >= before:
-                return
-            self._keep_log_small()
-
-    def _keep_log_small(self) -> None:
-        """Empty a log that has grown too large because there was a reader at every moment."""
-        log = self.path / (META + "-wal")
-        size = log.stat().st_size if log.exists() else 0
-        if size < self._log_limit:
-            return
-        self._connection.execute(f"PRAGMA busy_timeout = {int(1_000 * LOG_PATIENCE)}")
-        try:
-            # What is in the log is durable: a disk that fails now loses nothing, and will be met by the next commit.
-            with suppress(sqlite3.OperationalError):
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        finally:
-            self._connection.execute(f"PRAGMA busy_timeout = {int(1_000 * BUSY_SECONDS)}")
-        # One reader that stays for long must not make each commit wait.
-        left = log.stat().st_size if log.exists() else 0
-        self._log_limit = left + LOG_BYTES // 4 if left >= LOG_BYTES else LOG_BYTES
-
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
         """What SQLite, FAISS and the system say of a disk → `StorageError`."""
@@ -498,7 +463,7 @@ class IndexWriter:
         existing = read_by_id(self._connection, [entry.document.id for entry in entries])
         new_docs, new_vids = next_numbers(self._connection)
         analyses = [entry.analysis for entry in entries if entry.analysis is not None]
-        pooled = iter(_halves([analysis.pooled[None] for analysis in analyses if len(analysis.passages) > 1]))
+        pooled = iter(vectors.halves([analysis.pooled[None] for analysis in analyses if len(analysis.passages) > 1]))
         change = Change()
         for entry in entries:
             document, analysis = entry.document, entry.analysis
@@ -516,7 +481,7 @@ class IndexWriter:
                 new_document(doc, document, analysis, self.settings, new_vids),
                 next(pooled).tobytes() if count > 1 else None,
             )
-        change.vectors = _halves([analysis.vectors for analysis in analyses])
+        change.vectors = vectors.halves([analysis.vectors for analysis in analyses])
         return change
 
 
@@ -527,15 +492,6 @@ def check_acknowledged(path: Path, commit: int, acknowledged: int) -> None:
             f"{path} is at commit {commit}, but {acknowledged} was acknowledged: {META}-wal is gone or damaged; run "
             f"'indexer verify {path}'"
         )
-
-
-def _halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
-    """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
-    if not tables:
-        return np.zeros((0, 0), dtype="<f2")
-    # A few tables at a time, which stay in the processor's cache, and need no memory anew.
-    groups = (tables[start : start + _TABLES] for start in range(0, len(tables), _TABLES))
-    return np.concatenate([vectors.normalise(np.concatenate(group)).astype("<f2") for group in groups])
 
 
 def read_pending(rows: Sequence[tuple[int, int, bytes, int]], dimension: int) -> npt.NDArray[np.float16]:

@@ -29,6 +29,7 @@ Found = tuple[IdArray, FloatArray | Scores]
 COPY_SHARE = 1_024
 # Up to so many rows are copied to be scored, in the thread of the query; for more, a selector is faster.
 ROWS_AT_ONCE = 1_024
+_TABLES = 64  # that are normalised at a time
 
 
 @dataclass(frozen=True)
@@ -193,6 +194,15 @@ def normalise(vectors: FloatArray) -> FloatArray:
         raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0]]}: it has no direction to compare")
     result: FloatArray = np.divide(vectors, lengths[:, None], out=np.empty_like(vectors), casting="same_kind")
     return result
+
+
+def halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
+    """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
+    if not tables:
+        return np.zeros((0, 0), dtype="<f2")
+    # A few tables at a time, which stay in the processor's cache, and need no memory anew.
+    groups = (tables[start : start + _TABLES] for start in range(0, len(tables), _TABLES))
+    return np.concatenate([normalise(np.concatenate(group)).astype("<f2") for group in groups])
 
 
 def to_blob(vector: FloatArray) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexer import store
+from indexer import store, upkeep
 from indexer.reader import IndexReader
 from indexer.settings import settings_of_vectors
 from indexer.store import META, IndexWriter
@@ -31,7 +31,7 @@ def log_bytes(path: Path) -> int:
 
 
 def test_searching_and_writing_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LOG_BYTES", MEGABYTE)
+    monkeypatch.setattr(upkeep, "LOG_BYTES", MEGABYTE)
     monkeypatch.setattr(store, "SEAL_ROWS", 200)
     before = len(os.listdir("/proc/self/fd"))
     samples = list(soak.soak(tmp_path / "i", searches=400, updates=400, documents=500, batch=20, threads=2))
@@ -65,7 +65,7 @@ def write(writer: IndexWriter, batch: int) -> None:
 def test_the_log_is_emptied_beside_readers_of_which_there_is_always_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "LOG_BYTES", MEGABYTE)
+    monkeypatch.setattr(upkeep, "LOG_BYTES", MEGABYTE)
     path, ended = tmp_path / "index", threading.Event()
     largest = 0
     with IndexWriter(path, create=settings_of_vectors(2_000)) as writer, IndexReader(path) as reader:
@@ -96,8 +96,8 @@ def test_the_log_is_emptied_beside_readers_of_which_there_is_always_one(
 
 
 def test_a_reader_that_stays_is_waited_for_only_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LOG_BYTES", 4 * MEGABYTE)
-    monkeypatch.setattr(store, "LOG_PATIENCE", 0.3)
+    monkeypatch.setattr(upkeep, "LOG_BYTES", 4 * MEGABYTE)
+    monkeypatch.setattr(upkeep, "LOG_PATIENCE", 0.3)
     path = tmp_path / "index"
     with IndexWriter(path, create=settings_of_vectors(2_000)) as writer:
         write(writer, 0)
