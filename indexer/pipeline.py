@@ -126,9 +126,7 @@ def _check_fit(document: Document, model: Analyser | None, settings: IndexSettin
 
 
 def analyse(documents: Sequence[Document], model: Analyser | None, settings: IndexSettings) -> list[Analysis]:
-    """Analyses of documents, with the vectors that some bring. Raises `InputError` for one that does not fit."""
-    for document in documents:
-        _check_fit(document, model, settings)
+    """Analyses of documents that are `fitting`, with the vectors that some bring."""
     needed = [document.vector is None or (settings.tagged and bool(document.text)) for document in documents]
     texts = [document.text for document, needs in zip(documents, needed, strict=True) if needs]
     found = iter(model.analyse(texts, tags=settings.tagged) if model and texts else [])
