@@ -7,11 +7,11 @@ Three kinds of name are understood: `None` (the default model inside this packag
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import tokenizers
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
@@ -176,12 +176,18 @@ def with_heads(
 
 
 def attach(
-    model: MultiTaskModel, tokenizer: Tokenizer, *, name: str, cache: tuple[str, list[Path]] | None = None
+    model: MultiTaskModel,
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    cache: tuple[str, list[Path]] | None = None,
+    tokenizer_file: Path | None = None,
 ) -> Loaded:
     """A `Loaded` for a model built in memory: computes its fingerprints.
 
-    `cache` may name the files that the backbone's weights come from, so that their digest is remembered. Raises
-    `ModelError` where tokenizer, window and backbone do not fit each other.
+    `cache` may name the files that the backbone's weights come from, and `tokenizer_file` the one with all of the
+    tokenizer, so that their digests are remembered. Raises `ModelError` where tokenizer, window and backbone do not fit
+    each other.
     """
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -190,17 +196,23 @@ def attach(
         tokenizer.encode_batch(list(TOKENIZER_PROBE))
         check_fit(model, tokenizer, name=name)
 
-    def digest() -> str:
-        return tensors_digest(model.backbone.state_dict())
-
-    backbone_digest = cached_digest(f"tensors:{cache[0]}", cache[1], digest) if cache else digest()
+    kind, files = cache or ("", [])
+    backbone_digest = _remembered(f"tensors:{kind}", files, lambda: tensors_digest(model.backbone.state_dict()))
+    # What the tokenizer's file means may change with the library that reads it.
+    kind, files = f"tokenizer:{tokenizers.__version__}", [tokenizer_file] if tokenizer_file else []
+    words_digest = _remembered(kind, files, lambda: tokenizer_digest(tokenizer))
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         name=name,
-        fingerprint=embedding_fingerprint(model.config, model.backbone.config, backbone_digest, tokenizer),
+        fingerprint=embedding_fingerprint(model.config, model.backbone.config, backbone_digest, words_digest),
         heads_fingerprint=heads_fingerprint(model),
     )
+
+
+def _remembered(kind: str, files: list[Path], compute: Callable[[], str]) -> str:
+    """A digest, which is remembered where it is one of files."""
+    return cached_digest(kind, files, compute) if files else compute()
 
 
 def _load_own(folder: Path, *, name: str) -> Loaded:
@@ -216,9 +228,9 @@ def _load_own(folder: Path, *, name: str) -> Loaded:
             files.append(tokenizer_folder / WEIGHTS)
         available = check_weights(file for file in files if file.is_file())
         layers = getattr(backbone_config, "num_hidden_layers", None)
-        check_size(lambda: MultiTaskModel(config), layers=layers, available=available, place=place)
-        # Ours has no tensors but weights, and all of them will be put in: no random ones are drawn before.
-        with torch.device("meta") if isinstance(backbone_config, BertConfig) else nullcontext():
+        model = check_size(lambda: MultiTaskModel(config), layers=layers, available=available, place=place)
+        # Ours has no tensors but weights, and all of them will be put in: the one without memory will do.
+        if not isinstance(backbone_config, BertConfig):
             model = MultiTaskModel(config)
     except ModelError as error:
         raise ModelError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from error
@@ -226,16 +238,20 @@ def _load_own(folder: Path, *, name: str) -> Loaded:
         raise ModelError(f"{place} does not describe a model: {one_line(error)}") from error
     weights = read_weights(folder / WEIGHTS)
     adapter = split_adapter(weights, config, place=str(folder / WEIGHTS))
-    kind = "own"
+    kind, ready = "own", frozenset[str]()
     if config.backbone_source is not None:
         model.backbone = load_backbone(str(tokenizer_folder), name=name)
         backbone = model.backbone.state_dict()
         if adapter is not None:
             backbone = merge(backbone, adapter, place=str(folder / WEIGHTS))
             kind = f"own, adapter_scale {adapter.scale!r}"  # it stands in none of the files that the cache looks at
-        weights |= {f"backbone.{key}": value for key, value in backbone.items()}
-    _fill(model, weights, path=folder / WEIGHTS)
-    return attach(model, load_tokenizer(tokenizer_folder), name=name, cache=(kind, files))
+        whole = {f"backbone.{key}": value for key, value in backbone.items()}
+        weights, ready = weights | whole, frozenset(whole)
+    _fill(model, weights, path=folder / WEIGHTS, ready=ready)
+    tokenizer_file = tokenizer_folder / TOKENIZER
+    return attach(
+        model, load_tokenizer(tokenizer_folder), name=name, cache=(kind, files), tokenizer_file=tokenizer_file
+    )
 
 
 def _check_apart(loaded: Loaded, adapter: Adapter | None) -> None:
@@ -275,8 +291,11 @@ def _load_raw(source: str, *, name: str) -> Loaded:
     return attach(model, fast.backend_tokenizer, name=name, cache=("raw", files) if files else None)
 
 
-def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> None:
-    """Put the weights into the model; names and shapes must agree exactly."""
+def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path, ready: Set[str] = frozenset()) -> None:
+    """Put the weights into the model; names and shapes must agree exactly.
+
+    Those that are `ready` were loaded before, in memory of their own, and looked at.
+    """
     expected = model.state_dict()
     missing, unexpected = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or unexpected:
@@ -292,8 +311,8 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], *, path: Path) -> Non
             raise ModelError(
                 f"{path} does not fit config.json: {key} has {tensor.dtype}, expected {expected[key].dtype}"
             )
-        if tensor.is_floating_point() and not all_finite(tensor.float()):
+        if key not in ready and tensor.is_floating_point() and not all_finite(tensor.float()):
             raise ModelError(f"{path}: {key} holds values that are not finite")
     # In memory of their own: those that were read may lie in the file.
-    own = {key: tensor.to(expected[key].dtype, copy=True) for key, tensor in weights.items()}
+    own = {key: tensor.to(expected[key].dtype, copy=key not in ready) for key, tensor in weights.items()}
     model.load_state_dict(own, assign=True)

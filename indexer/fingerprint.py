@@ -57,13 +57,13 @@ TOKENIZER_PROBE = (
 
 
 def embedding_fingerprint(
-    config: TagdexConfig, backbone_config: object, backbone_digest: str, tokenizer: Tokenizer
+    config: TagdexConfig, backbone_config: object, backbone_digest: str, tokenizer_digest: str
 ) -> str:
     """SHA-256 over all that determines an embedding: weights, architecture, tokenizer, pooling, prefix, window."""
     facts = {
         "backbone": backbone_digest,
         "architecture": {name: getattr(backbone_config, name, None) for name in _ARCHITECTURE},
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": tokenizer_digest,
         "pool_layers": config.pooled_layers,
         "layer_weights": config.weights,
         "normalize_layers": config.normalize_layers,

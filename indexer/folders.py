@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from indexer.errors import ModelError
+
+Built = TypeVar("Built", bound=nn.Module)
 
 MAX_LAYERS = 1_024  # of a backbone; describing more takes minutes, even without weights
 MAX_TIMES, MAX_MORE = 2, 2**24  # of the weights there are; what is missing of fewer is named when they are loaded
@@ -114,17 +116,20 @@ def check_weights(files: Iterable[Path]) -> int:
     return total
 
 
-def check_size(build: Callable[[], nn.Module], *, layers: object, available: int, place: str) -> None:
+def check_size(build: Callable[[], Built], *, layers: object, available: int, place: str) -> Built:
     """Raise `ModelError` where a model has more layers than any, or would take far more memory than its weights.
 
-    `build` is called where tensors have a shape, but no memory; it may raise whatever a configuration makes it raise.
+    `build` is called where tensors have a shape, but no memory, and its result returned; it may raise whatever a
+    configuration makes it raise.
     """
     if isinstance(layers, int) and layers > MAX_LAYERS:
         raise ModelError(f"{place} describes a model of {layers:,} layers, at most {MAX_LAYERS:,} are known of")
     with torch.device("meta"):
-        described = sum(parameter.numel() for parameter in build().parameters())
+        model = build()
+    described = sum(parameter.numel() for parameter in model.parameters())
     if described > MAX_TIMES * available + MAX_MORE:
         raise ModelError(f"{place} describes a model of {described:,} weights, but there are {available:,} of them")
+    return model
 
 
 def read_json(path: Path, *, kind: str = "a model") -> dict[str, Any]:

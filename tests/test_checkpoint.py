@@ -749,6 +749,20 @@ def test_digests_of_another_kind_or_file_are_told_apart(weights: Path) -> None:
     assert found == ["a" * 64, "b" * 64, "c" * 64]
 
 
+@pytest.mark.usefixtures("cache")
+def test_a_tokenizer_that_was_replaced_is_another_one_although_its_digest_was_remembered(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_checkpoint(multi_task(wordpiece()), folder)
+    first, again = load_checkpoint(folder), load_checkpoint(folder)
+    assert again.fingerprint == first.fingerprint
+    other = wordpiece()
+    other.normalizer = BertNormalizer(lowercase=False, strip_accents=True)
+    other.save(str(folder / "tokenizer.json"))
+    changed = load_checkpoint(folder)
+    assert changed.fingerprint != first.fingerprint
+    assert changed.fingerprint == attach(changed.model, changed.tokenizer, name="in memory").fingerprint
+
+
 @pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 64, b"x" * 64, b"a" * 63])
 def test_a_corrupt_entry_is_computed_again_and_replaced(cache: Path, weights: Path, content: bytes) -> None:
     compute = Counted()
