@@ -13,10 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OBJECTS = 100_000
+_AS_BEGUN = gc.get_threshold()
 
 _lock = threading.Lock()
 _inside = 0
 _before = (0, 0, 0)
+
+
+def collect_as_usual() -> None:
+    """Look for cycles as Python began with it: for work without end, as what a cycle holds may be large."""
+    gc.set_threshold(*_AS_BEGUN)
 
 
 def collect_rarely() -> None:

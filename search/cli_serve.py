@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from indexer.collector import collect_as_usual
 from indexer.command import model_options
 
 
@@ -153,6 +154,7 @@ def serve(
         log_texts=log_texts,
         loopback_only=not accepted,
     )
+    collect_as_usual()
     with closing(run.listen(host, port)) as listener:
         service = Service(named_folders(indexes), settings=settings, tokens=accepted, model=model, device=device)
         run.serve(service, listener, on_start=lambda url: click.echo(f"serving at {url}", err=True))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from indexer import Document, add_documents
-from indexer.collector import collect_rarely, collecting_rarely
+from indexer.collector import collect_as_usual, collect_rarely, collecting_rarely
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +58,12 @@ def test_adding_looks_rarely_and_leaves_the_setting_of_the_process(tmp_path: Pat
     add_documents(tmp_path / "index", documents())
     assert 100_000 in seen
     assert gc.get_threshold() == (700, 10, 10)
+
+
+def test_work_without_end_looks_as_often_as_python_does() -> None:
+    code = "import gc; before = gc.get_threshold(); from indexer import collector as c; c.collect_rarely();"
+    code += "assert gc.get_threshold()[0] == 100_000; c.collect_as_usual(); assert gc.get_threshold() == before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    collect_rarely()
+    collect_as_usual()
+    assert gc.get_threshold()[0] < 100_000

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from indexer.collector import collect_as_usual
+
 
 @click.command()
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path))
@@ -52,6 +54,7 @@ def train(
         return
     from indexer.training.loop import train as run
 
+    collect_as_usual()
     with Progress() as progress:
         result = run(settings, watch=progress)
     if result.report is None:
