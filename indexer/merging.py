@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +50,17 @@ ALL_CODED_FROM = 131_072
 
 @dataclass(frozen=True, slots=True)
 class _Merge:
-    """A merge under way: what it reads, the name of what it writes, and the last change that it knows of."""
+    """A merge under way: what it reads, the name of what it writes, and the last change that it knows of.
+
+    It is `ripe`, to be waited for and committed, when vectors up to that vid are sealed.
+    """
 
     name: str
     records: tuple[SegmentRecord, ...]
     rows: int
     removed: int
     last_change: int
+    ripe: int
     written: Future[SegmentRecord | None]
 
     @property
@@ -69,7 +75,7 @@ def wants_codes(choice: str, rows: int, of_index: int) -> bool:
 
 
 class Merger:
-    """The merges of one index folder, for its writer. One runs at a time."""
+    """The merges of one index folder, for its writer. One runs at a time; they are committed in their order."""
 
     def __init__(self, connection: sqlite3.Connection, folder: Path, dimension: int) -> None:
         """`connection` is the writer's, `folder` that of the segments."""
@@ -78,7 +84,7 @@ class Merger:
         self._dimension = dimension
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="merge")
         self._cancelled = threading.Event()
-        self._running: _Merge | None = None
+        self._under_way: deque[_Merge] = deque()
 
     @property
     def codes(self) -> str:
@@ -95,22 +101,34 @@ class Merger:
                 write_setting(self._connection, CODES, choice)
 
     def keep_few(self) -> int:
-        """Start the merge that is due, if one is; returns how many were committed to get there.
+        """After each new segment: commit what is ripe, start what is due; returns how many merges were committed.
 
-        The one under way is waited for only where another is due.
+        A merge has time until as many vectors as it writes have been added, which is more than it needs. A writer
+        that waited for each as soon as another was due lost a tenth of its time.
         """
+        sealed, committed = self._last_sealed(), 0
+        while self._under_way and self._under_way[0].ripe <= sealed:
+            self._finish_first()
+            committed += 1
+        self._start_due()
+        return committed
+
+    def catch_up(self) -> int:
+        """Commit all merges that are under way or due; returns how many."""
         committed = 0
-        while names := next_merge(self._sizes()):
-            committed += self.finish()
-            self._start(names)
+        self._start_due()
+        while self._under_way:
+            committed += self._finish()
+            self._start_due()
         return committed
 
     def merge_all(self) -> int:
         """Leave no dead row, as few segments as there can be, and codes where they are wanted; returns the merges."""
-        committed = self.finish()
+        committed = self._finish()
         for names in full_merges(self._sizes()):
             self._start(names)
-            committed += self.finish()
+            self._finish_first()
+            committed += 1
         return committed + self.code_rest(full=True)
 
     def code_rest(self, *, full: bool = False) -> int:
@@ -123,18 +141,21 @@ class Merger:
             wanted, coded = self._wants_codes(record.rows), record.rerank > 0
             if (wanted and not coded) or (full and coded and not wanted):
                 self._start([record.name])
-                committed += self.finish()
+                self._finish_first()
+                committed += 1
         return committed
 
-    def finish(self) -> int:
-        """Wait for the merge under way and commit it; returns how many there were, 0 or 1."""
-        merge = self._running
-        if merge is None:
-            return 0
-        try:
-            merged = merge.written.result()
-        finally:
-            self._running = None
+    def _finish(self) -> int:
+        """Wait for the merges under way and commit them; returns how many there were."""
+        count = len(self._under_way)
+        while self._under_way:
+            self._finish_first()
+        return count
+
+    def _finish_first(self) -> None:
+        """Wait for the first merge under way and commit it."""
+        merge = self._under_way.popleft()
+        merged = merge.written.result()
         with transaction(self._connection):
             drop_segments(self._connection, merge.records)
             if merged is not None:
@@ -145,7 +166,6 @@ class Merger:
         for record in merge.records:
             for file in record.files:
                 (self._folder / file.name).unlink(missing_ok=True)
-        return 1
 
     @property
     def closed(self) -> bool:
@@ -153,10 +173,10 @@ class Merger:
         return self._cancelled.is_set()
 
     def close(self) -> None:
-        """Give up the merge under way; what it read stays."""
+        """Give up the merges under way; what they read stays."""
         self._cancelled.set()
-        self._thread.shutdown()
-        self._running = None
+        self._thread.shutdown(cancel_futures=True)
+        self._under_way.clear()
 
     def trim_log(self, first: int, last: int, *, known: int) -> None:
         """Forget changes that nobody needs once a new segment has the vids first to last, in the caller's transaction.
@@ -181,6 +201,18 @@ class Merger:
         )
         write_setting(self._connection, LOG_TRIMMED, trimmed)
 
+    def _start_due(self) -> None:
+        """Start the merges that are due, but for one that is to read what another still writes."""
+        while names := next_merge(self._sizes()):
+            if any(merge.name in names for merge in self._under_way):
+                return
+            self._start(names)
+
+    def _last_sealed(self) -> int:
+        """The last vid in a segment, 0 where there is none."""
+        last: int = self._connection.execute("SELECT coalesce(max(last_vid), 0) FROM segments").fetchone()[0]
+        return last
+
     def _start(self, names: Sequence[str]) -> None:
         """Begin to write the live vectors of neighbouring segments as one."""
         records = tuple(record for record in read_segments(self._connection) if record.name in names)
@@ -199,16 +231,23 @@ class Merger:
             ) from error
         live = sum(segment.live_rows for segment in segments)
         space = self._code_space(segments) if live and self._wants_codes(live) else None
-        # Sealed segments are named by their commit; at one commit only one merge begins.
-        name = new_name(self._folder, f"{read_commit(self._connection).number + 1:010d}m")
-        self._running = _Merge(
-            name,
-            records,
-            live,
-            len(removed),
-            read_log_position(self._connection).last,
-            self._thread.submit(self._write, name, records, segments, space),
+        self._under_way.append(
+            _Merge(
+                name := self._new_name(),
+                records,
+                live,
+                len(removed),
+                read_log_position(self._connection).last,
+                self._last_sealed() + live,
+                self._thread.submit(self._write, name, records, segments, space),
+            )
         )
+
+    def _new_name(self) -> str:
+        """Named by the next commit, as sealed segments are, and by their place among merges that begin before it."""
+        stem = f"{read_commit(self._connection).number + 1:010d}m"
+        count = sum(merge.name.startswith(stem) for merge in self._under_way)
+        return new_name(self._folder, f"{stem}{count or ''}")
 
     def _write(
         self, name: str, records: Sequence[SegmentRecord], segments: Sequence[Segment], space: CodeSpace | None
@@ -234,22 +273,19 @@ class Merger:
         return wants_codes(self.codes, rows, of_index)
 
     def _sizes(self) -> list[SegmentSize]:
-        """The segments as they will be when the merge under way is committed."""
+        """The segments as they will be when the merges under way are committed."""
         sizes = {
-            name: SegmentSize(name, rows, dead)
-            for name, rows, dead in self._connection.execute(
-                "SELECT name, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
-                " vid BETWEEN first_vid AND last_vid) FROM segments ORDER BY first_vid"
+            name: (first, SegmentSize(name, rows, dead))
+            for name, first, rows, dead in self._connection.execute(
+                "SELECT name, first_vid, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
+                " vid BETWEEN first_vid AND last_vid) FROM segments"
             )
         }
-        if (merge := self._running) is None:
-            return list(sizes.values())
-        before = [sizes[record.name] for record in merge.records]
-        dead = sum(size.dead for size in before) - merge.removed
-        place = list(sizes).index(before[0].name)
-        merged = [SegmentSize(merge.name, merge.rows, dead)] if merge.rows else []
-        others = list(sizes.values())
-        return [*others[:place], *merged, *others[place + len(before) :]]
+        for merge in self._under_way:
+            dead = sum(sizes.pop(record.name)[1].dead for record in merge.records) - merge.removed
+            if merge.rows:
+                sizes[merge.name] = merge.range[0], SegmentSize(merge.name, merge.rows, dead)
+        return [size for _, size in sorted(sizes.values(), key=itemgetter(0))]
 
     def _code_space(self, segments: Sequence[Segment]) -> CodeSpace:
         """The index's rotation and centre; drawn from these segments the first time."""

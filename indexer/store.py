@@ -288,7 +288,7 @@ class IndexWriter:
                 self._merger.choose_codes(codes)
         if not full:
             with self._storage_errors():
-                merges = self._merger.keep_few() + self._merger.finish() + self._merger.code_rest()
+                merges = self._merger.catch_up() + self._merger.code_rest()
             self._acknowledge()
             return merges
         self.seal()

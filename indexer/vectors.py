@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import faiss
@@ -185,14 +186,18 @@ def scores_of(segments: Sequence[Segment], vids: IdArray, query: FloatArray) -> 
         yield from zip(segment.vids[at].tolist(), exact_scores(segment.table[at], query).tolist(), strict=True)
 
 
-def normalise(vectors: FloatArray) -> FloatArray:
-    """Rows of length 1, fp32 (n, dimension). Raises `InputError` for a row that is zero or not finite."""
+def normalise(vectors: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
+    """Rows of length 1, fp32 (n, dimension), in `out` if that is given.
+
+    Raises `InputError` for a row that is zero or not finite.
+    """
     vectors = np.ascontiguousarray(vectors, dtype=np.float32)
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     wrong = np.flatnonzero(~(np.isfinite(lengths) & (lengths > 0)))
     if len(wrong):
         raise InputError(f"vector {wrong[0]} has length {lengths[wrong[0]]}: it has no direction to compare")
-    result: FloatArray = np.divide(vectors, lengths[:, None], out=np.empty_like(vectors), casting="same_kind")
+    result = np.empty_like(vectors) if out is None else out
+    np.divide(vectors, lengths[:, None], out=result, casting="same_kind")
     return result
 
 
@@ -200,9 +205,17 @@ def halves(tables: Sequence[FloatArray]) -> npt.NDArray[np.float16]:
     """The rows of tables, fp32 (n, dimension), one after the other, as they are stored: of length 1, fp16."""
     if not tables:
         return np.zeros((0, 0), dtype="<f2")
-    # A few tables at a time, which stay in the processor's cache, and need no memory anew.
-    groups = (tables[start : start + _TABLES] for start in range(0, len(tables), _TABLES))
-    return np.concatenate([normalise(np.concatenate(group)).astype("<f2") for group in groups])
+    ends = np.cumsum([0, *map(len, tables)])
+    result = np.empty((ends[-1], tables[0].shape[1]), dtype="<f2")
+    # A few tables at a time, which stay in the processor's cache, always in the same memory, as fresh memory costs more
+    # than the arithmetic.
+    bounds = [*range(0, len(tables), _TABLES), len(tables)]
+    room = np.empty((max(ends[b] - ends[a] for a, b in pairwise(bounds)), result.shape[1]), dtype=np.float32)
+    for first, last in pairwise(bounds):
+        own = room[: ends[last] - ends[first]]
+        np.concatenate(tables[first:last], out=own)
+        result[ends[first] : ends[last]] = normalise(own, out=own)
+    return result
 
 
 def to_blob(vector: FloatArray) -> bytes:

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -219,18 +220,40 @@ def test_adding_merges_by_itself(path: Path) -> None:
         for first in range(0, 800, 40):
             writer.write(vector_entries(TABLE[first : first + 40], first=first))
             seen.append(rows_of(path))
-    # A merge begins beside the writer when it is due, and is committed when the next one is due, or at the end.
+    # A merge begins beside the writer when it is due, and is committed when as many vectors as it has were added, or at
+    # the end. One that reads what another writes begins when that is committed.
     assert seen[:4] == [[40], [40] * 2, [40] * 3, [40] * 4]
-    assert seen[7] == [160, *[40] * 4]
-    assert seen[15] == [160, 160, 160, 160]
-    assert seen[-2] == [160, 160, 160, 160, 40, 40, 40]
+    assert seen[6:8] == [[40] * 7, [160, *[40] * 4]]
+    assert seen[14:16] == [[160, 160, *[40] * 7], [160, 160, 160, *[40] * 4]]
+    assert seen[-2:] == [[160, 160, 160, *[40] * 7], [160, 160, 160, 160, *[40] * 4]]
     assert rows_of(path) == [640, 160]
-    assert max(map(len, seen)) == 9
+    assert max(map(len, seen)) == 10
     with IndexReader(path) as reader, reader.snapshot() as snapshot:
         assert [segment.codes is not None for segment in snapshot.view.segments] == [True, True]
     assert verify_index(path).faults == ()
     check_consistent(path)
     assert_answers(path, range(800))
+
+
+def test_a_merge_has_time_until_as_many_vectors_as_it_has_were_added(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+    write = merging.Merger._write
+
+    def slowly(self: merging.Merger, *arguments: Any) -> Any:
+        assert let_go.wait(60)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(merging.Merger, "_write", slowly)
+    with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
+        for first in range(0, 280, 40):  # the first merge is due after 160, and ripe after 320
+            writer.write(vector_entries(TABLE[first : first + 40], first=first))
+        assert rows_of(path) == [40] * 7
+        let_go.set()
+        writer.write(vector_entries(TABLE[280:320], first=280))
+        assert rows_of(path) == [160, *[40] * 4]
+    assert_answers(path, range(320))
 
 
 def test_indexes_that_are_opened_often_and_closed_have_few_segments_too(

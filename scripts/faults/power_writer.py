@@ -85,9 +85,9 @@ def write(index: Path, session: Session, *, early: bool = False) -> None:
             state = apply(step, state)
             say(number)
         if session.end == KILLED:
-            # With a log that is not empty, and maybe a merge that is written but not named. While it is being written
+            # With a log that is not empty, and maybe merges that are written but not named. While one is being written
             # nobody could say whether its last call took effect.
-            if (merge := writer._merger._running) is not None:
+            for merge in writer._merger._under_way:
                 merge.written.result()
             os._exit(KILLED_CODE)
 
@@ -166,17 +166,17 @@ def _named_before_files() -> None:
 
 def _merged_deleted_early() -> None:
     """What a merge has read is deleted before the transaction that names what it wrote."""
-    finish = merging.Merger.finish
+    finish_first = merging.Merger._finish_first
 
-    def delete_first(self: Any) -> int:
-        if (merge := self._running) is not None:
-            merge.written.result()
-            for record in merge.records:
-                for file in record.files:
-                    (self._folder / file.name).unlink()
-        return finish(self)
+    def delete_first(self: Any) -> None:
+        merge = self._under_way[0]
+        merge.written.result()
+        for record in merge.records:
+            for file in record.files:
+                (self._folder / file.name).unlink()
+        finish_first(self)
 
-    merging.Merger.finish = delete_first  # type: ignore[method-assign]
+    merging.Merger._finish_first = delete_first  # type: ignore[method-assign]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {
