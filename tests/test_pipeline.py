@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import DemoAnalyser, as_text_model, check_consistent, table_rows
 
@@ -123,6 +124,20 @@ def test_batches_end_at_a_number_of_documents_or_of_characters(monkeypatch: pyte
     texts = ["a", "b", "c", "d" * 4, "e" * 6, "f" * 20, "g"]
     batches = [[document.text[0] for document in batch] for batch in batched(Document(t, t) for t in texts)]
     assert batches == [["a", "b", "c"], ["d", "e"], ["f"], ["g"]]
+
+
+def test_a_batch_of_documents_that_need_no_model_holds_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_DOCUMENTS", 2)
+    monkeypatch.setattr(pipeline, "GIVEN_DOCUMENTS", 3)
+    vector = np.ones(4, dtype=np.float32)
+    given = [Document(str(n), "g", vector=vector) for n in range(8)]
+    assert [len(batch) for batch in batched(given, tagged=False)] == [6, 2]
+    assert [len(batch) for batch in batched(given, tagged=True)] == [2] * 4
+    mixed = [*given[:3], Document("a", "needs the model"), *given[3:]]
+    assert [len(batch) for batch in batched(mixed, tagged=False)] == [4, 5]
+    monkeypatch.setattr(pipeline, "BATCH_CHARACTERS", 2)
+    monkeypatch.setattr(pipeline, "GIVEN_CHARACTERS", 2)
+    assert [len(batch) for batch in batched(given, tagged=False)] == [4, 4]
 
 
 def failing(count: int) -> Iterator[Document]:

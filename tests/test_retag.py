@@ -34,6 +34,11 @@ class OtherHeads(DemoAnalyser):
         return Analysis(plain.passages, plain.vectors, plain.pooled, Label("note", 1.0), (span,))
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_DOCUMENTS", 256)
+
+
 class Stopping(OtherHeads):
     """Stops a run after its first batch."""
 
