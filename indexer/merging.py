@@ -250,9 +250,9 @@ class Merger:
         return new_name(self._folder, f"{stem}{count or ''}")
 
     def _write(
-        self, name: str, records: Sequence[SegmentRecord], segments: Sequence[Segment], space: CodeSpace | None
+        self, name: str, records: Sequence[SegmentRecord], segments: list[Segment], space: CodeSpace | None
     ) -> SegmentRecord | None:
-        """In the thread: write the merged segment; `None` where nothing is live.
+        """In the thread: write the merged segment; `None` where nothing is live. Takes the segments out of their list.
 
         What is merged is checked first, lest damage be copied under a new checksum.
         """
@@ -262,11 +262,12 @@ class Merger:
             return None
         return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)
 
-    def _blocks(self, segments: Sequence[Segment]) -> Iterator[Block]:
-        for block in live_blocks(segments):
-            if self._cancelled.is_set():
-                raise InterruptedError("the merge was given up")
-            yield block
+    def _blocks(self, segments: list[Segment]) -> Iterator[Block]:
+        while segments:
+            for block in live_blocks([segments.pop(0)]):  # which lets go of the one before, with what is mapped of it
+                if self._cancelled.is_set():
+                    raise InterruptedError("the merge was given up")
+                yield block
 
     def _wants_codes(self, rows: int) -> bool:
         of_index = self._connection.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0]
