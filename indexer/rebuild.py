@@ -5,29 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from indexer import merging, store, vectors
+from indexer import vectors
 from indexer.changes import Change, CommitState, apply_change, hash_content, read_commit, write_commit
-from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
-from indexer.durable import sync, vector_crc
+from indexer.durable import sync
 from indexer.errors import CorruptIndexError, ModelError
 from indexer.lock import acknowledged_commit
-from indexer.manifest import add_segment
-from indexer.merging import CODE_CHOICES, CODE_SPACE, CODE_SPACE_SHA256, CODES
+from indexer.merging import CODE_CHOICES, CODE_SPACE_SHA256, CODES
 from indexer.metadata import connect_writer, transaction
 from indexer.pages import DamagedDatabase
-from indexer.postings import LOG_TRIMMED
+from indexer.rebuild_vectors import SegmentRebuilder, VectorPool
 from indexer.records import Analysis, Document
 from indexer.salvage import Salvage, read_manifest, read_state
-from indexer.salvage_vectors import VectorSource, read_pending_rows, read_segment_files
-from indexer.segments import Block, write_segment
+from indexer.salvage_vectors import read_pending_rows, read_segment_files
+from indexer.segments import write_segment
 from indexer.settings import (
     INDEX_ID,
     Analyser,
@@ -39,7 +36,6 @@ from indexer.settings import (
     write_setting,
     write_settings,
 )
-from indexer.sources import file_sha256
 from indexer.store import LOCK, META, REPAIRED, RETAGGED, SEGMENTS
 from indexer.stored import StoredDocument, StoredPassage, matches_digest, sum_digests
 from indexer.verify import Fault
@@ -146,10 +142,10 @@ class Rebuild:
         compared = 0
         for stored, digest in self.salvage.documents():
             passage = stored.passages[0] if stored.passages else None
-            if passage is None or not matches_digest(stored, digest) or passage.vid not in self.places:
+            if passage is None or not matches_digest(stored, digest) or passage.vid not in self.pool:
                 continue
             made = vectors.normalise(model.analyse([stored.text], tags=False)[0].vectors)[0]
-            kept = vectors.normalise(self._vector(passage.vid).astype(np.float32)[None])[0]
+            kept = vectors.normalise(self.pool.row(passage.vid).astype(np.float32)[None])[0]
             if float(made @ kept) < _SAME:
                 raise ModelError(
                     f"{self.path} has lost its settings, and {model.name} does not make the vectors that are in it: "
@@ -161,34 +157,11 @@ class Rebuild:
         return settings
 
     def _read_vectors(self) -> None:
-        """All proven vectors by vid, those of whole segments first."""
-        execute = self.salvage.connection.execute
-        owners = dict(execute("SELECT vid, doc FROM passages").fetchall())
+        owners = dict(self.salvage.connection.execute("SELECT vid, doc FROM passages").fetchall())
         removed = {row[3]: row[2] for row in self.database.rows("changes") if row[1:2] == ("remove",) and len(row) == 4}
         dimension = self.settings.dimension
-        self.sources = [
-            *read_segment_files(self.folder, self.records, dimension, owners, removed),
-            read_pending_rows(self.database, dimension),
-        ]
-        self.sources.sort(key=lambda source: source.record is None)
-        self.places: dict[int, tuple[int, int]] = {}
-        self.vids_of: dict[int, list[int]] = {}
-        for number, source in enumerate(self.sources):
-            for at in np.flatnonzero(source.sound).tolist():
-                vid = int(source.vids[at])
-                if vid not in self.places:
-                    self.places[vid] = (number, at)
-                    if vid not in removed:
-                        self.vids_of.setdefault(int(source.docs[at]), []).append(vid)
-
-    def _vector(self, vid: int) -> npt.NDArray[np.float16]:
-        number, at = self.places[vid]
-        row: npt.NDArray[np.float16] = self.sources[number].table[at]
-        return row
-
-    def _owner(self, vid: int) -> int:
-        number, at = self.places[vid]
-        return int(self.sources[number].docs[at])
+        segments = read_segment_files(self.folder, self.records, dimension, owners, removed)
+        self.pool = VectorPool([*segments, read_pending_rows(self.database, dimension)], removed=removed.keys())
 
     def _load(self, name: str | None) -> Analyser:
         if self._model is None:
@@ -267,7 +240,7 @@ class Rebuild:
 
     def _restored(self, stored: StoredDocument, digests: set[Any]) -> _Draft:
         """A document that does not match its digest, as it was where that can be found out, else as it can be read."""
-        vids = self.vids_of.get(stored.doc, [])
+        vids = self.pool.vids_of(stored.doc)
         if any(matches_digest(stored, digest) for digest in digests):
             return self._draft(stored)
         for candidate in self.salvage.turned(stored):
@@ -318,12 +291,9 @@ class Rebuild:
         passages = draft.stored.passages
         return (
             not passages
-            or any(not self._has(passage.vid, draft.stored.doc) for passage in passages)
+            or any(not self.pool.has(passage.vid, draft.stored.doc) for passage in passages)
             or (len(passages) > 1 and draft.pooled is None)
         )
-
-    def _has(self, vid: int, doc: int) -> bool:
-        return vid in self.places and self._owner(vid) == doc
 
     def _embed(self, draft: _Draft, analysis: Analysis) -> None:
         """Put the vectors that a document lacks among the sources; under its own numbers, if its passages are the same.
@@ -342,18 +312,10 @@ class Rebuild:
             passages = tuple(StoredPassage(highest + 1 + n, *place) for n, place in enumerate(made))
             draft.stored = stored = replace(stored, passages=passages)
         halves = rows.astype("<f2")
-        wanted = [n for n, passage in enumerate(stored.passages) if not self._has(passage.vid, stored.doc)]
-        self.sources.append(
-            VectorSource(
-                np.array([stored.passages[n].vid for n in wanted], dtype=np.int64),
-                np.full(len(wanted), stored.doc, dtype=np.int64),
-                halves[wanted],
-                np.ones(len(wanted), dtype=bool),
-            )
-        )
-        for at, n in enumerate(wanted):
-            self.places[stored.passages[n].vid] = (len(self.sources) - 1, at)
-            self.embedded.append(stored.passages[n].vid)
+        wanted = [n for n, passage in enumerate(stored.passages) if not self.pool.has(passage.vid, stored.doc)]
+        vids = [stored.passages[n].vid for n in wanted]
+        self.pool.add(stored.doc, vids, halves[wanted])
+        self.embedded += vids
         if len(self.embedded) >= _EMBEDDED:
             self._write_down()
         if len(stored.passages) > 1 and draft.pooled is None:
@@ -362,14 +324,13 @@ class Rebuild:
     def _write_down(self) -> None:
         """Put the vectors made so far into files, where the next run finds them if this one is killed."""
         name = f"{max(self.embedded):010d}{_MADE}"
-        write_segment(
-            self.folder, name, self._blocks(sorted(self.embedded)), dimension=self.settings.dimension, space=None
-        )
+        blocks = self.pool.blocks(sorted(self.embedded))
+        write_segment(self.folder, name, blocks, dimension=self.settings.dimension, space=None)
         self.embedded.clear()
 
     def _highest_vid(self) -> int:
         given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
-        return max([*self.places, *self.live, *(n for n in given if isinstance(n, int)), 0])
+        return max([self.pool.highest_vid, *self.live, *(n for n in given if isinstance(n, int))])
 
     def _lose(self, stored: StoredDocument) -> None:
         """A document without a vector cannot be found: it is kept, as a record that can be added again."""
@@ -395,115 +356,19 @@ class Rebuild:
                 Fault("documents", f"{state.documents - len(self.there)} are lost; which ones is not known")
             )
 
-    # Vectors
-
     def _write_vectors(self) -> None:
-        """Whole segments stay; what is live elsewhere goes into new ones between them, the last rows are pending."""
-        space = self._code_space()
-        whole = [source for source in self.sources if source.record is not None]
-        if space is None:
-            whole = [source for source in whole if source.record is not None and not source.record.rerank]
-        held = {int(vid) for source in whole for vid in source.vids}
-        rest = sorted(vid for vid in self.live if vid not in held)
-        vids_left = np.array(rest, dtype=np.int64)
-        inside = {
-            id(source) for source in whole if np.any((vids_left >= source.vids[0]) & (vids_left <= source.vids[-1]))
-        }
-        if inside:  # a segment's numbers may not lie among another's
-            whole = [source for source in whole if id(source) not in inside]
-            held = {int(vid) for source in whole for vid in source.vids}
-            rest = sorted(vid for vid in self.live if vid not in held)
-        firsts = sorted(int(source.vids[0]) for source in whole)
-        groups: dict[int, list[int]] = {}
-        for vid in rest:
-            groups.setdefault(int(np.searchsorted(firsts, vid)), []).append(vid)
-        number = read_commit(self.connection).number + 1
-        records = [source.record for source in whole if source.record is not None]
-        pending: list[int] = []
-        for group, vids in sorted(groups.items()):
-            if group == len(firsts) and len(vids) < store.SEAL_ROWS:
-                pending = vids
-                continue
-            codes = merging.wants_codes(self.codes or "auto", len(vids), len(self.live))
-            if codes and space is None:
-                space = self._new_space(vids)
-            records.append(
-                write_segment(
-                    self.folder,
-                    f"{number:010d}r{group}",
-                    self._blocks(vids),
-                    dimension=self.settings.dimension,
-                    space=space if codes else None,
-                )
-            )
-        with transaction(self.connection):
-            for record in records:
-                add_segment(self.connection, record)
-            self._write_pending(pending)
-            self._write_log(whole)
-            if space is not None and any(record.rerank for record in records):
-                write_setting(self.connection, CODE_SPACE_SHA256, file_sha256(self.folder / CODE_SPACE))
-        self.named = {file.name for record in records for file in record.files}
-        if space is not None:
-            self.named.add(CODE_SPACE)
-
-    def _blocks(self, vids: Sequence[int]) -> Iterator[Block]:
-        for start in range(0, len(vids), 8_192):
-            some = vids[start : start + 8_192]
-            table = np.stack([self._vector(vid) for vid in some])
-            yield Block(np.array(some), np.array([self._owner(vid) for vid in some]), table)
-
-    def _write_pending(self, vids: Sequence[int]) -> None:
-        blobs = [self._vector(vid).tobytes() for vid in vids]
-        self.connection.executemany(
-            "INSERT INTO pending (vid, doc, vector, crc32) VALUES (?, ?, ?, ?)",
-            [
-                (vid, self.live[vid], blob, vector_crc(vid, self.live[vid], blob))
-                for vid, blob in zip(vids, blobs, strict=True)
-            ],
+        segments = SegmentRebuilder(
+            self.connection,
+            self.database,
+            self.folder,
+            self.pool,
+            self.live,
+            self.settings.dimension,
+            self.codes or "auto",
+            self.space_sha256,
+            self._keep,
         )
-
-    def _write_log(self, whole: Sequence[VectorSource]) -> None:
-        """The log begins anew: which vectors of the segments are dead. Numbers go on behind all that were given."""
-        execute = self.connection.execute
-        given = {row[0]: row[1] for row in self.database.rows("sqlite_sequence") if len(row) == 2}
-        seqs = [row[0] for row in self.database.rows("changes") if row and isinstance(row[0], int)]
-        last = max([n for n in (given.get("changes"),) if isinstance(n, int)] + seqs + [0])
-        last = last if last < 2**48 else max([*seqs, 0])
-        execute("DELETE FROM changes")
-        dead = [
-            (int(vid), int(doc))
-            for source in whole
-            for vid, doc in zip(source.vids.tolist(), source.docs.tolist(), strict=True)
-            if int(vid) not in self.live
-        ]
-        rows = [(last + n, "remove", doc, vid) for n, (vid, doc) in enumerate(dead, start=1)]
-        self.connection.executemany("INSERT INTO changes (seq, op, doc, vid) VALUES (?, ?, ?, ?)", rows)
-        write_setting(self.connection, LOG_TRIMMED, last + len(dead))
-        docs = [int(source.docs.max(initial=0)) for source in self.sources if source.record is not None]
-        for table, highest in (
-            ("documents", max([*self.there, *docs, _plausible(given.get("documents")), 0])),
-            ("passages", max([*self.live, *self.places, _plausible(given.get("passages")), 0])),
-            ("changes", last + len(dead)),
-        ):
-            execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
-            execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, highest))
-
-    def _code_space(self) -> CodeSpace | None:
-        """The code space as it was, `None` where no segment has codes, or it is lost."""
-        file, dimension = self.folder / CODE_SPACE, self.settings.dimension
-        if self.space_sha256 is None:
-            return None
-        if file.is_file() and file_sha256(file) == self.space_sha256:
-            return load_code_space(file, dimension=dimension)
-        return None
-
-    def _new_space(self, vids: Sequence[int]) -> CodeSpace:
-        sample = vids[:: max(1, len(vids) // 2_048)]
-        space = new_code_space(np.stack([self._vector(vid) for vid in sample]))
-        self._keep(self.folder / CODE_SPACE)
-        save_code_space(space, self.folder / CODE_SPACE)
-        return space
+        self.named = segments.write(highest_doc=max(self.there, default=0))
 
     # The end
 
@@ -549,10 +414,6 @@ class Rebuild:
 def _leading_number(name: str) -> int:
     digits = name[:10]
     return int(digits) if digits.isdecimal() else 0
-
-
-def _plausible(number: object) -> int:
-    return number if isinstance(number, int) and 0 <= number < 2**32 - 1 else 0
 
 
 def _json(text: str) -> Any:
