@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, replace
+from pathlib import Path
 
+from indexer.changes import Change, read_commit, write_commit
 from indexer.errors import CorruptIndexError
+from indexer.metadata import transaction
 from indexer.segments import SegmentFile, SegmentRecord
 
 
@@ -65,3 +69,42 @@ def drop_segments(connection: sqlite3.Connection, records: Iterable[SegmentRecor
     names = [(record.name,) for record in records]
     connection.executemany("DELETE FROM segment_files WHERE segment = ?", names)
     connection.executemany("DELETE FROM segments WHERE name = ?", names)
+
+
+@contextmanager
+def naming(connection: sqlite3.Connection, folder: Path, record: SegmentRecord | None) -> Iterator[None]:
+    """A transaction that names a segment. If it fails, the segment's files go, once it is sure that it has failed.
+
+    An interrupt that comes while it commits is raised when it has committed.
+    """
+    committing = False
+    try:
+        with transaction(connection):
+            yield
+            committing = True
+    except BaseException:
+        if record is not None and not (committing and _may_be_named(connection, record)):
+            delete_files(folder, record)
+        raise
+
+
+def delete_files(folder: Path, record: SegmentRecord) -> None:
+    """Delete a segment's files. Readers that have them mapped keep them."""
+    for file in record.files:
+        (folder / file.name).unlink(missing_ok=True)
+
+
+def _may_be_named(connection: sqlite3.Connection, record: SegmentRecord) -> bool:
+    """Whether a segment is named, or may turn out to be, when its commit has not come back as it should; now or never.
+
+    Where the log could be written but not synced, the commit stands in it whole, and the next one to open the index
+    would take it for done. A new commit takes its place in the log. Until then, no file that it names may go.
+    """
+    try:
+        if connection.execute("SELECT 1 FROM segments WHERE name = ?", (record.name,)).fetchone():
+            return True
+        with transaction(connection):
+            write_commit(connection, read_commit(connection).following(Change()))
+    except sqlite3.Error:
+        return True
+    return False

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -21,7 +22,7 @@ from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_
 from indexer.compaction import SegmentSize, full_merges, next_merge
 from indexer.durable import sync
 from indexer.errors import CorruptIndexError
-from indexer.manifest import add_segment, drop_segments, read_segments
+from indexer.manifest import add_segment, delete_files, drop_segments, naming, read_segments
 from indexer.metadata import transaction
 from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
 from indexer.segments import (
@@ -46,6 +47,8 @@ CODE_CHOICES = ("auto", "always", "never")
 CODES_FROM = 32_768  # rows of a segment; below, scanning the vectors themselves is fast enough
 # Rows of an index. In a large one a few segments without codes, of 1 % of its rows, were a fifth of a search.
 ALL_CODED_FROM = 131_072
+
+_MOST_UNDER_WAY = 8  # merges, each of which holds what it reads open
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,10 @@ def wants_codes(choice: str, rows: int, of_index: int) -> bool:
 
 
 class Merger:
-    """The merges of one index folder, for its writer. One runs at a time; they are committed in their order."""
+    """The merges of one index folder, for its writer. One runs at a time; they are committed in their order.
+
+    Each counts on those before it. When one fails, or waiting for it is interrupted, those behind it are given up.
+    """
 
     def __init__(self, connection: sqlite3.Connection, folder: Path, dimension: int) -> None:
         """`connection` is the writer's, `folder` that of the segments."""
@@ -83,8 +89,10 @@ class Merger:
         self._folder = folder
         self._dimension = dimension
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="merge")
-        self._cancelled = threading.Event()
         self._under_way: deque[_Merge] = deque()
+        self._given_up = threading.Event()  # of the merges that are under way; later ones get another
+        self._names = ("", 0)  # the stem that names began with last, and how many of them there were
+        self._closed = False
 
     @property
     def codes(self) -> str:
@@ -154,29 +162,45 @@ class Merger:
 
     def _finish_first(self) -> None:
         """Wait for the first merge under way and commit it."""
-        merge = self._under_way.popleft()
-        merged = merge.written.result()
-        with transaction(self._connection):
-            drop_segments(self._connection, merge.records)
-            if merged is not None:
-                add_segment(self._connection, merged)
-            self.trim_log(*merge.range, known=merge.last_change)
-            write_commit(self._connection, read_commit(self._connection).following(Change()))
-        # Readers that have them mapped keep them; those that were about to open them read the manifest again.
-        for record in merge.records:
-            for file in record.files:
-                (self._folder / file.name).unlink(missing_ok=True)
+        try:
+            merged = self._under_way[0].written.result()
+            merge = self._under_way.popleft()
+            with naming(self._connection, self._folder, merged):
+                drop_segments(self._connection, merge.records)
+                if merged is not None:
+                    add_segment(self._connection, merged)
+                self.trim_log(*merge.range, known=merge.last_change)
+                write_commit(self._connection, read_commit(self._connection).following(Change()))
+        except BaseException:
+            self._give_up()
+            raise
+        for record in merge.records:  # readers that were about to open them read the manifest again
+            delete_files(self._folder, record)
+
+    def _give_up(self) -> None:
+        """Forget the merges under way; what they read stays, and what they write goes."""
+        self._given_up.set()
+        self._given_up = threading.Event()
+        while self._under_way:
+            written = self._under_way.pop().written
+            written.cancel()
+            written.add_done_callback(self._delete_written)
+
+    def _delete_written(self, written: Future[SegmentRecord | None]) -> None:
+        if not written.cancelled() and written.exception() is None and (record := written.result()) is not None:
+            with suppress(OSError):  # the next writer deletes it
+                delete_files(self._folder, record)
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._cancelled.is_set()
+        return self._closed
 
     def close(self) -> None:
-        """Give up the merges under way; what they read stays."""
-        self._cancelled.set()
+        """Give up the merges under way."""
+        self._closed = True
+        self._give_up()
         self._thread.shutdown(cancel_futures=True)
-        self._under_way.clear()
 
     def trim_log(self, first: int, last: int, *, known: int) -> None:
         """Forget changes that nobody needs once a new segment has the vids first to last, in the caller's transaction.
@@ -203,7 +227,7 @@ class Merger:
 
     def _start_due(self) -> None:
         """Start the merges that are due, but for one that is to read what another still writes."""
-        while names := next_merge(self._sizes()):
+        while len(self._under_way) < _MOST_UNDER_WAY and (names := next_merge(self._sizes())):
             if any(merge.name in names for merge in self._under_way):
                 return
             self._start(names)
@@ -239,18 +263,27 @@ class Merger:
                 len(removed),
                 read_log_position(self._connection).last,
                 self._last_sealed() + live,
-                self._thread.submit(self._write, name, records, segments, space),
+                self._thread.submit(self._write, name, records, segments, space, self._given_up),
             )
         )
 
     def _new_name(self) -> str:
-        """Named by the next commit, as sealed segments are, and by their place among merges that begin before it."""
+        """Named by the next commit, as sealed segments are, and by its place among the merges that began before it.
+
+        No name comes twice, as a merge that was given up may still be writing.
+        """
         stem = f"{read_commit(self._connection).number + 1:010d}m"
-        count = sum(merge.name.startswith(stem) for merge in self._under_way)
+        count = self._names[1] if self._names[0] == stem else 0
+        self._names = (stem, count + 1)
         return new_name(self._folder, f"{stem}{count or ''}")
 
     def _write(
-        self, name: str, records: Sequence[SegmentRecord], segments: list[Segment], space: CodeSpace | None
+        self,
+        name: str,
+        records: Sequence[SegmentRecord],
+        segments: list[Segment],
+        space: CodeSpace | None,
+        given_up: threading.Event,
     ) -> SegmentRecord | None:
         """In the thread: write the merged segment; `None` where nothing is live. Takes the segments out of their list.
 
@@ -260,14 +293,8 @@ class Merger:
             check_files(self._folder, record)
         if not any(segment.live_rows for segment in segments):
             return None
-        return write_segment(self._folder, name, self._blocks(segments), dimension=self._dimension, space=space)
-
-    def _blocks(self, segments: list[Segment]) -> Iterator[Block]:
-        while segments:
-            for block in live_blocks([segments.pop(0)]):  # which lets go of the one before, with what is mapped of it
-                if self._cancelled.is_set():
-                    raise InterruptedError("the merge was given up")
-                yield block
+        blocks = _blocks(segments, given_up)
+        return write_segment(self._folder, name, blocks, dimension=self._dimension, space=space)
 
     def _wants_codes(self, rows: int) -> bool:
         of_index = self._connection.execute("SELECT coalesce(sum(rows), 0) FROM segments").fetchone()[0]
@@ -303,3 +330,12 @@ class Merger:
         with transaction(self._connection):
             write_setting(self._connection, CODE_SPACE_SHA256, file_sha256(path))
         return load_code_space(path, dimension=self._dimension)
+
+
+def _blocks(segments: list[Segment], given_up: threading.Event) -> Iterator[Block]:
+    """The live vectors of segments, each of which is let go of, with what is mapped of it, once it is copied."""
+    while segments:
+        for block in live_blocks([segments.pop(0)]):
+            if given_up.is_set():
+                raise InterruptedError("the merge was given up")
+            yield block

@@ -175,7 +175,7 @@ def retag(model: Analyser, writer: IndexWriter, *, on_commit: Callable[[int], No
         raise ModelError(f"model {model.name} has no heads: it gives embeddings, but no class or entities")
     writer.begin_retagging(settings)
     done, last = 0, writer.retagged_up_to or 0
-    while documents := writer.documents_after(last, BATCH_DOCUMENTS):
+    while documents := writer.documents_after(last, BATCH_DOCUMENTS, characters=BATCH_CHARACTERS):
         writer.retag(documents, model.analyse([stored.text for stored in documents]))
         done, last = done + len(documents), documents[-1].doc
         if on_commit is not None:

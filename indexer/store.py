@@ -45,7 +45,7 @@ from indexer.errors import (
 )
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock, acknowledged_commit
-from indexer.manifest import add_segment
+from indexer.manifest import add_segment, naming
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
 from indexer.metadata import connect_reader, connect_writer, select_in, transaction
 from indexer.postings import read_log_position
@@ -207,10 +207,17 @@ class IndexWriter:
         last: int | None = read_setting(self._connection, RETAGGED)
         return last
 
-    def documents_after(self, doc: int, n: int) -> list[StoredDocument]:
-        """The next n documents in the order of their numbers."""
-        rows = self._connection.execute("SELECT doc FROM documents WHERE doc > ? ORDER BY doc LIMIT ?", (doc, n))
-        return list(read_documents(self._connection, [number for (number,) in rows.fetchall()]).values())
+    def documents_after(self, doc: int, n: int, *, characters: int) -> list[StoredDocument]:
+        """The next documents in the order of their numbers, n at most, and fewer when so many characters are there."""
+        numbers = []
+        for number, length in self._connection.execute(
+            "SELECT doc, length(text) FROM documents WHERE doc > ? ORDER BY doc LIMIT ?", (doc, n)
+        ).fetchall():
+            numbers.append(number)
+            characters -= length
+            if characters <= 0:
+                break
+        return list(read_documents(self._connection, numbers).values())
 
     def retag(self, documents: Sequence[StoredDocument], analyses: Sequence[Analysis]) -> None:
         """Replace class and entities of documents, in one transaction; vectors and texts stay."""
@@ -307,37 +314,16 @@ class IndexWriter:
         """
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
-            committing = False
-            try:
-                with transaction(self._connection):
-                    apply_change(self._connection, change, pending=not seal)
-                    if seal:
-                        self._connection.execute("DELETE FROM pending")
-                    if record is not None:
-                        add_segment(self._connection, record)
-                        last_change = read_log_position(self._connection).last
-                        self._merger.trim_log(record.first_vid, record.last_vid, known=last_change)
-                    committing = True
-            except BaseException:
-                if record is not None and (not committing or self._settle()):
-                    for file in record.files:
-                        (self.path / SEGMENTS / file.name).unlink(missing_ok=True)
-                raise
+            with naming(self._connection, self.path / SEGMENTS, record):
+                apply_change(self._connection, change, pending=not seal)
+                if seal:
+                    self._connection.execute("DELETE FROM pending")
+                if record is not None:
+                    add_segment(self._connection, record)
+                    last_change = read_log_position(self._connection).last
+                    self._merger.trim_log(record.first_vid, record.last_vid, known=last_change)
         self._pending = 0 if seal else self._pending + len(change.vectors)
         self._upkeep.keep_log_small()
-
-    def _settle(self) -> bool:
-        """Make sure that a commit which failed stays undone; returns whether that is sure now.
-
-        Where the log could be written but not synced, the commit stands in it whole, and the next one to open the index
-        would take it for done. A new commit takes its place in the log. Until then, no file that it names may go.
-        """
-        try:
-            with transaction(self._connection):
-                write_commit(self._connection, self.state.following(Change()))
-        except sqlite3.Error:
-            return False
-        return True
 
     def _new_segment(self, change: Change) -> SegmentRecord | None:
         """Write a segment of what is pending after a change; `None` where that is nothing."""

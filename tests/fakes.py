@@ -269,3 +269,25 @@ def save_tiny_model(folder: Path, *, seed: int = 0, heads: bool = True) -> Path:
 
     save_checkpoint(multi_task(seed=seed) if heads else tiny(seed=seed), folder)
     return folder
+
+
+class InterruptedCommits:
+    """A connection whose next `COMMIT` is followed by an interrupt, as when Ctrl-C comes while SQLite syncs.
+
+    Python calls the handler of a signal when the C function that it came in has returned: the commit is done then.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._armed = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        """As the connection does it."""
+        cursor = self._connection.execute(statement, *values)
+        if self._armed and statement == "COMMIT":
+            self._armed = False
+            raise KeyboardInterrupt
+        return cursor

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fakes import (
     DemoAnalyser,
+    InterruptedCommits,
     build_index,
     build_vector_index,
     check_consistent,
@@ -562,6 +563,91 @@ def test_a_compaction_that_fails_at_any_step_can_be_run_again(
     assert rows_of(path) == [198]
     assert verify_index(path).faults == ()
     assert_answers(path, [n for n in range(200) if n not in (7, 150)])
+
+
+@pytest.mark.parametrize("step", ["written", "committed"])
+def test_an_interrupt_while_a_merge_is_committed_loses_no_vector(
+    path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(path, 120)
+    with IndexWriter(path) as writer:
+        writer.remove([f"d{n}" for n in range(0, 120, 2)])
+        with monkeypatch.context() as patch:
+            if step == "committed":
+                patch.setattr(writer._merger, "_connection", InterruptedCommits(writer._connection))
+            else:
+                patch.setattr(merging, "naming", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                writer.compact()
+        assert verify_index(path).faults == ()
+        assert_answers(path, range(1, 120, 2))
+        writer.compact(full=True)
+    assert rows_of(path) == [60]
+    assert verify_index(path).faults == ()
+    assert_answers(path, range(1, 120, 2))
+
+
+def test_merges_behind_one_that_fails_are_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(path, 120)  # three segments, each of which is written again when half of it is dead
+    write, begun, let_go = merging.Merger._write, [], threading.Event()
+
+    def first_fails(self: merging.Merger, name: str, *arguments: Any) -> Any:
+        begun.append(name)
+        if len(begun) == 1:
+            raise OSError(28, "No space left on device")
+        if len(begun) == 2:  # is still being written when all begin again
+            let_go.wait(60)
+        return write(self, name, *arguments)
+
+    monkeypatch.setattr(merging.Merger, "_write", first_fails)
+    with IndexWriter(path) as writer:
+        writer.remove([f"d{n}" for n in range(0, 120, 2)])
+        with pytest.raises(store.StorageError, match="No space left on device"):
+            writer.compact()
+        assert rows_of(path) == [40, 40, 40]
+        threading.Timer(0.2, let_go.set).start()
+        assert writer.compact() == 3
+        assert len(begun) == len(set(begun)), "one merge would have overwritten the file of another"
+    assert rows_of(path) == [20, 20, 20]
+    assert verify_index(path).faults == ()
+    assert_answers(path, range(1, 120, 2))
+    assert files_of(path) == {name for name, *_ in table_rows(path, "segment_files")}
+
+
+def test_what_is_removed_stays_so_when_its_segment_is_damaged(path: Path) -> None:
+    sizes = [40, 40, 200, 40, 40]  # without the third, the other four are due to become one
+    with IndexWriter(path, create=settings_of_vectors(WIDTH)) as writer:
+        first = 0
+        for size in sizes:
+            writer.write(vector_entries(TABLE[first : first + size], first=first))
+            first += size
+    file = max((path / "segments").glob("*.fp16.faiss"), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    writer = IndexWriter(path)
+    writer.remove([f"d{n}" for n in range(80, 280)])
+    for _ in range(2):
+        with pytest.raises(CorruptIndexError, match="is not what was written"):
+            writer.compact()
+    with pytest.raises(CorruptIndexError, match="is not what was written"):
+        writer.close()
+    assert_answers(path, [*range(80), *range(280, 360)])
+
+
+def test_a_merge_that_cannot_be_committed_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(path, 120)
+    with IndexWriter(path) as writer:
+        writer.remove([f"d{n}" for n in range(20)])
+        before = files_of(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(merging, "drop_segments", lambda *_: writer._connection.execute("no SQL"))
+            for _ in range(2):
+                with pytest.raises(store.StorageError, match="syntax error"):
+                    writer.compact()
+                assert files_of(path) == before
+        writer.compact()
+    assert verify_index(path).faults == ()
 
 
 # Size

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fakes import DemoAnalyser, build_index, check_consistent, entries
 
-from indexer import merging, metadata, store
+from indexer import manifest, merging, metadata, store
 from indexer.codes import load_code_space
 from indexer.errors import StorageError
 from indexer.records import Document
@@ -52,7 +52,7 @@ def test_a_failed_commit_that_is_in_the_log_keeps_its_segment(tmp_path: Path, mo
     path, copy, model = build_index(tmp_path / "index", documents(0, 15)), tmp_path / "copy", DemoAnalyser()
     writer = IndexWriter(path)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "transaction", committed_but_failed)
+        patch.setattr(manifest, "transaction", committed_but_failed)
         with pytest.raises(StorageError, match="disk I/O error"):
             writer.write(entries(documents(15, 10), model))
         shutil.copytree(path, copy)  # as a crash leaves it
@@ -67,7 +67,7 @@ def test_a_failed_commit_leaves_no_file_and_the_writer_goes_on(tmp_path: Path, m
     monkeypatch.setattr(store, "SEAL_ROWS", 20)
     path, model = build_index(tmp_path / "index", documents(0, 15)), DemoAnalyser()
     failures = iter([failed])
-    monkeypatch.setattr(store, "transaction", lambda connection: next(failures, metadata.transaction)(connection))
+    monkeypatch.setattr(manifest, "transaction", lambda connection: next(failures, metadata.transaction)(connection))
     with IndexWriter(path) as writer:
         with pytest.raises(StorageError, match="disk I/O error"):
             writer.write(entries(documents(15, 10), model))

@@ -208,7 +208,7 @@ def test_metadata_and_tags_change_without_the_words(path: Path) -> None:
         from indexer.store import Entry
 
         writer.write([Entry(Document(document.id, document.text, {"n": -1}), None)])
-        stored = writer.documents_after(0, 100)
+        stored = writer.documents_after(0, 100, characters=10**6)
         writer.retag(stored, MODEL.analyse([item.text for item in stored]))
     check_keywords(path)
     with Searcher(path) as searcher:

@@ -79,7 +79,7 @@ def change(writer: IndexWriter, number: int, chance: random.Random) -> None:
         writer.write(entries([Document(f"new{number}", text, {"n": chance.randrange(40)})], MODEL))
     elif kind == 1:
         writer.write(entries([Document(id_, text, {"n": [1, 30]})], MODEL))
-    elif kind == 2 and (known := writer.documents_after(0, 100)):
+    elif kind == 2 and (known := writer.documents_after(0, 100, characters=10**6)):
         stored = chance.choice(known)
         writer.write([Entry(Document(stored.id, stored.text, {"other": number}), None)])
     elif kind == 3:
@@ -87,7 +87,7 @@ def change(writer: IndexWriter, number: int, chance: random.Random) -> None:
     elif kind == 4:
         writer.seal()
     elif kind == 5:
-        writer.retag(stored := writer.documents_after(chance.randrange(30), 3), MODEL.analyse([text] * len(stored)))
+        writer.retag(stored := writer.documents_after(chance.randrange(30), 3, characters=10**6), MODEL.analyse([text] * len(stored)))
     else:
         writer.remove([id_])
         writer.write(entries([Document(id_, text, {"n": 2})], MODEL))

@@ -20,7 +20,15 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from fakes import DemoAnalyser, build_index, check_consistent, document_scores, entries, table_rows
+from fakes import (
+    DemoAnalyser,
+    InterruptedCommits,
+    build_index,
+    check_consistent,
+    document_scores,
+    entries,
+    table_rows,
+)
 
 from indexer import store
 from indexer.changes import CommitState
@@ -38,6 +46,7 @@ from indexer.reader import IndexReader
 from indexer.records import Analysis, Document, Label, Passage, Span
 from indexer.settings import IndexSettings, settings_of
 from indexer.store import Action, Entry, IndexWriter
+from indexer.verify import verify_index
 
 SETTINGS = IndexSettings(
     model="demo",
@@ -374,6 +383,34 @@ def test_an_interrupt_within_a_batch_leaves_nothing_of_it(
     assert kept(path) == before
     writer.write([entry("b", "b", EAST)])
     assert writer.state.documents == 2
+
+
+def test_an_interrupt_while_a_segment_is_committed_loses_no_vector(
+    path: Path, writer: IndexWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SEAL_ROWS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_connection", InterruptedCommits(writer._connection))
+        with pytest.raises(KeyboardInterrupt):
+            writer.write([entry("a", "a", EAST), entry("b", "b", NORTH)])
+    assert verify_index(path).faults == ()
+    assert writer.state.documents == 2
+    writer.write([entry("c", "c", EAST), entry("d", "d", NORTH)])
+    check_consistent(path)
+    assert verify_index(path).faults == ()
+
+
+def test_documents_are_read_some_at_a_time_and_fewer_when_they_are_long(writer: IndexWriter) -> None:
+    writer.write([entry(id_, text, EAST) for id_, text in {"a": "aa", "b": "bbb", "c": "c" * 10, "d": "d"}.items()])
+
+    def ids(doc: int, n: int, characters: int) -> list[str]:
+        return [stored.id for stored in writer.documents_after(doc, n, characters=characters)]
+
+    assert ids(0, 3, 100) == ["a", "b", "c"]
+    assert ids(0, 3, 5) == ["a", "b"]
+    assert ids(2, 3, 5) == ["c"], "one at least"
+    assert ids(3, 3, 5) == ["d"]
+    assert ids(4, 3, 5) == []
 
 
 def test_metadata_of_an_unknown_document_cannot_change(writer: IndexWriter) -> None:

@@ -1,6 +1,9 @@
 """What was acknowledged survives SIGKILL: at random moments, and at every kind of system call that touches the index.
 
     python scripts/faults/kill.py [--kills 200] [--documents 20000] [--each 4] [--call-documents 2000] [--folder DIR]
+    python scripts/faults/kill.py --signal INT
+
+SIGINT, which is Ctrl-C, is a `KeyboardInterrupt` in the writer, which tidies up and closes the index.
 
 At random moments: one long run of the workload (it adds, updates, changes metadata, removes, seals, compacts), killed
 again and again and each time resumed on what was left. At system calls: an unhurt run shows which calls touch which
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -35,8 +39,6 @@ from tracing import (
 )
 from workload import check_sound, run, small_segments, steps_done
 
-KILL = "signal=SIGKILL"
-KILLED = (-9, 137)
 OPENING = 0.1  # seconds, about, in which an index is opened and the first step begins
 
 
@@ -44,6 +46,7 @@ OPENING = 0.1  # seconds, about, in which an index is opened and the first step 
 class Kills:
     """What came of kills. `kept`: the step under way turned out to be done; `kinds`: kills by call and file."""
 
+    signal: signal.Signals = signal.SIGKILL
     kills: int = 0
     kept: int = 0
     opening: int = 0
@@ -51,6 +54,10 @@ class Kills:
     missed: int = 0
     kinds: Counter[Kind] = field(default_factory=Counter)
     bad: list[str] = field(default_factory=list)
+
+    def killed(self, outcome: Outcome) -> bool:
+        """Whether the signal ended a process, as Python or a shell tells it."""
+        return outcome.code in (-self.signal, 128 + self.signal)
 
 
 def check(index: Path, work: Work, outcome: Outcome, result: Kills, what: str) -> int:
@@ -78,23 +85,31 @@ def resume(index: Path, work: Work, done: int, result: Kills, what: str) -> None
     result.resumed += 1
 
 
-def kill_at_random(folder: Path, work: Work, *, kills: int, step_seconds: float, seed: int = 0) -> Kills:
+def kill_at_random(
+    folder: Path,
+    work: Work,
+    *,
+    kills: int,
+    step_seconds: float,
+    seed: int = 0,
+    signal: signal.Signals = signal.SIGKILL,
+) -> Kills:
     """One long run, killed so many times on its way, and at the end resumed to its end.
 
     The process dies behind some of the steps that are left, as many for each kill, and then somewhere in the next one,
     or, behind none, in its opening; `step_seconds`: how long a step takes. Where the run comes to its end first,
     another one begins.
     """
-    random, result, index, done = np.random.default_rng(seed), Kills(), folder / "random", 0
+    random, result, index, done = np.random.default_rng(seed), Kills(signal), folder / "random", 0
     while result.kills < kills:
         steps = int(random.integers(0, 2 + 2 * (len(work.steps) - done) // (kills - result.kills + 1)))
         pause = random.uniform(0, 2 * step_seconds if steps else OPENING)
-        outcome = run_killed_after(work, index, done, min(steps, len(work.steps) - done), float(pause))
+        outcome = run_killed_after(work, index, done, min(steps, len(work.steps) - done), float(pause), signal)
         what = f"random kill {result.kills} behind step {outcome.acknowledged}"
-        if outcome.code not in KILLED and outcome.code != 0:
+        if not result.killed(outcome) and outcome.code != 0:
             result.bad.append(f"{what}: ended with {outcome.code}: {outcome.error}")
             return result
-        result.kills += outcome.code in KILLED
+        result.kills += result.killed(outcome)
         result.opening += outcome.acknowledged == done
         done = check(index, work, outcome, result, what)
         if done < 0:
@@ -107,20 +122,27 @@ def kill_at_random(folder: Path, work: Work, *, kills: int, step_seconds: float,
     return result
 
 
-def kill_at_calls(folder: Path, work: Work, *, each: int, only: Sequence[str] | None = None) -> Kills:
+def kill_at_calls(
+    folder: Path,
+    work: Work,
+    *,
+    each: int,
+    only: Sequence[str] | None = None,
+    signal: signal.Signals = signal.SIGKILL,
+) -> Kills:
     """Fresh runs, each killed at one system call: `each` calls of every kind (or those named) on every kind of file."""
-    result, index = Kills(), folder / "calls"
+    result, index = Kills(signal), folder / "calls"
     for kind in survey(work.command(index, 0), index):
         if only is not None and str(kind) not in only:
             continue
         for number in spread(kind.count, each):
             shutil.rmtree(index, ignore_errors=True)
-            outcome = run_traced(work.command(index, 0), [kind], KILL, str(number))
+            outcome = run_traced(work.command(index, 0), [kind], f"signal={signal.name}", str(number))
             if outcome.code == 0:
                 result.missed += 1  # two threads share the calls of this kind, and neither has made so many
                 continue
             what = f"killed at {kind}, number {number}, behind step {outcome.acknowledged}"
-            if outcome.code not in KILLED:
+            if not result.killed(outcome):
                 result.bad.append(f"{what}: ended with {outcome.code}: {outcome.error}")
                 continue
             result.kills += 1
@@ -139,8 +161,10 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20_000, help="of the run that is killed at random")
     parser.add_argument("--each", type=int, default=4, help="kills for each kind of call and of file")
     parser.add_argument("--call-documents", type=int, default=2_000, help="of each run that is killed at a call")
+    parser.add_argument("--signal", choices=("KILL", "INT"), default="KILL")
     parser.add_argument("--folder", type=Path, help="where the indexes are made; default: a temporary folder")
     arguments = parser.parse_args()
+    sent = signal.Signals[f"SIG{arguments.signal}"]
     small_segments()
     bad: list[str] = []
     if arguments.folder is not None:
@@ -153,7 +177,9 @@ def main() -> None:
             run_plain(work, folder / "clean", 0)
             clean = time.monotonic() - started
             print(f"unhurt: {arguments.documents:,} documents, {len(work.steps)} steps in {clean:.1f} s")
-            result = kill_at_random(folder, work, kills=arguments.kills, step_seconds=clean / len(work.steps))
+            result = kill_at_random(
+                folder, work, kills=arguments.kills, step_seconds=clean / len(work.steps), signal=sent
+            )
             show(result, time.monotonic() - started)
             print(f"  of which before a step of their run was done: {result.opening}")
             bad += result.bad
@@ -161,7 +187,7 @@ def main() -> None:
             print(f"kills at system calls are left out: {reason}")
         elif arguments.each:
             started = time.monotonic()
-            result = kill_at_calls(folder, Work(arguments.call_documents, 100), each=arguments.each)
+            result = kill_at_calls(folder, Work(arguments.call_documents, 100), each=arguments.each, signal=sent)
             show(result, time.monotonic() - started)
             for name in sorted({kind.name for kind in result.kinds}):
                 found = [(kind.place, kills) for kind, kills in result.kinds.items() if kind.name == name]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,15 +101,17 @@ def run_command(command: Sequence[str]) -> Outcome:
     return Outcome(_acknowledged(ended.stdout), ended.returncode, ended.stdout, ended.stderr)
 
 
-def run_killed_after(work: Work, index: Path, done: int, steps: int, seconds: float) -> Outcome:
-    """SIGKILL so many seconds after the process has done so many steps; after 0 steps it is ready to open the index."""
+def run_killed_after(
+    work: Work, index: Path, done: int, steps: int, seconds: float, sent: signal.Signals = signal.SIGKILL
+) -> Outcome:
+    """Send a signal so many seconds after the process has done so many steps; after 0 it is ready to open the index."""
     with subprocess.Popen(
         work.command(index, done), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as child:
         assert child.stdout is not None
         first = "".join(child.stdout.readline() for _ in range(1 + steps))
         time.sleep(seconds)
-        child.kill()
+        child.send_signal(sent)
         out, error = child.communicate()
     return Outcome(_acknowledged(first + out), child.returncode, first + out, error)
 
