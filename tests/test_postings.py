@@ -87,7 +87,8 @@ def change(writer: IndexWriter, number: int, chance: random.Random) -> None:
     elif kind == 4:
         writer.seal()
     elif kind == 5:
-        writer.retag(stored := writer.documents_after(chance.randrange(30), 3, characters=10**6), MODEL.analyse([text] * len(stored)))
+        stored = writer.documents_after(chance.randrange(30), 3, characters=10**6)
+        writer.retag(stored, MODEL.analyse([text] * len(stored)))
     else:
         writer.remove([id_])
         writer.write(entries([Document(id_, text, {"n": 2})], MODEL))
