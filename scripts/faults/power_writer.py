@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tests")]
 from fakes import DemoAnalyser  # noqa: E402
 from workload import DIMENSION, Step, apply, make_steps, perform, states  # noqa: E402
 
-from indexer import codes, compaction, durable, merging, segments, store  # noqa: E402
+from indexer import codes, compaction, durable, manifest, merging, segments, store  # noqa: E402
 from indexer.settings import settings_of  # noqa: E402
 
 SEGMENT_ROWS = 36
@@ -161,7 +161,7 @@ def _named_before_files() -> None:
             fsync(descriptor := waiting.pop())
             os.close(descriptor)
 
-    store.transaction = merging.transaction = first_commit
+    store.transaction = merging.transaction = manifest.transaction = first_commit  # type: ignore[attr-defined]
 
 
 def _merged_deleted_early() -> None:
