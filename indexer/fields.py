@@ -97,7 +97,7 @@ def metadata_problems(metadata: Metadata) -> Iterator[tuple[str, str]]:
         elif isinstance(value, int):
             if not INT64_MIN <= value <= INT64_MAX:
                 yield path_of(keys), f"integer {value} does not fit in 64 bits; give it as a string"
-        elif isinstance(value, float):
+        elif type(value) is float:  # numpy's is a subclass, which JSON writers do not take
             if not math.isfinite(value):
                 yield path_of(keys), f"{value} is not a number that JSON has; leave the field out or use null"
         else:

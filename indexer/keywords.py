@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 from pyroaring import BitMap
 
@@ -95,19 +96,45 @@ def matched_words(
     connection: sqlite3.Connection, expression: str, docs: Sequence[int]
 ) -> dict[int, list[tuple[int, int]]]:
     """For each of these documents that match: (start, end) of the words that do, in code points, in their order."""
-    opening, closing = (f"\x01{secrets.token_hex(8)}\x02" for _ in range(2))
+    marks = Marks(f"\x01{secrets.token_hex(8)}\x02", f"\x01{secrets.token_hex(8)}\x02")
+    numbers = json.dumps(list(docs))
+    found = _highlighted(connection, expression, numbers, marks)
+    # FTS5's `highlight` leaves out what stands between a NUL and the next word that matches.
+    texts = connection.execute(
+        "SELECT doc, text FROM documents WHERE doc IN (SELECT value FROM json_each(?)) AND instr(text, char(0))",
+        (numbers,),
+    )
+    broken = [(doc, text.replace("\0", " ")) for doc, text in texts]
+    if broken:
+        with closing(sqlite3.connect(":memory:")) as memory:
+            memory.execute(f"CREATE VIRTUAL TABLE keywords USING fts5(text, tokenize = '{TOKENIZER}')")
+            add_texts(memory, broken)
+            found |= _highlighted(memory, expression, numbers, marks)
+    return found
+
+
+class Marks(NamedTuple):
+    """What stands before and behind a word that matches."""
+
+    opening: str
+    closing: str
+
+
+def _highlighted(
+    connection: sqlite3.Connection, expression: str, numbers: str, marks: Marks
+) -> dict[int, list[tuple[int, int]]]:
     rows = connection.execute(
         "SELECT rowid, highlight(keywords, 0, ?, ?) FROM keywords"
         " WHERE keywords MATCH ? AND rowid IN (SELECT value FROM json_each(?))",
-        (opening, closing, expression, json.dumps(list(docs))),
+        (*marks, expression, numbers),
     )
     found: dict[int, list[tuple[int, int]]] = {}
     for doc, marked in rows:
-        spans, at = [], 0
-        plain, *rest = marked.split(opening)
+        spans = []
+        plain, *rest = marked.split(marks.opening)
         at = len(plain)
         for part in rest:
-            word, _, following = part.partition(closing)
+            word, _, following = part.partition(marks.closing)
             spans.append((at, at + len(word)))
             at += len(word) + len(following)
         found[doc] = spans

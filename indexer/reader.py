@@ -111,6 +111,11 @@ class IndexReader:
         """The settings as of the commit that was seen last."""
         return self._settings
 
+    def newest_settings(self) -> IndexSettings:
+        """The settings as of the newest commit."""
+        with self.snapshot():
+            return self._settings
+
     @property
     def helpers(self) -> Helpers:
         """The threads that share one query."""

@@ -186,7 +186,9 @@ def _ranges(counted: Counted, column: Column, scope: Scope) -> Facet:
         return Facet(counted.name, (), 0, missing, counted.path)
     numbers = [_number(column, code) for code in _first_and_last(column, codes)]
     low, high = min(numbers), max(numbers)
-    whole = high - low < RANGES and not any(isinstance(value, float) for value in column.base.values.ordered)
+    whole = high - low < RANGES and all(
+        isinstance(column.key(code)[1], int) for code in np.flatnonzero(column.totals).tolist()
+    )
     edges = range_edges(low, high, name=counted.name, width=counted.width, whole=whole)
     own, ranges = len(column.base.values), len(edges) - 1
     groups = np.full(len(counts), ranges, dtype=np.int64)  # the last for what lies outside

@@ -23,7 +23,7 @@ from indexer.filters import to_json
 from indexer.records import FloatArray
 from search.query import Query
 
-VERSION = 1
+VERSION = 2
 MAX_SHOWN = 10_000  # documents that a cursor names; each takes about two characters
 
 _MAX_BYTES = 2**20  # of the JSON, when it is read
@@ -40,7 +40,9 @@ class Cursor:
       are no newer belong to the pages.
     - `seen`: how many hits were shown.
     - `limit`: what comes next has no higher score; `None` where scores move when the index changes.
-    - `shown`: numbers of documents that were shown, but for those that the limit tells already.
+    - `shown`: numbers of documents that were shown, but for those that the limit tells already; `hidden`: of those that
+      were not, as they are nearly the same as one that was.
+    - `entities`: whether there were documents, on the first page, that share the query's entities.
     """
 
     index: str | None
@@ -50,6 +52,8 @@ class Cursor:
     seen: int = 0
     limit: float | None = None
     shown: frozenset[int] = frozenset()
+    hidden: frozenset[int] = frozenset()
+    entities: bool = False
 
 
 def query_digest(asked: str | FloatArray, query: Query) -> str:
@@ -66,13 +70,16 @@ def query_digest(asked: str | FloatArray, query: Query) -> str:
 
 def encode(cursor: Cursor) -> str:
     """The text of a cursor. Raises `QueryError` where more documents were shown than one can hold."""
-    if len(cursor.shown) > MAX_SHOWN:
+    if len(cursor.shown) + len(cursor.hidden) > MAX_SHOWN:
         raise QueryError(
             f"these pages would hold more than {MAX_SHOWN:,} hits, the most that a cursor remembers: narrow the query "
             "with a filter or min_score, or ask for all at once with a large k"
         )
-    gaps = [after - before for before, after in pairwise((0, *sorted(cursor.shown)))]
-    record = [cursor.index, cursor.query, cursor.commit, cursor.last_vid, cursor.seen, cursor.limit, gaps]
+    numbers = [
+        [after - before for before, after in pairwise((0, *sorted(docs)))] for docs in (cursor.shown, cursor.hidden)
+    ]
+    record = [cursor.index, cursor.query, cursor.commit, cursor.last_vid, cursor.seen, cursor.limit, *numbers]
+    record.append(cursor.entities)
     deflated = zlib.compress(orjson.dumps(record), 9)
     form = bytes([VERSION])
     data = form + zlib.crc32(form + deflated).to_bytes(4, "little") + deflated
@@ -99,20 +106,20 @@ def decode(text: str) -> Cursor:
         record = orjson.loads(inflate.decompress(data[5:], _MAX_BYTES))
     except (zlib.error, orjson.JSONDecodeError):
         raise damaged from None
-    if inflate.unconsumed_tail or not isinstance(record, list) or len(record) != 7:
+    if inflate.unconsumed_tail or not isinstance(record, list) or len(record) != 9:
         raise damaged
-    index, query, commit, last_vid, seen, limit, gaps = record
+    index, query, commit, last_vid, seen, limit, *numbers, entities = record
     if not (
         isinstance(index, str | None)
         and isinstance(query, str)
         and all(map(_is_count, (commit, last_vid, seen)))
         and (limit is None or isinstance(limit, float))
-        and isinstance(gaps, list)
-        and all(map(_is_count, gaps))
-        and sum(gaps) <= _MAX_NUMBER
+        and isinstance(entities, bool)
+        and all(map(_are_numbers, numbers))
     ):
         raise damaged
-    return Cursor(index, query, commit, last_vid, seen, limit, frozenset(accumulate(gaps)))
+    shown, hidden = (frozenset(accumulate(gaps)) for gaps in numbers)
+    return Cursor(index, query, commit, last_vid, seen, limit, shown, hidden, entities)
 
 
 def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None:
@@ -136,3 +143,7 @@ def check(cursor: Cursor, *, index: str | None, query: str, commit: int) -> None
 
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value <= _MAX_NUMBER
+
+
+def _are_numbers(gaps: object) -> bool:
+    return isinstance(gaps, list) and all(map(_is_count, gaps)) and sum(gaps) <= _MAX_NUMBER

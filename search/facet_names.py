@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sqlite3
 from dataclasses import dataclass
@@ -111,11 +112,12 @@ def _width(name: str, written: str | None) -> Fraction | None:
     if written is None:
         return None
     try:
-        width = Fraction(written)
-    except (ValueError, ZeroDivisionError):
+        # A fraction is exact, and of 1e1000000 it is a number of a million digits.
+        width = Fraction(written) if 0 < float(written) < math.inf else Fraction(0)
+    except ValueError:
         width = Fraction(0)
     if width <= 0:
-        raise QueryError(f"facet '{name}': a range's width is a number above 0, got '{written}'")
+        raise QueryError(f"facet '{name[:80]}': a range's width is a number above 0, got '{written[:80]}'")
     return width
 
 

@@ -16,7 +16,7 @@ class FacetValue:
     - `count`: among the counted documents, `total`: in the whole index.
     - `lift`: its share of the counted documents divided by its share of the whole index.
     - `type`: that of an entity, whose `value` is its text.
-    - `below`: the end of a range of numbers, exclusive, that begins at `value`.
+    - `below`: the end of a range of numbers, exclusive, that begins at `value`; either can be infinite.
     """
 
     value: Scalar
@@ -30,8 +30,8 @@ class FacetValue:
         """As a JSON object; `type` and `below` stand in it where the facet has them."""
         return {
             **({} if self.type is None else {"type": self.type}),
-            "value": self.value,
-            **({} if self.below is None else {"below": self.below if math.isfinite(self.below) else None}),
+            "value": _finite(self.value),
+            **({} if self.below is None else {"below": _finite(self.below)}),
             "count": self.count,
             "total": self.total,
             "lift": self.lift,
@@ -84,3 +84,8 @@ class Facets:
             "indexed": self.indexed,
             "facets": [facet.to_json() for facet in self.facets],
         }
+
+
+def _finite(value: Scalar) -> Scalar | None:
+    """JSON has no infinite numbers."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

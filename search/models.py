@@ -29,6 +29,7 @@ class Models:
         self._given = model
         self._device = device
         self._text: TextModel | None = None
+        self._name: str | None = None  # by which it was loaded
         self._reranker: CrossEncoder | None = None
         self._mutex = threading.Lock()
 
@@ -43,12 +44,12 @@ class Models:
         from indexer.model import TextModel, choose_device
 
         with self._mutex:
-            if self._text is None:
-                settings = self._reader.settings
+            settings = self._reader.settings
+            name = settings.model if self._given is None else str(self._given)
+            if self._text is None or name != self._name:  # re-tagging an index names another model
                 model = self._given if isinstance(self._given, TextModel) else None
                 if model is None:
                     choose_device(self._device)  # a wrong device is not the fault of the model's place
-                    name = settings.model if self._given is None else str(self._given)
                     if name is None:
                         raise ModelError(
                             f"{self._reader.path} holds vectors that were made elsewhere: pass the --model that made "
@@ -64,13 +65,13 @@ class Models:
                             "pass its new place with --model"
                         ) from error
                 check_model(settings, model, place=str(self._reader.path), heads=False)
-                self._text = model
+                self._text, self._name = model, name
             return self._text
 
     @property
     def tagger(self) -> TextModel:
         """The same, where the entities that it finds in a query can be compared with those of the documents."""
-        settings, place = self._reader.settings, self._reader.path
+        settings, place = self._reader.newest_settings(), self._reader.path
         if settings.entity_types is None:
             raise QueryError(
                 f"{place} was built without entities, so its documents share none with a query; 'indexer retag' with a "

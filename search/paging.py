@@ -3,12 +3,12 @@
 The pages of a query are about the documents that the index had at the first page, with the texts that they had then.
 Each page ranks those that are still there, and shows the best that were not shown. So a document is shown at most once,
 and one that stays, keeps its text and fits the filter throughout is shown exactly once, whatever else is written,
-removed, sealed or compacted meanwhile.
+removed, sealed or compacted meanwhile. Of near-duplicates that are one hit, those that are hidden count as shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pyroaring import BitMap
@@ -50,7 +50,10 @@ def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation:
     with explanation.timed("filter"):
         chosen = _still_there(snapshot, asked, state)
         if query.entities is not None:
-            asked, chosen = steps.with_entities(snapshot, asked, chosen, explanation)
+            used = None if cursor is None else state.entities
+            asked, chosen = steps.with_entities(snapshot, asked, chosen, explanation, used=used)
+            if explanation.entities is not None and cursor is None:
+                state = replace(state, entities=explanation.entities.sharing > 0)
         explanation.documents = snapshot.count()
         explanation.allowed = explanation.documents if chosen is None else len(chosen)
     # Codes may miss a document that belongs on this page, and the next page would not look for it.
@@ -58,6 +61,10 @@ def find_page(snapshot: Snapshot, asked: Asked, cursor: str | None, explanation:
     wanted = state.seen + query.k + 1
     while True:
         groups = steps.groups_among(snapshot, asked, chosen, explanation, wanted=wanted)
+        if copies := {group.best.doc for group in groups if _is_copy(group, state)}:
+            chosen = _without(snapshot, chosen, copies)
+            state = replace(state, hidden=state.hidden | copies)
+            continue
         left = [group for group in groups if _is_ahead(group, state)]
         if len(left) > query.k or len(groups) < wanted:
             break
@@ -81,10 +88,14 @@ def check_pages(query: Query) -> None:
 def _still_there(snapshot: Snapshot, asked: Asked, state: Cursor) -> BitMap | None:
     """The documents of the first page's commit that still have their texts, and that the filter allows now."""
     newer = snapshot.written_after(state.last_vid)
-    chosen = steps.allowed(snapshot, asked.query)
-    if not newer:
+    return _without(snapshot, steps.allowed(snapshot, asked.query), newer | BitMap(state.hidden))
+
+
+def _without(snapshot: Snapshot, chosen: BitMap | None, docs: Iterable[int]) -> BitMap | None:
+    """Chosen documents (`None`: all) but for some."""
+    if not docs:
         return chosen
-    return (snapshot.allowed(Everything()) if chosen is None else chosen) - newer
+    return (snapshot.allowed(Everything()) if chosen is None else chosen) - BitMap(docs)
 
 
 def _is_plain(asked: Asked) -> bool:
@@ -94,17 +105,26 @@ def _is_plain(asked: Asked) -> bool:
 
 
 def _is_ahead(group: Group, state: Cursor) -> bool:
-    """Whether a hit belongs to a later page: neither it nor one that it hides was shown."""
+    """Whether a hit belongs to a later page."""
     if state.limit is not None and group.best.score > state.limit + WOBBLE:
         return False
-    return all(document.doc not in state.shown for document in (group.best, *group.hidden))
+    return group.best.doc not in state.shown
+
+
+def _is_copy(group: Group, state: Cursor) -> bool:
+    """Whether a hit that would come now is nearly the same as one that was shown, so that it must not hide others.
+
+    It had no place on the pages before, as the filter did not allow it.
+    """
+    return group.best.doc not in state.shown and any(document.doc in state.shown for document in group.hidden)
 
 
 def _after(state: Cursor, groups: Sequence[Group], shown: Sequence[Group], *, plain: bool) -> Cursor:
     """The state after a page. In a `plain` ranking, what was shown is known by its score, but for the last few."""
-    numbers = state.shown | {document.doc for group in shown for document in (group.best, *group.hidden)}
+    numbers = state.shown | {group.best.doc for group in shown}
+    hidden = state.hidden | {document.doc for group in shown for document in group.hidden}
     limit = None
     if plain:
         limit = shown[-1].best.score
         numbers -= {group.best.doc for group in groups if group.best.score > limit + 2 * WOBBLE}
-    return replace(state, seen=state.seen + len(shown), limit=limit, shown=frozenset(numbers))
+    return replace(state, seen=state.seen + len(shown), limit=limit, shown=numbers, hidden=hidden)

@@ -130,6 +130,7 @@ def by_both(
         expression = expression_of(text)
         words = [] if expression is None else _match_words(snapshot, expression, depth, chosen, boost)
     meaning = by_meaning(snapshot, vector, depth, chosen, explanation, path=path, parallel=parallel, boost=boost)
+    meaning = _best(meaning, depth)
     passages = {item.doc: item for item in meaning}
     others = [item.doc for item in words if item.doc not in passages]
     rest = [Ranked(doc, vid, score) for doc, (vid, score) in snapshot.best_passages(vector, others).items()]

@@ -459,7 +459,7 @@ class Searcher:
     def _check_filter(self, filter: Filter | None) -> None:
         """Unknown types and labels are errors before anything is computed."""
         if filter is not None:
-            settings = self._reader.settings
+            settings = self._reader.newest_settings()
             check_names(filter, labels=settings.class_labels, entity_types=settings.entity_types)
 
     def _explain(self, snapshot: Snapshot, asked: Asked, hits: Sequence[Hit], explanation: Explanation) -> None:

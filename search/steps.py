@@ -138,13 +138,16 @@ def show(snapshot: Snapshot, asked: Asked, shown: Sequence[Group], explanation: 
 
 
 def with_entities(
-    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation
+    snapshot: Snapshot, asked: Asked, chosen: BitMap | None, explanation: Explanation, *, used: bool | None = None
 ) -> tuple[Asked, BitMap | None]:
-    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any."""
+    """What the query's entities make of it: fewer documents, or a boost for some; nothing where none shares any.
+
+    `used`: whether there were such documents when the query began, for its later pages.
+    """
     query, shared = asked.query, shared_entities(snapshot, asked.entities, chosen)
     docs = shared.docs
     explanation.entities = EntityUse(query.entities or "", shared.entities, shared.documents, len(docs), query.boost)
-    if not docs:
+    if not (docs if used is None else used):
         return asked, chosen
     if query.entities == "filter":
         return asked, docs

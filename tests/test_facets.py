@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -557,6 +558,30 @@ def test_ranges_count_a_document_once(open_index: Callable[..., Searcher]) -> No
     assert searcher.facets(names=["p:histogram"], filter="id = c")["p:histogram"].values == ()
 
 
+def test_ranges_of_a_reader_that_was_open_are_those_of_a_new_one(tmp_path: Path) -> None:
+    path = build_index(tmp_path / "index", [Document(f"d{n}", "t", {"p": n}) for n in (1, 2, 3)])
+
+    def ranges(searcher: Searcher) -> list[tuple[Any, Any]]:
+        return [(value.value, value.below) for value in searcher.facets(names=["p:histogram"])["p:histogram"].values]
+
+    model = DemoAnalyser()
+    with Searcher(path) as open_before, IndexWriter(path) as writer:
+        whole = ranges(open_before)
+        writer.write(entries([Document("half", "t", {"p": 1.5})], model))
+        with Searcher(path) as new:
+            assert ranges(open_before) == ranges(new) != whole
+        writer.remove(["half"])
+        assert ranges(open_before) == whole == [(1, 2), (2, 3), (3, 4)]
+
+
+def test_ranges_without_a_beginning_or_an_end_are_json(open_index: Callable[..., Searcher]) -> None:
+    searcher = open_index(Document("a", "t", {"p": [-1.7e308, 1.7e308]}))
+    (facet,) = searcher.facets(names=["p:histogram"]).to_json()["facets"]
+    assert facet["values"][0]["value"] is None
+    assert facet["values"][-1]["below"] is None
+    json.dumps(facet, allow_nan=False)
+
+
 # What stands out
 
 
@@ -610,6 +635,8 @@ def test_log_likelihood_is_that_of_the_formula() -> None:
         ("n:histogram:0", "a range's width is a number above 0, got '0'"),
         ("n:histogram:x", "a range's width is a number above 0, got 'x'"),
         ("n:histogram:1/0", "a range's width is a number above 0, got '1/0'"),
+        ("n:histogram:1e400000000", "a range's width is a number above 0, got '1e400000000'"),
+        ("n:histogram:1e-5000", "a range's width is a number above 0, got '1e-5000'"),
         (
             "n:histogram:0.0001",
             r"would have [0-9]{3},[0-9]{3} ranges from \d+ to \d+, at most 10,000 .* of 0\.\d+ or more",

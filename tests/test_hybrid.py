@@ -17,16 +17,20 @@ import pytest
 from command_line import Run, assert_fails, write_jsonl
 from fakes import DemoAnalyser, as_text_model, build_index, document_scores, entries
 
+from indexer import keywords
 from indexer.errors import QueryError
 from indexer.filters import Compare, HasId
 from indexer.metadata import FORMAT, connect_reader
+from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of
 from indexer.store import IndexWriter
 from search import Searcher
+from search.explain import Explanation
 from search.keywords import expression_of, terms_of
 from search.query import Query
 from search.ranking import Fusion, Ranked, reciprocal_ranks, weighted_scores
+from search.retrieval import by_both
 
 MODEL = DemoAnalyser()
 WORDS = ["ball", "atom", "cell", "song", "Ada", "Rome", "tea", "sky", "ox", "zinc"]
@@ -187,6 +191,17 @@ def test_the_passage_is_the_one_with_most_of_the_words(tmp_path: Path) -> None:
 # In step with everything else
 
 
+def test_words_behind_a_nul_are_found_where_they_are(tmp_path: Path) -> None:
+    text = "aaaa bbbb cccc\0dddd eeee ffff\0\0gggg zinc. Then zinc"
+    path = build_index(tmp_path / "index", [Document("nul", text), Document("plain", "zinc and \u00e9 zinc")])
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        docs = snapshot.numbers_of(["nul", "plain"])
+        found = keywords.matched_words(snapshot.connection, '"zinc" OR "dddd"', list(docs.values()))
+    words = [text[start:end] for start, end in found[docs["nul"]]]
+    assert words == ["dddd", "zinc", "zinc"]
+    assert found[docs["plain"]] == [(0, 4), (11, 15)]
+
+
 def test_words_follow_additions_changes_and_removals(path: Path) -> None:
     with Searcher(path) as searcher, IndexWriter(path) as writer:
         assert "new" not in words_found(searcher, "quartz")
@@ -282,6 +297,18 @@ def test_a_document_found_by_words_alone_comes_with_its_best_passage(tmp_path: P
         hits = searcher.search("quartz", mode="hybrid", k=3)
     assert hits[0].id == "rare"
     assert hits[0].text[hits[0].passage.start : hits[0].passage.end] == "then the word quartz stands here"
+
+
+@pytest.mark.parametrize(("k", "depth"), [(10, 200), (60, 240)])
+def test_the_best_of_each_ranking_are_fused_and_no_more(tmp_path: Path, k: int, depth: int) -> None:
+    words, chance = [f"w{n}" for n in range(100)], random.Random(1)
+    documents = [Document(f"d{n}", " ".join(chance.choices(words, k=6))) for n in range(1_500)]
+    with IndexReader(build_index(tmp_path / "index", documents)) as reader, reader.snapshot() as snapshot:
+        query = Query(k=k, mode="hybrid", fusion="rrf")
+        fused = by_both(snapshot, "w1 w2", MODEL.vector("w1 w2"), query, None, Explanation())
+    ranks = sorted(item.fusion.meaning_rank for item in fused if item.fusion and item.fusion.meaning_rank)
+    assert ranks[-1] <= depth
+    assert len(ranks) >= depth  # with those that tie with the last
 
 
 def test_hybrid_holds_its_filter_on_both_sides(searcher: Searcher) -> None:

@@ -10,7 +10,7 @@ import pytest
 from fakes import DemoAnalyser, as_text_model, build_index, check_consistent, table_rows
 
 from indexer import pipeline
-from indexer.errors import FingerprintError, ModelError
+from indexer.errors import FilterError, FingerprintError, ModelError
 from indexer.records import Analysis, Document, Label, Span
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
@@ -52,6 +52,19 @@ class Stopping(OtherHeads):
 def path(tmp_path: Path) -> Path:
     documents = [Document(f"d{n}", f"Ada met Nora in Oslo, song {n}", {"n": n}) for n in range(600)]
     return build_index(tmp_path / "index", documents, seal=True)
+
+
+def test_a_searcher_that_was_open_knows_the_new_names_at_once(path: Path) -> None:
+    with Searcher(path, model=as_text_model(DemoAnalyser())) as searcher:
+        assert searcher.search("song", filter="label = music")
+        with IndexWriter(path) as writer:
+            pipeline.retag(OtherHeads(), writer)
+        assert len(searcher.search("song", filter="label = note", k=3)) == 3
+    with Searcher(path) as searcher:
+        with IndexWriter(path) as writer:
+            pipeline.retag(DemoAnalyser(), writer)
+        with pytest.raises(FilterError, match="unknown class 'note'"):
+            searcher.facets(filter="label = note")
 
 
 def test_retagging_replaces_tags_and_keeps_everything_else(path: Path) -> None:

@@ -204,7 +204,7 @@ class HitOut(Answer):
 class FacetValueOut(Answer):
     """A value, and how many documents have it: `count` of the counted ones, `total` of all."""
 
-    value: str | int | float | bool
+    value: Annotated[str | int | float | bool | None, Field(description="Null where a range has no beginning.")]
     count: int
     total: int
     lift: float
