@@ -120,6 +120,16 @@ def storage_errors(dest: Path) -> Iterator[None]:
         raise StorageError(f"{place}: {error.strerror or error}; nothing was written to {dest}") from error
 
 
+def sync_name(dest: Path) -> None:
+    """Make the name of what was written durable."""
+    try:
+        sync(dest.absolute().parent)
+    except OSError as error:
+        raise StorageError(
+            f"{dest} is there and whole, but its name may not survive a power cut: {error.strerror or error}"
+        ) from error
+
+
 def refuse_existing(dest: Path) -> None:
     """Raise `DestinationError` where there is something already, or no folder to put it in."""
     if os.path.lexists(dest):
@@ -204,7 +214,7 @@ def _made_beside(dest: Path) -> Iterator[Path]:
             sync(folder)
             refuse_existing(dest)
             folder.rename(dest)
-            sync(dest.absolute().parent)
+            sync_name(dest)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -214,17 +224,17 @@ def _own(folder: Path, dest: Path, stack: ExitStack) -> None:
     """Make a folder, or take over what a killed process left; until the stack is closed, nobody else can."""
     while True:
         folder.mkdir(exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
+        with ExitStack() as own:
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            own.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LockedError(f"{dest} is being made by another process: wait until it is done") from error
+            with suppress(FileNotFoundError):  # else its owner has finished between our two steps
                 if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                    stack.callback(os.close, descriptor)
+                    stack.push(own.pop_all())
                     return
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise LockedError(f"{dest} is being made by another process: wait until it is done") from error
-        os.close(descriptor)  # its owner has finished between our two steps
 
 
 def _make_empty(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sqlite3
 import struct
 import zlib
 from collections.abc import Callable
@@ -60,3 +62,21 @@ def sync_with_parents(folder: Path) -> None:
             return
         if os.access(parent, os.R_OK | os.W_OK):
             sync(parent)
+
+
+_SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_SCARCE_IN_SQLITE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM)
+
+
+def is_scarcity(error: BaseException) -> bool:
+    """Whether an error says nothing about what was read, only that memory, room on a disk or open files have run out.
+
+    FAISS has only a text for it.
+    """
+    if isinstance(error, OSError):
+        return error.errno in _SCARCE
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF in _SCARCE_IN_SQLITE
+    if isinstance(error, RuntimeError):
+        return any(os.strerror(number) in str(error) for number in _SCARCE)
+    return isinstance(error, MemoryError)

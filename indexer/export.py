@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import orjson
 
-from indexer.backup import copy_commit, refuse_existing, storage_errors
-from indexer.durable import sync, write_file
+from indexer.backup import copy_commit, refuse_existing, storage_errors, sync_name
+from indexer.durable import write_file
 from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
 from indexer.records import FloatArray, label_json
@@ -93,7 +93,7 @@ def write_records(records: Iterable[Record], output: Path) -> int:
     write = write_jsonl if form == "jsonl" else write_parquet
     with storage_errors(output):
         write_file(output, lambda file: write(counted(), file))
-        sync(output.absolute().parent)
+        sync_name(output)
     return count
 
 

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from pyroaring import BitMap
 
+from indexer.durable import is_scarcity
+
 TOKENIZER = "porter unicode61 remove_diacritics 2"
 
 CREATE = f"""
@@ -71,6 +73,8 @@ def problem(connection: sqlite3.Connection) -> str | None:
         try:
             copy.execute("INSERT INTO keywords (keywords, rank) VALUES ('integrity-check', 1)")
         except sqlite3.DatabaseError as error:
+            if is_scarcity(error):
+                raise
             return f"the words are not those of the texts: {error}"
     return None
 

@@ -37,6 +37,9 @@ class WriterLock:
         except OSError as error:
             self.release()
             raise StorageError(f"{path.parent} cannot be written: {error.strerror}") from error
+        except BaseException:
+            self.release()
+            raise
 
     def acknowledge(self, commit: int) -> None:
         """Note the number of a commit that is durable."""

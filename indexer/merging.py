@@ -290,6 +290,8 @@ class Merger:
         What is merged is checked first, lest damage be copied under a new checksum.
         """
         for record in records:
+            if given_up.is_set():
+                raise InterruptedError("the merge was given up")
             check_files(self._folder, record)
         if not any(segment.live_rows for segment in segments):
             return None
@@ -307,7 +309,7 @@ class Merger:
             for name, first, rows, dead in self._connection.execute(
                 "SELECT name, first_vid, rows, (SELECT count(*) FROM changes WHERE op = 'remove' AND"
                 " vid BETWEEN first_vid AND last_vid) FROM segments"
-            )
+            ).fetchall()
         }
         for merge in self._under_way:
             dead = sum(sizes.pop(record.name)[1].dead for record in merge.records) - merge.removed

@@ -247,14 +247,14 @@ def _connect_read_only(uri: str) -> sqlite3.Connection:
 
 
 def _connect_immutable(path: Path, uri: str, error: sqlite3.OperationalError) -> sqlite3.Connection:
+    if os.access(path.parent, os.W_OK):
+        raise StorageError(f"{path} cannot be read: {error}") from error
     log = path.with_name(path.name + "-wal")
     if log.exists() and log.stat().st_size > 0:
         raise NotAnIndexError(
             f"{path.parent} cannot be written to, but its last changes are still in {log.name} "
             f"({log.stat().st_size} bytes): copy the folder to a writable place, or close its writer cleanly first"
         ) from error
-    if os.access(path.parent, os.W_OK):
-        raise StorageError(f"{path} cannot be read: {error}") from error
     return _connect_read_only(f"{uri}&immutable=1")
 
 
@@ -317,16 +317,18 @@ def select_in(connection: sqlite3.Connection, statement: str, values: Sequence[s
     """
     for start in range(0, len(values), _VARIABLES):
         chunk = values[start : start + _VARIABLES]
-        yield from connection.execute(f"{statement} ({', '.join('?' * len(chunk))})", tuple(chunk))
+        yield from connection.execute(f"{statement} ({', '.join('?' * len(chunk))})", tuple(chunk)).fetchall()
 
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """All that is written inside is committed at the end, or nothing of it."""
-    connection.execute("BEGIN IMMEDIATE")
     try:
+        connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("COMMIT")
+    except GeneratorExit:  # left by an interrupt on its way out, and found much later: another may be open now
+        raise
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")

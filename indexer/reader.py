@@ -200,6 +200,8 @@ class IndexReader:
                         f"{error} is named by the index but is not there; run 'indexer verify {self.path}'"
                     ) from error
                 continue
+            except OSError as error:
+                raise StorageError(f"{self.path} cannot be read: {error}") from error
             break
         raise CorruptIndexError(f"{self.path} went back to an older commit; open it again")
 

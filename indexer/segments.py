@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.codes import Codes, CodeSpace, PackedCodes, SegmentCodes, code_bytes, packed_bits
-from indexer.durable import sync, vector_crc, write_file, write_npy
-from indexer.errors import CorruptIndexError
+from indexer.durable import is_scarcity, sync, vector_crc, write_file, write_npy
+from indexer.errors import CorruptIndexError, StorageError
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, Segment, new_flat_index
 
@@ -144,6 +144,8 @@ def open_segment(folder: Path, record: SegmentRecord, *, dimension: int) -> Segm
         packed = faiss.read_index(str(folder / (name + PACKED_SUFFIX))) if record.rerank else None
         plain = np.load(folder / (name + PLAIN_SUFFIX), mmap_mode="r", allow_pickle=False) if record.rerank else None
     except (RuntimeError, ValueError, EOFError) as error:
+        if is_scarcity(error):
+            raise StorageError(f"segment {name} cannot be read: {error}") from error
         _require(folder, record)  # it may have vanished in between
         raise CorruptIndexError(
             f"segment {name} cannot be read ({type(error).__name__}); run 'indexer verify'"

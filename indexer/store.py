@@ -116,6 +116,7 @@ class IndexWriter:
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
+                self._merge_error: TagdexError | None = None
                 self._upkeep = Upkeep(self._connection, self.path / META)
                 self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
         except BaseException:
@@ -129,40 +130,41 @@ class IndexWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, KeyboardInterrupt | TagdexError):
-            if kind is not None:
+        if kind is None:
+            self.close()
+            return
+        try:
+            if issubclass(kind, KeyboardInterrupt | TagdexError):
                 self._merger.close()
-            try:
-                self.close()
-            except TagdexError:
-                if kind is None:
-                    raise  # else the first error is the one to show
-        else:
+                with suppress(Exception):  # the first error is the one to show
+                    self.close()
+        finally:
             self._abandon()
 
     @property
     def state(self) -> CommitState:
         """What the last commit left."""
-        return read_commit(self._connection)
+        with self._storage_errors():
+            return read_commit(self._connection)
 
     @property
     def pending_rows(self) -> int:
         """Vectors that no segment holds yet."""
-        return int(self._connection.execute("SELECT count(*) FROM pending").fetchone()[0])
+        with self._storage_errors():
+            return int(self._connection.execute("SELECT count(*) FROM pending").fetchone()[0])
 
     def plan(self, documents: Sequence[Document], *, since: int) -> list[Plan]:
         """Compare documents of distinct ids with the index; in the order given.
 
         One whose id was written by commit number `since` or a later one is `repeated`.
         """
-        known = {
-            id_: (content_hash, metadata, written)
-            for id_, content_hash, metadata, written in select_in(
+        with self._storage_errors():
+            rows = select_in(
                 self._connection,
                 "SELECT id, content_hash, metadata, written FROM documents WHERE id IN",
                 [document.id for document in documents],
             )
-        }
+            known = {id_: (content_hash, metadata, written) for id_, content_hash, metadata, written in rows}
         plans = []
         for document in documents:
             action, repeated = Action.EMBED, False
@@ -176,48 +178,62 @@ class IndexWriter:
         return plans
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Add or replace documents of distinct ids, in one transaction. Seals when enough vectors are pending."""
+        """Add or replace documents of distinct ids, in one transaction. Seals when enough vectors are pending.
+
+        A merge that fails behind it is an error of the next call.
+        """
         if not entries:
             return
+        if self._merge_error is not None:
+            error, self._merge_error = self._merge_error, None
+            raise error
         with self._storage_errors():
             change = self._change(entries)
         seal = self._pending + len(change.vectors) >= SEAL_ROWS
         self._commit(change, seal=seal)
-        if seal:
-            with self._storage_errors():
-                self._merger.keep_few()
         self._acknowledge()
+        if seal:
+            try:
+                with self._storage_errors():
+                    self._merger.keep_few()
+            except TagdexError as failed:
+                self._merge_error = failed
 
     def begin_retagging(self, settings: IndexSettings) -> None:
         """Take over the heads of these settings; until `retag` has gone through, some documents have the old tags.
 
         A run that was stopped goes on behind the last document that was tagged, if the heads are the same.
         """
-        with self._storage_errors(), transaction(self._connection):
-            if settings.heads_fingerprint != self.settings.heads_fingerprint or not self.retagged_up_to:
-                write_setting(self._connection, RETAGGED, 0)
-            write_settings(self._connection, settings)
-            write_commit(self._connection, self.state.following(Change()))
-        self.settings = settings
+        try:
+            with self._storage_errors(), transaction(self._connection):
+                if settings.heads_fingerprint != self.settings.heads_fingerprint or not self.retagged_up_to:
+                    write_setting(self._connection, RETAGGED, 0)
+                write_settings(self._connection, settings)
+                write_commit(self._connection, self.state.following(Change()))
+        finally:
+            with self._storage_errors():  # an interrupt can come when this is committed
+                self.settings = read_settings(self._connection) or self.settings
         self._acknowledge()
 
     @property
     def retagged_up_to(self) -> int | None:
         """Number of the last document with new tags while re-tagging is unfinished, else `None`."""
-        last: int | None = read_setting(self._connection, RETAGGED)
-        return last
+        with self._storage_errors():
+            last: int | None = read_setting(self._connection, RETAGGED)
+            return last
 
     def documents_after(self, doc: int, n: int, *, characters: int) -> list[StoredDocument]:
         """The next documents in the order of their numbers, n at most, and fewer when so many characters are there."""
         numbers = []
-        for number, length in self._connection.execute(
-            "SELECT doc, length(text) FROM documents WHERE doc > ? ORDER BY doc LIMIT ?", (doc, n)
-        ).fetchall():
-            numbers.append(number)
-            characters -= length
-            if characters <= 0:
-                break
-        return list(read_documents(self._connection, numbers).values())
+        with self._storage_errors():
+            for number, length in self._connection.execute(
+                "SELECT doc, length(text) FROM documents WHERE doc > ? ORDER BY doc LIMIT ?", (doc, n)
+            ).fetchall():
+                numbers.append(number)
+                characters -= length
+                if characters <= 0:
+                    break
+            return list(read_documents(self._connection, numbers).values())
 
     def retag(self, documents: Sequence[StoredDocument], analyses: Sequence[Analysis]) -> None:
         """Replace class and entities of documents, in one transaction; vectors and texts stay."""
@@ -369,12 +385,23 @@ class IndexWriter:
 
     def _acknowledge(self) -> None:
         """What was committed will be reported as durable: from now on it must be there."""
-        self._lock.acknowledge(self.state.number)
+        if not self._connection.in_transaction:
+            with suppress(TagdexError):  # the commit is what counts; this only guards it
+                self._lock.acknowledge(self.state.number)
 
     def _abandon(self) -> None:
-        self._merger.close()
+        """Let the index go, which nobody else may write to while a merge that was given up has not ended."""
+        interrupt = None
+        while True:
+            try:
+                self._merger.close()
+                break
+            except KeyboardInterrupt as again:
+                interrupt = again
         self._connection.close()
         self._lock.release()
+        if interrupt is not None:
+            raise interrupt
 
     def _prepare_folder(self, *, create: bool) -> None:
         known = {META, META + "-wal", META + "-shm", META + "-journal", LOCK, SEGMENTS}
@@ -419,7 +446,7 @@ class IndexWriter:
     def _delete_orphans(self) -> None:
         """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock."""
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
-        named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files")}
+        named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
         orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named]
         if orphans:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
@@ -430,9 +457,18 @@ class IndexWriter:
 
     @contextmanager
     def _storage_errors(self) -> Iterator[None]:
-        """What SQLite, FAISS and the system say of a disk → `StorageError`."""
+        """What SQLite, FAISS and the system say of a disk → `StorageError`. No transaction is left open by an error.
+
+        An interrupt can come when one is about to end, and what that has written would be taken for committed.
+        """
         try:
-            yield
+            try:
+                yield
+            except BaseException:
+                connection = getattr(self, "_connection", None)
+                if connection is not None and connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise StorageError(
@@ -441,7 +477,7 @@ class IndexWriter:
                 ) from error
             raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
         except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+            reason = (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
             raise StorageError(f"{self.path} cannot be written: {reason}; what was acknowledged is kept") from error
 
     def _change(self, entries: Sequence[Entry]) -> Change:

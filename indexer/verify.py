@@ -19,6 +19,7 @@ open before would follow.
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ import numpy as np
 
 from indexer import keywords
 from indexer.changes import CommitState, field_rows, read_commit
-from indexer.durable import vector_crc
-from indexer.errors import CorruptIndexError, FormatError, NotAnIndexError, TagdexError
+from indexer.durable import is_scarcity, vector_crc
+from indexer.errors import CorruptIndexError, FormatError, NotAnIndexError, StorageError, TagdexError
 from indexer.fields import normalise_entity
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
@@ -65,7 +66,8 @@ class VerifyReport:
 def verify_index(path: str | Path) -> VerifyReport:
     """Read everything in an index once, without changing it.
 
-    Raises `NotAnIndexError` for a folder that never was one, and `FormatError`; damage of any kind is reported.
+    Raises `NotAnIndexError` for a folder that never was one, `FormatError`, and `StorageError` where memory, room or
+    open files have run out; damage of any kind is reported.
     """
     path = Path(path)
     acknowledged = acknowledged_commit(path / LOCK)  # before the commit is looked at: a writer may be at work
@@ -129,6 +131,11 @@ def _guarded(place: str, faults: Iterator[Fault]) -> Iterator[Fault]:
     try:
         yield from faults
     except Exception as error:
+        if is_scarcity(error) or isinstance(error, StorageError):
+            raise StorageError(
+                f"{place} cannot be checked: {error}; that says nothing about the index: run it again when there is "
+                f"room, in {tempfile.gettempdir()} for a copy of {META}"
+            ) from error
         yield Fault(place, f"cannot be read: {' '.join(str(error).split())} ({type(error).__name__})")
 
 

@@ -432,3 +432,33 @@ def test_the_commands(run: Run, tmp_path: Path) -> None:
     assert_fails(
         run("indexer", "restore", "copy", "again"), "again exists already: choose another name, or move it away first"
     )
+
+
+def test_a_copy_whose_name_cannot_be_synced_is_said_to_be_there(
+    index: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = backup.sync
+
+    def failing(path: Path) -> None:
+        if path == dest.parent:
+            raise OSError(5, "Input/output error")
+        sync(path)
+
+    monkeypatch.setattr(backup, "sync", failing)
+    with pytest.raises(StorageError, match=f"{dest} is there and whole, but its name may not survive a power cut"):
+        snapshot_index(index, dest)
+    assert verify_index(dest).faults == ()
+
+
+def test_an_interrupt_while_a_place_is_taken_leaves_it_free(
+    index: Path, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(fcntl, "flock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            snapshot_index(index, dest)
+    snapshot_index(index, dest)

@@ -7,15 +7,16 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from fakes import DemoAnalyser, build_index, check_consistent, entries
 
-from indexer import manifest, merging, metadata, store
+from indexer import manifest, merging, metadata, pipeline, store
 from indexer.codes import load_code_space
-from indexer.errors import StorageError
+from indexer.errors import CorruptIndexError, StorageError
+from indexer.lock import acknowledged_commit
 from indexer.records import Document
 from indexer.segments import VECTORS_SUFFIX, new_name
 from indexer.store import IndexWriter
@@ -142,3 +143,118 @@ def test_what_a_run_left_in_the_log_goes_into_the_database_when_the_next_one_ope
     with sqlite3.connect(alone) as connection:
         assert connection.execute("SELECT count(*) FROM documents").fetchone() == (8,)
     connection.close()
+
+
+class LeftOpen:
+    """A transaction that an interrupt leaves just before its end, so that it neither commits nor rolls back."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *_: object) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("then", ["close", "write"])
+def test_an_interrupt_that_leaves_a_transaction_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    path, model = build_index(tmp_path / "index", documents(0, 3)), DemoAnalyser()
+    writer = IndexWriter(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "transaction", LeftOpen)
+        with pytest.raises(KeyboardInterrupt):
+            writer.write(entries(documents(3, 5), model))
+    assert writer.state.documents == 3
+    if then == "write":
+        report = pipeline.index(documents(3, 5), model, writer)
+        assert (report.added, report.unchanged) == (5, 0)
+    writer.close()
+    with IndexWriter(path) as again:  # nothing was acknowledged that is not there
+        assert again.state.documents == (8 if then == "write" else 3)
+    check_consistent(path)
+
+
+def test_a_transaction_that_was_left_does_not_end_another(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE t (a)")
+        left = metadata.transaction(connection)
+        left.__enter__()
+        connection.execute("ROLLBACK")
+        with metadata.transaction(connection):
+            connection.execute("INSERT INTO t VALUES (1)")
+            del left
+            connection.execute("INSERT INTO t VALUES (2)")
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (2,)
+
+
+def test_a_batch_that_is_there_is_acknowledged_although_a_merge_behind_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SEAL_ROWS", 5)
+    path, model = build_index(tmp_path / "index", documents(0, 3)), DemoAnalyser()
+    with IndexWriter(path) as writer:
+        with monkeypatch.context() as patch:
+
+            def full(_: object) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            patch.setattr(merging.Merger, "keep_few", full)
+            writer.write(entries(documents(3, 5), model))
+        assert acknowledged_commit(path / store.LOCK) == writer.state.number
+        with pytest.raises(StorageError, match="No space left on device"):
+            writer.write(entries(documents(8, 5), model))
+        assert writer.state.documents == 8
+        writer.write(entries(documents(8, 5), model))
+        assert writer.state.documents == 13
+    assert verify_index(path).faults == ()
+
+
+def test_what_cannot_be_read_while_planning_is_said_as_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = build_index(tmp_path / "index", documents(0, 3))
+
+    def damaged(*_: object) -> None:
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with IndexWriter(path) as writer, monkeypatch.context() as patch:
+        patch.setattr(store, "select_in", damaged)
+        with pytest.raises(CorruptIndexError, match="malformed; run 'indexer verify"):
+            pipeline.index(documents(3, 2), DemoAnalyser(), writer)
+        patch.setattr(store, "read_commit", damaged)
+        for read in (lambda: writer.state, lambda: pipeline.retag(DemoAnalyser(), writer)):
+            with pytest.raises(CorruptIndexError):
+                read()
+
+
+def test_a_second_interrupt_while_a_merge_ends_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build_index(tmp_path / "index", documents(0, 3))
+    close, interrupts = merging.Merger.close, [1, 2]
+
+    def interrupted(self: merging.Merger) -> None:
+        if interrupts:
+            interrupts.pop()
+            raise KeyboardInterrupt
+        close(self)
+
+    monkeypatch.setattr(merging.Merger, "close", interrupted)
+    with pytest.raises(KeyboardInterrupt), IndexWriter(path):
+        raise KeyboardInterrupt
+    IndexWriter(path).close()
+
+
+def test_an_interrupt_while_the_lock_is_taken_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = build_index(tmp_path / "index", documents(0, 3))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            IndexWriter(path)
+    IndexWriter(path).close()

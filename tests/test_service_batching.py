@@ -19,6 +19,7 @@ httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 from fakes import DemoAnalyser, as_text_model, build_index
 from serving import client_of, documents
 
+from indexer.errors import TagdexError
 from indexer.model import TextModel
 from indexer.records import Analysis
 from search.server.batching import Batcher, Together
@@ -306,3 +307,21 @@ def test_answers_are_not_held_back_for_the_clients_acknowledgement() -> None:
             return without
 
     assert asyncio.run(run()) == 1
+
+
+def test_too_few_threads_are_an_error_and_not_a_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, left = threading.Thread.start, [2]
+
+    def scarce(self: threading.Thread) -> None:
+        if not left[0]:
+            raise RuntimeError("can't start new thread")
+        left[0] -= 1
+        start(self)
+
+    async def run() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", scarce)
+            with pytest.raises(TagdexError, match=r"too few threads \(can't start new thread\): raise its limit"):
+                Threads(4, name="test").start()
+
+    asyncio.run(run())

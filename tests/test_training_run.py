@@ -25,6 +25,7 @@ from indexer.errors import LockedError
 from indexer.model import TextModel
 from indexer.training.keys import ConfigError
 from indexer.training.loop import train
+from indexer.training.runs import RunFolder
 from indexer.training.settings import TrainConfig, read_config
 from indexer.training.step import rate_factor
 
@@ -61,6 +62,15 @@ class Stop:
 
 
 BOTH = ({"train": "heads", "epochs": 2, "learning_rate": 1e-2}, {"train": "all", "epochs": {"class": 1, "tags": 2}})
+
+
+def test_a_log_that_a_power_cut_has_left_in_parts_can_be_read(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", config="c", data="d") as run:
+        for step in range(3):
+            run.log({"event": "step", "step": step})
+        log = tmp_path / "run" / "log.jsonl"
+        log.write_bytes(log.read_bytes()[:-5])
+        assert [event["step"] for event in run.events()] == [0, 1]
 
 
 @pytest.mark.parametrize("stops", [(3,), (10, 3)], ids=str)

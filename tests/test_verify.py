@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -11,8 +14,10 @@ from click.testing import CliRunner
 from fakes import DemoAnalyser, build_index, entries
 
 from indexer.cli import cli
-from indexer.errors import CorruptIndexError, NotAnIndexError
+from indexer.durable import is_scarcity
+from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
 from indexer.records import Document
+from indexer.repair import repair_index
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
 
@@ -108,3 +113,38 @@ def test_the_command_prints_the_faults_and_fails(path: Path) -> None:
     result = CliRunner().invoke(cli, ["verify", str(path)])
     assert "document 'd7': filters do not know its field 'n'" in result.output
     assert isinstance(result.exception, CorruptIndexError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EMFILE, "Too many open files"),
+        MemoryError("no memory"),
+    ],
+    ids=str,
+)
+def test_what_runs_out_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "LOCK"}
+
+    def scarce(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryDirectory", scarce)
+        for check in (verify_index, repair_index):
+            with pytest.raises(StorageError, match=f"{re.escape(str(error))}; that says nothing about the index"):
+                check(path)
+    assert {file: file.read_bytes() for file in before} == before
+    assert not list(path.glob("damaged*"))
+    assert verify_index(path).faults == ()
+
+
+def test_what_sqlite_and_faiss_say_of_things_that_run_out() -> None:
+    with pytest.raises(sqlite3.OperationalError) as failed:
+        sqlite3.connect("file:/no/such/folder/a.sqlite?mode=ro", uri=True).execute("SELECT 1")
+    assert is_scarcity(failed.value)
+    assert is_scarcity(RuntimeError("could not open x for reading: Too many open files"))
+    assert not is_scarcity(RuntimeError("could not open x for reading: Input/output error"))
+    assert not is_scarcity(OSError(errno.EIO, "Input/output error"))
+    assert not is_scarcity(sqlite3.DatabaseError("database disk image is malformed"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from indexer.durable import write_file
+from indexer.durable import sync, write_file
 from indexer.errors import TagdexError
 from indexer.lock import WriterLock
 from indexer.training.adapt import Group
@@ -105,9 +106,12 @@ class RunFolder:
             file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """All objects of the log."""
-        path = self.folder / LOG
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+        """All objects of the log, but for one at its end that a power cut has left in parts."""
+        path, found = self.folder / LOG, []
+        for line in path.read_bytes().splitlines() if path.is_file() else []:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def save_best(self, groups: list[Group]) -> None:
         """Keep the trained weights as the best."""
@@ -129,6 +133,8 @@ class RunFolder:
     ) -> Position:
         """Write where the run stands; without `backbone` its weights, which never change, are left out."""
         log = self.folder / LOG
+        if log.is_file():
+            sync(log)  # the state notes how long it is
         position = replace(position, log=log.stat().st_size if log.is_file() else 0)
         tensors = {
             f"model.{name}": tensor.detach().cpu().contiguous().clone()

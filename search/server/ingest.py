@@ -35,6 +35,7 @@ class Ingest:
         self._path = path
         self._linger = linger
         self._threads = Threads(1, name="writer")
+        self._threads.start()
         self._writer: IndexWriter | None = None
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None

@@ -99,7 +99,10 @@ def as_problem(error: TagdexError, *, index: str | None = None) -> Problem:
             return Problem(500, "index-damaged", f"{name} contradicts its own checksums; its operator must verify it")
         case StorageError():
             return Problem(
-                507, "storage", f"{name} could not be written; what was acknowledged is kept", retry_after=10
+                507,
+                "storage",
+                f"the disk of {name} refused a read or a write; what was acknowledged is kept",
+                retry_after=10,
             )
         case NotAnIndexError():
             return Problem(503, "unavailable", f"{name} cannot be opened", retry_after=10)

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
 
+from indexer.errors import TagdexError
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,10 @@ class Threads:
         self.busy = 0
 
     def start(self) -> None:
-        """Start all threads now. One that meets torch while another keeps it to one core would keep to one for good."""
+        """Start all threads now: later the system may have none to give, and a call that waits for one would be queued.
+
+        One that meets torch while another keeps it to one core would keep to one for good. Raises `TagdexError`.
+        """
         torch = sys.modules.get("torch")
         together = Barrier(self.count)
 
@@ -31,8 +36,13 @@ class Threads:
             if torch is not None:
                 torch.get_num_threads()  # sets up what is this thread's own
 
-        for begun in [self._executor.submit(first) for _ in range(self.count)]:
-            begun.result()
+        try:
+            for begun in [self._executor.submit(first) for _ in range(self.count)]:
+                begun.result()
+        except RuntimeError as error:
+            together.abort()
+            self.close()
+            raise TagdexError(f"the system gives this process too few threads ({error}): raise its limit") from error
 
     async def run(self, call: Callable[[], T]) -> T:
         """The result of a call in one of the threads; when cancelled, a call that has begun keeps its thread."""
