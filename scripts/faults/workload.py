@@ -11,6 +11,7 @@ index ends it with one line on stderr and exit code 1.
 from __future__ import annotations
 
 import argparse
+import signal
 import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
@@ -302,6 +303,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--done", type=int, default=0, help="steps that the index holds already")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without it
     small_segments()
     steps = make_steps(documents=arguments.documents, batch=arguments.batch, seed=arguments.seed)
     print(arguments.done, flush=True)
