@@ -153,7 +153,7 @@ class IndexReader:
                 passages=passages,
                 entities=entities,
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
-                dead=sum(len(segment) - int(np.count_nonzero(segment.live)) for segment in snapshot.view.all),
+                dead=sum(len(segment) - segment.live_rows for segment in snapshot.view.segments),
                 segments=tuple(read_segments(snapshot.connection)),
                 disk_bytes=folder_bytes(self.path),
                 commit=commit,

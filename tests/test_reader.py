@@ -619,3 +619,14 @@ def test_scores_are_those_of_brute_force(path: Path) -> None:
     assert {ids[doc]: score for doc, score in zip(found.docs.tolist(), found.scores.tolist(), strict=True)} == (
         pytest.approx(document_scores(texts, query, MODEL), abs=1e-12)
     )
+
+
+def test_vectors_that_went_before_a_segment_had_them_are_not_counted_as_dead(tmp_path: Path) -> None:
+    path, model = build_index(tmp_path / "index", [Document("kept", "Ada")], seal=True), DemoAnalyser()
+    with IndexReader(path) as reader, IndexWriter(path) as writer:
+        writer.write(entries([Document("gone", "ball")], model))
+        assert reader.info().pending == 1
+        writer.remove(["gone"])
+        assert (reader.info().pending, reader.info().dead) == (0, 0)
+        writer.remove(["kept"])
+        assert reader.info().dead == 1
