@@ -73,7 +73,7 @@ def test_what_was_acknowledged_survives_kills_at_system_calls(tmp_path: Path) ->
 @pytest.mark.usefixtures("strace")
 def test_an_interrupt_while_a_commit_is_synced_loses_nothing(tmp_path: Path) -> None:
     only = ["fdatasync of meta.sqlite-wal"]
-    result = kill.kill_at_calls(tmp_path, WORK, each=5, only=only, signal=signal.SIGINT)
+    result = kill.kill_at_calls(tmp_path, WORK, each=5, only=only, sent=signal.SIGINT)
     assert result.bad == []
     assert result.resumed == result.kills == 5
     assert result.kept >= 1  # Python hears of it when the commit is done

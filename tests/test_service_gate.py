@@ -243,12 +243,13 @@ class Held:
     """Holds up the threads that search until it is let go."""
 
     def __init__(self, service: Any) -> None:
-        self.go = threading.Event()
+        self.begun, self.go = threading.Event(), threading.Event()
         self.service = service
         searcher = service.indexes["demo"].searcher
         self.searching = searcher.facets
 
         def facets(*args: Any, **options: Any) -> Any:
+            self.begun.set()
             self.go.wait(30)
             return self.searching(*args, **options)
 
@@ -291,7 +292,8 @@ def test_closed_connections_free_their_slots(tmp_path: Path) -> None:
     held = Held(service)
     with listening(service) as url:
         waiting = [raw(url, facets_request(url)) for _ in range(3)]
-        until(lambda: service.under_way == 3 and service.searching.busy == 1)
+        # A call that its thread has not taken up yet would be forgotten like those that wait.
+        until(lambda: service.under_way == 3 and service.searching.busy == 1 and held.begun.is_set())
         for connection in waiting:
             connection.close()
         until(lambda: service.under_way == 0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -107,11 +106,9 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         """All objects of the log, but for one at its end that a power cut has left in parts."""
-        path, found = self.folder / LOG, []
-        for line in path.read_bytes().splitlines() if path.is_file() else []:
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return found
+        path = self.folder / LOG
+        content = path.read_bytes() if path.is_file() else b""
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
     def save_best(self, groups: list[Group]) -> None:
         """Keep the trained weights as the best."""

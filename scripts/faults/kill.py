@@ -44,9 +44,12 @@ OPENING = 0.1  # seconds, about, in which an index is opened and the first step 
 
 @dataclass(slots=True)
 class Kills:
-    """What came of kills. `kept`: the step under way turned out to be done; `kinds`: kills by call and file."""
+    """What came of kills by the signal `sent`.
 
-    signal: signal.Signals = signal.SIGKILL
+    `kept`: the step under way turned out to be done; `kinds`: kills by call and file.
+    """
+
+    sent: signal.Signals = signal.SIGKILL
     kills: int = 0
     kept: int = 0
     opening: int = 0
@@ -57,7 +60,7 @@ class Kills:
 
     def killed(self, outcome: Outcome) -> bool:
         """Whether the signal ended a process, as Python or a shell tells it."""
-        return outcome.code in (-self.signal, 128 + self.signal)
+        return outcome.code in (-self.sent, 128 + self.sent)
 
 
 def check(index: Path, work: Work, outcome: Outcome, result: Kills, what: str) -> int:
@@ -92,7 +95,7 @@ def kill_at_random(
     kills: int,
     step_seconds: float,
     seed: int = 0,
-    signal: signal.Signals = signal.SIGKILL,
+    sent: signal.Signals = signal.SIGKILL,
 ) -> Kills:
     """One long run, killed so many times on its way, and at the end resumed to its end.
 
@@ -100,11 +103,11 @@ def kill_at_random(
     or, behind none, in its opening; `step_seconds`: how long a step takes. Where the run comes to its end first,
     another one begins.
     """
-    random, result, index, done = np.random.default_rng(seed), Kills(signal), folder / "random", 0
+    random, result, index, done = np.random.default_rng(seed), Kills(sent), folder / "random", 0
     while result.kills < kills:
         steps = int(random.integers(0, 2 + 2 * (len(work.steps) - done) // (kills - result.kills + 1)))
         pause = random.uniform(0, 2 * step_seconds if steps else OPENING)
-        outcome = run_killed_after(work, index, done, min(steps, len(work.steps) - done), float(pause), signal)
+        outcome = run_killed_after(work, index, done, min(steps, len(work.steps) - done), float(pause), sent)
         what = f"random kill {result.kills} behind step {outcome.acknowledged}"
         if not result.killed(outcome) and outcome.code != 0:
             result.bad.append(f"{what}: ended with {outcome.code}: {outcome.error}")
@@ -128,16 +131,16 @@ def kill_at_calls(
     *,
     each: int,
     only: Sequence[str] | None = None,
-    signal: signal.Signals = signal.SIGKILL,
+    sent: signal.Signals = signal.SIGKILL,
 ) -> Kills:
     """Fresh runs, each killed at one system call: `each` calls of every kind (or those named) on every kind of file."""
-    result, index = Kills(signal), folder / "calls"
+    result, index = Kills(sent), folder / "calls"
     for kind in survey(work.command(index, 0), index):
         if only is not None and str(kind) not in only:
             continue
         for number in spread(kind.count, each):
             shutil.rmtree(index, ignore_errors=True)
-            outcome = run_traced(work.command(index, 0), [kind], f"signal={signal.name}", str(number))
+            outcome = run_traced(work.command(index, 0), [kind], f"signal={sent.name}", str(number))
             if outcome.code == 0:
                 result.missed += 1  # two threads share the calls of this kind, and neither has made so many
                 continue
@@ -178,7 +181,7 @@ def main() -> None:
             clean = time.monotonic() - started
             print(f"unhurt: {arguments.documents:,} documents, {len(work.steps)} steps in {clean:.1f} s")
             result = kill_at_random(
-                folder, work, kills=arguments.kills, step_seconds=clean / len(work.steps), signal=sent
+                folder, work, kills=arguments.kills, step_seconds=clean / len(work.steps), sent=sent
             )
             show(result, time.monotonic() - started)
             print(f"  of which before a step of their run was done: {result.opening}")
@@ -187,7 +190,7 @@ def main() -> None:
             print(f"kills at system calls are left out: {reason}")
         elif arguments.each:
             started = time.monotonic()
-            result = kill_at_calls(folder, Work(arguments.call_documents, 100), each=arguments.each, signal=sent)
+            result = kill_at_calls(folder, Work(arguments.call_documents, 100), each=arguments.each, sent=sent)
             show(result, time.monotonic() - started)
             for name in sorted({kind.name for kind in result.kinds}):
                 found = [(kind.place, kills) for kind, kills in result.kinds.items() if kind.name == name]
