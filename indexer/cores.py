@@ -6,10 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
+
+from indexer import products
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,13 +55,15 @@ class Workers:
     def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
         """The results of all items in their order; in the caller's thread, with all cores, where they are too few."""
         threads = self.count
-        if threads == 1 or 2 * len(items) < threads or len(items) < 2:
+        if threads == 1:
+            return _with_one_core_each(map, function, items)
+        if 2 * len(items) < threads or len(items) < 2:
             return map(function, items)
         try:
             pool = self._threads(threads)
         except RuntimeError:  # the system gives no more threads
             return map(function, items)
-        return pool.map(function, items)
+        return _with_one_core_each(pool.map, function, items)
 
     def __reduce__(self) -> tuple[type[Workers], tuple[()]]:
         return Workers, ()  # a copy has threads of its own
@@ -79,6 +83,13 @@ class Workers:
                     torch.set_num_threads(count)  # what they set for themselves was also meant for threads to come
                 self._pool, self._made_for = pool, (os.getpid(), count)
             return self._pool
+
+
+def _with_one_core_each(
+    mapped: Callable[[Callable[[T], R], Sequence[T]], Iterator[R]], function: Callable[[T], R], items: Sequence[T]
+) -> Iterator[R]:
+    with products.numpy_in_one_thread() if products.openblas_is_faster() else nullcontext():
+        yield from mapped(function, items)
 
 
 def _keep_to_one_core() -> None:

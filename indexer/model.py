@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from indexer import iob
+from indexer import iob, products
 from indexer.batches import plan_even_batches
 from indexer.checkpoint import Loaded, load_checkpoint
 from indexer.cores import Workers
@@ -94,6 +94,7 @@ class TextModel:
         self.loaded = loaded
         self.device = choose_device(device)
         self.model = loaded.model.to(self.device).eval()
+        products.use_the_faster(self.model)
         self.config = loaded.model.config
         self.tokenizer = loaded.tokenizer
         self.name = loaded.name

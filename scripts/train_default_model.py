@@ -36,7 +36,7 @@ from indexer.sources import MINILM
 @click.option("--cache", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--width", type=int, default=192, show_default=True, help="Width of the tag head.")
+@click.option("--width", type=int, default=96, show_default=True, help="Width of the tag head.")
 @click.option("--shapes/--no-shapes", default=True, show_default=True, help="Whether the tag head reads word shapes.")
 @click.option("--teachers", type=click.IntRange(min=1), default=2, show_default=True, help="Heads of the first round.")
 @click.option("--adapter", type=click.Path(exists=True, path_type=Path), help="One in peft's form, already trained.")

@@ -143,10 +143,10 @@ def test_case_reaches_the_tags_and_nothing_else() -> None:
     for loaded, differ in ((with_shapes(), True), (multi_task(**CONTEXTUAL), False)):
         model = TextModel(loaded, device="cpu")
         with torch.no_grad():
-            outputs = model.model(*model.tensors(texts), shapes=model.shapes(texts))
-        assert torch.equal(outputs.tag_logits[0], outputs.tag_logits[1]) is not differ
-        assert torch.equal(outputs.class_logits[0], outputs.class_logits[1])
-        assert torch.equal(outputs.layer_means[0], outputs.layer_means[1])
+            lower, mixed = (model.model(*model.tensors([text]), shapes=model.shapes([text])) for text in texts)
+        assert torch.equal(lower.tag_logits, mixed.tag_logits) is not differ
+        assert torch.equal(lower.class_logits, mixed.class_logits)
+        assert torch.equal(lower.layer_means, mixed.layer_means)
 
 
 def test_a_head_that_reads_shapes_asks_for_them() -> None:

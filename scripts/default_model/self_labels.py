@@ -67,6 +67,7 @@ class SecondRound:
     """How many heads of the first round, each from a seed of its own, label which texts for the head that is kept."""
 
     teachers: int = 2
+    width: int = 128  # of those heads; the one that is kept may be narrower
     soft: float = 0.5  # weight of what they think of a token beside the label that they give it together
     topics: int = 3000  # texts of DBpedia
     headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts

@@ -38,7 +38,7 @@ from indexer.training.step import rate_factor
 class TagSettings:
     """How the tag head is trained."""
 
-    width: int = 192
+    width: int = 96
     dropout: float = 0.4
     epochs: int = 7
     batch_tokens: int = 6144

@@ -33,7 +33,7 @@ def train_tag_head(
     teachers, reports = [], []
     for number in range(second.teachers):
         head, report = cached_tag_head(
-            encoder, "teacher", train, dev, replace(settings, seed=settings.seed + number), known
+            encoder, "teacher", train, dev, replace(settings, width=second.width, seed=settings.seed + number), known
         )
         teachers.append(head)
         reports.append(report)
