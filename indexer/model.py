@@ -318,28 +318,26 @@ class TextModel:
         """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
         types = self.entity_types or ()
         lengths = np.array([len(cut.offsets) for cut in words], dtype=np.int64)
-        emissions = np.full((len(words), int(lengths.max(initial=0)), logits.shape[2]), -np.inf, dtype=np.float32)
-        emissions[:, :, 0] = 0.0  # a word without a token is O
-        log_probs = iob.log_softmax(logits)
+        first = np.full((len(words), int(lengths.max(initial=0))), -1, dtype=np.int64)
         for row, cut in enumerate(words):
-            known = np.flatnonzero(cut.first >= 0)
-            emissions[row, known] = log_probs[row, cut.first[known]]
+            first[row, : lengths[row]] = cut.first
+        emissions = iob.log_softmax(np.take_along_axis(logits, np.maximum(first, 0)[:, :, None], axis=1))
+        emissions[first < 0, 1:] = -np.inf  # a word without a token is O
+        emissions[first < 0, 0] = 0.0
         labels = iob.viterbi(emissions, lengths)
-        spans: list[list[Span]] = []
-        for row, cut in enumerate(words):
-            chosen = labels[row, : lengths[row]]
+        spans: list[list[Span]] = [[] for _ in words]
+        for row in np.flatnonzero(labels.any(axis=1)).tolist():
+            offsets, chosen = words[row].offsets, labels[row, : lengths[row]]
             probabilities = np.exp(emissions[row, np.arange(lengths[row]), chosen])
-            spans.append(
-                [
-                    Span(
-                        type=types[kind],
-                        start=int(cut.offsets[first, 0]),
-                        end=int(cut.offsets[end - 1, 1]),
-                        score=float(probabilities[first:end].mean()),
-                    )
-                    for kind, first, end in iob.spans_of_labels(chosen)
-                ]
-            )
+            spans[row] = [
+                Span(
+                    type=types[kind],
+                    start=int(offsets[begin, 0]),
+                    end=int(offsets[end - 1, 1]),
+                    score=float(probabilities[begin:end].mean()),
+                )
+                for kind, begin, end in iob.spans_of_labels(chosen)
+            ]
         return spans
 
     def token_offsets(self, window: Window, piece: str) -> iob.Offsets:

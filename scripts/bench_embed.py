@@ -29,6 +29,7 @@ import torch
 
 from indexer import Document, add_documents
 from indexer.batches import plan_batches
+from indexer.cores import Workers
 from indexer.model import TextModel
 from indexer.precision import native_bf16
 from indexer.records import Analysis, FloatArray
@@ -217,13 +218,26 @@ def take_turns(contenders: Sequence[Contender], texts: Sequence[str], rounds: in
 
 
 def multiply_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of this machine's own matrix product at the sizes of the backbone's larger layers, its best of many."""
+    """FLOP/s of this machine's own matrix products at the sizes of the backbone's larger layers.
+
+    The best of many, of all cores at one product of torch's, and of one product for each core, by torch and by numpy.
+    """
     first, second = torch.randn(1024, 384, dtype=dtype), torch.randn(384, 1536, dtype=dtype)
+    ways: list[Callable[[int], object]] = [lambda _: first @ second]
+    if dtype is torch.float32:
+        left, right = first.numpy(), second.numpy()
+        ways.append(lambda _: left @ right)
+    workers, count = Workers(), torch.get_num_threads()
     best = float("inf")
-    for _ in range(200):
+    for _ in range(50):
         started = time.perf_counter()
         first @ second
         best = min(best, time.perf_counter() - started)
+        for way in ways:
+            started = time.perf_counter()
+            for _ in workers.map(way, range(4 * count)):
+                pass
+            best = min(best, (time.perf_counter() - started) / (4 * count))
     return 2 * 1024 * 384 * 1536 / best
 
 
@@ -273,10 +287,11 @@ def measure(
 def ratios_of(seconds: Mapping[str, float], precision: str) -> dict[str, float]:
     """What matters of the seconds of one model's contenders."""
     tagged, alone = (seconds[f"tagdex, {part}, {precision}"] for part in ("with class and entities", "embedding alone"))
+    whole = seconds[f"indexer add, {precision}"]
     return {
         "time of class and entities, of that of the embedding": tagged / alone - 1,
-        "rate of indexer add, of that of the bare loop": seconds[f"bare loop, {precision}"]
-        / seconds[f"indexer add, {precision}"],
+        "rate of indexer add, of that of the bare loop": seconds[f"bare loop, {precision}"] / whole,
+        "rate of indexer add, of that of the embedding alone": alone / whole,
         "times as fast as three models": seconds[THREE] / tagged,
     }
 
@@ -375,8 +390,8 @@ def main(
     for name, own_texts in drawn.items():
         profile = report["profiles"][name] = measure(name, own_texts, contenders, exact, rounds)
         for precision, rate in rates.items():
-            loop = next(one for one in contenders if one.name == f"bare loop, {precision}")
-            share = linear_work(exact, own_texts) / loop.median / rate
+            alone = next(one for one in contenders if one.name == f"tagdex, embedding alone, {precision}")
+            share = linear_work(exact, own_texts) / alone.median / rate
             profile[f"share_of_multiply_rate_{precision}"] = round(share, 3)
             click.echo(f"  linear layers at {share:.0%} of the rate of the machine's own {precision} product")
         for peer, cosines in peer_quality(contenders, own_texts):
