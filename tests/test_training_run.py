@@ -268,6 +268,38 @@ def test_the_best_weights_are_kept(folder: Path) -> None:
     assert result.scores["classes (class)"] == best
 
 
+def without_dev(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "dev"}
+
+
+def test_dev_scores_choose_no_weights_of_a_task_they_do_not_measure(folder: Path) -> None:
+    phase = {"train": "heads", "epochs": 6, "learning_rate": 1e-2}
+    data = [without_dev(CLASSES), SPANS]
+    alone = configure(folder, "alone", [without_dev(CLASSES)], phase, model={"new_heads": ["class"]})
+    # The tags are measured and stay as they were, so the start would be the best: nothing is better.
+    tables = {"model": {"new_heads": ["class"], "calibrate": False}, "early_stopping": {"patience": 1}}
+    both = configure(folder, "both", data, {**phase, "epochs": {"class": 6, "tags": 0}}, **tables)
+    events: list[Mapping[str, Any]] = []
+    train(alone, base=with_both_heads())
+    train(both, base=with_both_heads(), watch=events.append)
+    assert_same(weights(alone), weights(both))
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert note.startswith("class is trained without a dev set: the last weights are kept")
+    assert not any(event["best"] for event in events if event["event"] == "scores")
+
+
+def test_the_guard_refuses_last_weights_that_nothing_else_measures(folder: Path) -> None:
+    phase = {"train": "all", "epochs": 2, "learning_rate": 0.5}
+    measured = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "scores.tsv"}
+    data = [without_dev(CLASSES), measured]
+    events: list[Mapping[str, Any]] = []
+    config = configure(folder, "run", data, phase, guard={"max_drop": 0.0})
+    result = train(config, base=tiny(seed=2), watch=events.append)
+    scores = [event for event in events if event["event"] == "scores"]
+    assert scores[-1]["refused"]
+    assert result.scores["scores (similarity)"] >= scores[0]["sets"]["scores (similarity)"]
+
+
 def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     from indexer.training.encoded import encode
     from indexer.training.scoring import class_logits, predict_spans

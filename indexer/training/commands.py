@@ -91,6 +91,9 @@ class Progress:
             self._show(f"phase {event['phase'] + 1}", event["step"], event["of"])
             if self._bar is not None:
                 self._bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in self._losses.items()))
+        elif kind == "note":
+            self._close()
+            click.echo(f"phase {event['phase'] + 1}: note: {event['text']}", err=True)
         elif kind == "scores":
             self._close()
             scores = ", ".join(f"{name} {value:.4f}" for name, value in event["sets"].items())

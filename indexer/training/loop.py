@@ -122,6 +122,7 @@ def run_phase(run: Run, number: int, position: Position) -> Position:
     total = math.ceil(len(plan) / phase.accumulate)
     every = config.early_stopping.every or math.ceil(total / max(1, *(phase.epochs_of(d) for d in config.data)))
     if position.best is None and dev:
+        warn_of_unmeasured(run, number, dev)
         position = score(run, number, position, trained, dev, total)
         position = save_state(run, position, optimizer)
     set_train_mode(model.model, phase)
@@ -210,15 +211,20 @@ def phase_states(run: Run, phase: PhaseSettings) -> tuple[dict[int, States], lis
 def score(
     run: Run, number: int, position: Position, trained: list[Group], dev: Sequence[DevSet], total: int
 ) -> Position:
-    """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones."""
+    """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones.
+
+    Where a task is trained that no dev set measures, the mean says nothing about it: then weights are kept because they
+    are the last that the guard does not refuse, and the phase goes on to its end.
+    """
     stopping = run.config.early_stopping
     scores = score_sets(run.model, dev, weights=stopping.weights)
     similarity = scores.tasks.get("similarity")
     floor = similarity if position.floor is None else position.floor
     refused = below_floor(run.config, similarity, floor)
-    better = not refused and (position.best is None or scores.mean > position.best)
+    measured = not unmeasured_tasks(run, number, dev)
     first = position.best is None
-    if better or first:
+    kept = first or (not refused and (not measured or position.best is None or scores.mean > position.best))
+    if kept:
         run.folder.save_best(trained)
     tell(
         run,
@@ -229,18 +235,35 @@ def score(
             "of": total,
             "sets": scores.sets,
             "mean": scores.mean,
-            "best": better or first,
+            "best": kept and measured,
             "refused": refused,
         },
     )
-    stale = 0 if better or first else position.stale + 1
+    stale = 0 if kept or not measured else position.stale + 1
     return replace(
         position,
-        best=scores.mean if better or first else position.best,
+        best=scores.mean if kept else position.best,
         stale=stale,
         floor=floor,
         stopped=stopping.patience is not None and stale >= stopping.patience,
     )
+
+
+def unmeasured_tasks(run: Run, number: int, dev: Sequence[DevSet]) -> list[str]:
+    """The tasks that a phase trains and that none of its dev sets measures."""
+    phase = run.config.phase[number]
+    trained = {one.task for one in run.train if one.rows and phase.epochs_of(one.settings)}
+    return sorted(trained - {one.data.task for one in dev})
+
+
+def warn_of_unmeasured(run: Run, number: int, dev: Sequence[DevSet]) -> None:
+    """Say which rule for the weights holds where the dev scores do not cover what is trained."""
+    stopping = run.config.early_stopping
+    missing = unmeasured_tasks(run, number, dev)
+    if missing and (stopping.keep == "best" or stopping.patience is not None):
+        tasks = " and ".join(missing)
+        text = f"{tasks} is trained without a dev set: the last weights are kept, not the best, and nothing stops early"
+        tell(run, {"event": "note", "phase": number, "text": text})
 
 
 def below_floor(config: TrainConfig, similarity: float | None, floor: float | None) -> bool:

@@ -1,9 +1,9 @@
 """The folder of a run: what it is, how far it has come, its log. Only JSON and safetensors.
 
 run.json            digests of the configuration and of the data: a folder belongs to one run
-log.jsonl           one object for each step and each scoring
+log.jsonl           one object for each step and each scoring, and for a note
 state.safetensors   weights, optimizer and position, replaced as a whole
-best.safetensors    the best weights of the phase
+best.safetensors    the best weights of the phase, or the last where not all that is trained is measured
 cache/              states of a frozen backbone
 model/              the finished model; report.json, scores.json and curves.svg beside it
 """
@@ -36,8 +36,8 @@ _BEGUN = (LOCK, f"{RUN}.tmp")  # what there may be before run.json is
 class Position:
     """How far a run has come: `step` optimizer steps of phase number `phase`, both counted from 0.
 
-    `best` is the best weighted mean of dev scores in this phase, None before the first scoring, and `stale` how many
-    scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the phase early. `log` is
+    `best` is the weighted mean of dev scores of the weights kept so far in this phase, None before the first scoring,
+    and `stale` how many scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the phase early. `log` is
     the log's length in bytes.
     """
 
@@ -111,14 +111,14 @@ class RunFolder:
         return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
     def save_best(self, groups: list[Group]) -> None:
-        """Keep the trained weights as the best."""
+        """Keep the trained weights as those that the phase may end with."""
         tensors = {
             name: p.detach().cpu().contiguous() for g in groups for name, p in zip(g.names, g.parameters, strict=True)
         }
         _write(self.folder / BEST, tensors, {})
 
     def load_best(self, groups: list[Group]) -> None:
-        """Put the best weights back."""
+        """Put the weights back that were kept."""
         tensors, _ = _read(self.folder / BEST)
         with torch.no_grad():
             for group in groups:
