@@ -300,6 +300,16 @@ def test_the_guard_refuses_last_weights_that_nothing_else_measures(folder: Path)
     assert result.scores["scores (similarity)"] >= scores[0]["sets"]["scores (similarity)"]
 
 
+def test_tasks_that_weights_do_not_name_count_once(folder: Path) -> None:
+    phase = {"train": "heads", "epochs": 6, "learning_rate": 1e-2}
+    events: list[Mapping[str, Any]] = []
+    config = configure(folder, "run", [CLASSES], phase, early_stopping={"weights": {"tags": 2}})
+    result = train(config, base=raw(), watch=events.append)
+    scores = [event for event in events if event["event"] == "scores"]
+    assert [event["mean"] for event in scores] == [event["sets"]["classes (class)"] for event in scores]
+    assert result.scores["classes (class)"] == max(event["mean"] for event in scores) > 0
+
+
 def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     from indexer.training.encoded import encode
     from indexer.training.scoring import class_logits, predict_spans

@@ -75,6 +75,10 @@ def test_the_digest_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
             SHORT + '[mix]\nstrategy = "temperature"\n[[phase]]\nepochs = {class = 2}',
             "[phase 1]: epochs by task need [mix] strategy = 'balanced', 'round_robin' or 'sequential', not 'temp",
         ),
+        (
+            SHORT + "[early_stopping]\nweights = {class = 0, tags = 1}",
+            "[early_stopping]: weights = {class = 0, tags = 1} are 0 for all that [phase 1] scores (class): give one",
+        ),
         (SHORT + "[guard]\nmax_drop = 0.1", "[guard]: max_drop needs a [[data]] of the task similarity with dev"),
         (
             SHORT.replace("class", "similarity") + '[[phase]]\ntrain = "heads"',

@@ -62,7 +62,7 @@ def forward(
 def score_sets(model: TextModel, sets: Sequence[DevSet], *, weights: Mapping[str, float] | None = None) -> Scores:
     """Score each set: accuracy for class, strict micro-F1 of spans for tags, Spearman or nDCG@10 for pairs.
 
-    `weights` by task, 1 by default. NaN, as for predictions that are all alike, counts as 0.
+    `weights` by task, 1 for each that they do not name. NaN, as for predictions that are all alike, counts as 0.
     """
     model.model.eval()
     found = {dev.data.title: score_set(model, dev) for dev in sets}
@@ -71,7 +71,7 @@ def score_sets(model: TextModel, sets: Sequence[DevSet], *, weights: Mapping[str
         value = found[dev.data.title]
         tasks.setdefault(dev.data.task, []).append(0.0 if np.isnan(value) else value)
     by_task = {task: float(np.mean(values)) for task, values in tasks.items()}
-    share = {task: 1.0 if weights is None else weights.get(task, 0.0) for task in by_task}
+    share = {task: 1.0 if weights is None else weights.get(task, 1.0) for task in by_task}
     total = sum(share.values())
     mean = sum(share[task] * value for task, value in by_task.items()) / total if total else 0.0
     return Scores(found, by_task, mean)
