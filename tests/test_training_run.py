@@ -192,6 +192,32 @@ def test_a_head_that_knows_the_labels_is_trained_on(folder: Path) -> None:
     assert result.report.heads["class"] == "the base's, 2 labels"
 
 
+@pytest.mark.parametrize("data", [SPANS, CLASSES], ids=["tags", "class"])
+def test_a_pooled_class_head_that_is_kept_keeps_its_layers(folder: Path, data: dict[str, Any]) -> None:
+    phase = {"train": "heads", "epochs": 1}
+    pooled = configure(folder, "pooled", [CLASSES], phase, model={"class_head": "pooled"})
+    base = load_checkpoint(train(pooled, base=raw()).folder)
+    for layers in ([-1], [-4, -3, -2, -1]):
+        message = rf"pool_layers = \[{layers[0]}.*trained on the means of the layers \[-1, -2.*new_heads = \['class'\]"
+        with pytest.raises(ConfigError, match=message):
+            train(configure(folder, f"of {len(layers)}", [data], phase, model={"pool_layers": layers}), base=base)
+    renamed = {"pool_layers": [4, 3, 2, 1], "layer_weights": [1.0, 0.5, 0.5, 0.5], "normalize_layers": True}
+    kept = train(configure(folder, "same", [data], phase, model=renamed), base=base)
+    assert load_checkpoint(kept.folder).model.class_head is not None
+    new = {"pool_layers": [-1], "new_heads": ["class"], "class_head": "pooled"}
+    trained = train(configure(folder, "new", [CLASSES], phase, model=new), base=base)
+    assert TextModel.load(trained.folder).dimension == base.model.width
+
+
+@pytest.mark.parametrize("data", [CLASSES, SPANS], ids=["class", "tags"])
+def test_a_dev_set_without_its_head_is_refused(folder: Path, data: dict[str, Any]) -> None:
+    task = data["task"]
+    measured = {"task": task, "name": "measured", "dev": data["path"]}
+    config = configure(folder, "run", [SCORES, measured], {"train": "all", "epochs": 1})
+    with pytest.raises(ConfigError, match=f"'measured' is only measured on, but the model has no head for {task}"):
+        train(config, base=raw())
+
+
 def test_top_layers_train_and_the_others_stay(folder: Path) -> None:
     base = raw()
     config = configure(folder, "run", [CLASSES], {"train": "top:2", "epochs": 1}, early_stopping={"keep": "last"})

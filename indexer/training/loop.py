@@ -30,7 +30,7 @@ from indexer.training.runs import Position, RunFolder
 from indexer.training.sampling import BatchSize, SetSize, Step, schedule
 from indexer.training.scoring import DevSet, Scores, class_logits, score_sets, text_classes
 from indexer.training.sets import DataSet, read_set
-from indexer.training.settings import PhaseSettings, TrainConfig
+from indexer.training.settings import HEADS, PhaseSettings, TrainConfig
 from indexer.training.start import start_model
 from indexer.training.states import States, cached_states
 from indexer.training.step import Run, Watcher, batch_loss, precision, rate_factor, seed_of
@@ -76,7 +76,7 @@ def prepare(
     """The model with its heads, the data as windows, and the report on them."""
     begun = start_model(loaded, config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
-    check_dimensions(config, model)
+    check_fit(config, sets, model)
     encoded = [encode(data.settings, data.train, model) for data in sets]
     report = data_report(sets, encoded, begun.heads)
     folder.write_json("report.json", asdict(report))
@@ -98,7 +98,7 @@ def look(config: TrainConfig) -> Report:
     sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
     begun = start_model(load_checkpoint(config.model.base), config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
-    check_dimensions(config, model)
+    check_fit(config, sets, model)
     return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
 
 
@@ -325,8 +325,15 @@ def calibrate(run: Run) -> None:
         run.model.config.class_temperature = fit_temperature(torch.cat(logits).numpy(), torch.cat(gold).numpy())
 
 
-def check_dimensions(config: TrainConfig, model: TextModel) -> None:
-    """Raise `ConfigError` for a Matryoshka size that the embedding does not have."""
+def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) -> None:
+    """Raise `ConfigError` for a Matryoshka size that the embedding lacks, and for dev sets whose head is not there."""
+    heads = heads_of(model.model)
+    for one in sets:
+        if one.task in HEADS and one.task not in heads:
+            raise ConfigError(
+                f"[[data]] '{one.title}' is only measured on, but the model has no head for {one.task}: give data "
+                "of this task to train on, too, or leave it out"
+            )
     for size in config.matryoshka.dimensions:
         if size >= model.dimension:
             raise ConfigError(f"[matryoshka] dimensions = [{size}]: the embedding has {model.dimension} dimensions")
