@@ -18,9 +18,9 @@ import pytest
 import torch
 from models import tiny
 from safetensors.torch import load_file
-from training import CLASSES, PAIRS, SCORES, SPANS, configure, raw, save, with_both_heads, write_data
+from training import CLASSES, PAIRS, SCORES, SPANS, WORDS, configure, raw, save, with_both_heads, write_data
 
-from indexer.checkpoint import load_checkpoint
+from indexer.checkpoint import load_checkpoint, with_heads
 from indexer.errors import LockedError
 from indexer.model import TextModel
 from indexer.training.keys import ConfigError
@@ -367,6 +367,34 @@ def test_another_configuration_or_other_data_do_not_go_into_a_runs_folder(folder
         file.write("hello,place\n")
     with pytest.raises(ConfigError, match="holds a run with other data"):
         train(config, base=raw())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fingerprint", "message"),
+    [
+        ((5, 0), "fingerprint", "another base model, by the fingerprint of its embeddings"),
+        ((0, 5), "heads_fingerprint", "a base model with other heads, by their fingerprint"),
+    ],
+    ids=["backbone", "heads"],
+)
+def test_a_run_does_not_go_on_from_another_base(
+    folder: Path, seeds: tuple[int, int], fingerprint: str, message: str
+) -> None:
+    base, other = (with_heads(tiny(seed=one), class_labels=sorted(WORDS), seed=two) for one, two in ((0, 0), seeds))
+    config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, base=base, watch=Stop(3))
+    was, now = (getattr(one, fingerprint)[:12] for one in (base, other))
+    with pytest.raises(ConfigError, match=rf"holds a run that began from {message} \({was}, now {now}\)"):
+        train(config, base=other)
+    train(config, base=base)
+
+
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(folder: Path) -> None:
+    phase = {"train": "all", "epochs": 1}
+    with pytest.raises(ConfigError, match="the embedding has"):
+        train(configure(folder, "run", [SCORES], phase, matryoshka={"dimensions": [100_000]}), base=raw())
+    train(configure(folder, "run", [SCORES], phase), base=raw())
 
 
 def test_two_runs_cannot_share_a_folder(folder: Path) -> None:

@@ -79,6 +79,7 @@ def prepare(
     check_fit(config, sets, model)
     encoded = [encode(data.settings, data.train, model) for data in sets]
     report = data_report(sets, encoded, begun.heads)
+    folder.claim(base=loaded.fingerprint, heads=loaded.heads_fingerprint)
     folder.write_json("report.json", asdict(report))
     watch({"event": "report", "report": report})
     run = Run(

@@ -1,6 +1,6 @@
 """The folder of a run: what it is, how far it has come, its log. Only JSON and safetensors.
 
-run.json            digests of the configuration and of the data: a folder belongs to one run
+run.json            digests of the configuration, the data and the base: a folder belongs to one run
 log.jsonl           one object for each step and each scoring, and for a note
 state.safetensors   weights, optimizer and position, replaced as a whole
 best.safetensors    the best weights of the phase, or the last where not all that is trained is measured
@@ -30,6 +30,12 @@ from indexer.training.keys import ConfigError
 
 STATE, BEST, LOG, RUN, LOCK = "state.safetensors", "best.safetensors", "log.jsonl", "run.json", "LOCK"
 _BEGUN = (LOCK, f"{RUN}.tmp")  # what there may be before run.json is
+_OTHER = {
+    "config": "with another configuration",
+    "data": "with other data",
+    "base": "that began from another base model, by the fingerprint of its embeddings",
+    "heads": "that began from a base model with other heads, by their fingerprint",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,8 @@ class Position:
 class RunFolder:
     """Reads and writes one folder, held by one process until it is closed.
 
-    Raises `ConfigError` where the folder holds another run, and `LockedError` where another process holds it.
+    Raises `ConfigError` where the folder holds another run, and `LockedError` where another process holds it. Nothing
+    but the lock is written before `claim`.
     """
 
     def __init__(self, folder: Path, *, config: str, data: str) -> None:
@@ -62,8 +69,9 @@ class RunFolder:
         if not (folder / RUN).is_file() and any(path.name not in _BEGUN for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and holds no run: choose another output")
         self._lock = WriterLock(folder / LOCK)
+        self._facts = {"config": config, "data": data}
         try:
-            self._claim(folder, config=config, data=data)
+            self._check(self._facts)
         except BaseException:
             self._lock.release()
             raise
@@ -74,20 +82,29 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def _claim(self, folder: Path, *, config: str, data: str) -> None:
-        """Say whose folder it is, or check that it is this run's."""
-        facts = {"config": config, "data": data}
-        path = folder / RUN
-        if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            for name, what in (("config", "another configuration"), ("data", "other data")):
-                if known.get(name) != facts[name]:
-                    raise ConfigError(
-                        f"{folder} holds a run with {what} ({str(known.get(name))[:12]}, now {facts[name][:12]}): "
-                        "choose another output, or delete the folder"
-                    )
+    def claim(self, *, base: str, heads: str | None) -> None:
+        """Say whose folder it is, or check that the base is still the one that this run began from.
+
+        `base` and `heads` are the fingerprints of the base's embeddings and of its heads. Raises `ConfigError`.
+        """
+        facts = {**self._facts, "base": base, "heads": heads}
+        if (self.folder / RUN).is_file():
+            self._check(facts)
         else:
             self.write_json(RUN, facts)
+
+    def _check(self, facts: Mapping[str, str | None]) -> None:
+        """Compare what run.json says, if it is there."""
+        path = self.folder / RUN
+        if not path.is_file():
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in facts.items():
+            if known.get(name) != value:
+                raise ConfigError(
+                    f"{self.folder} holds a run {_OTHER[name]} ({str(known.get(name))[:12]}, now {str(value)[:12]}): "
+                    "choose another output, or delete the folder"
+                )
 
     @property
     def model(self) -> Path:
