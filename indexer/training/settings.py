@@ -308,7 +308,7 @@ def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
             raise ConfigError(f"--key {given}: it must be NAME=VALUE")
         try:
             table[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             table[name] = value
     settings = build(DataSettings, table, file="--key")
     if task == "similarity":
