@@ -210,5 +210,3 @@ def judged_queries(folder: Path, split: str) -> Any:
         return read_beir(folder, split=split)
     except OSError as error:
         raise InputError(error.strerror or str(error), source=str(error.filename)) from error
-    except (KeyError, ValueError) as error:
-        raise InputError(f"not in BEIR's form: {type(error).__name__} {error}", source=str(folder)) from error

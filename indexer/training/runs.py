@@ -43,8 +43,8 @@ class Position:
     """How far a run has come: `step` optimizer steps of phase number `phase`, both counted from 0.
 
     `best` is the weighted mean of dev scores of the weights kept so far in this phase, None before the first scoring,
-    and `stale` how many scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the phase early. `log` is
-    the log's length in bytes.
+    and `stale` how many scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the
+    phase early. `log` is the log's length in bytes.
     """
 
     phase: int = 0
