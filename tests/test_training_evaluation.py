@@ -49,6 +49,22 @@ def test_labels_that_the_model_does_not_know_are_named_and_wrong(both: TextModel
     found = evaluate(both, DataSettings(task="class", path="x"), [ClassExample(text, "weather") for text in TEXTS])
     assert found.measures[0].value == 0.0
     assert found.details["unknown_labels"] == ["weather"]
+    assert {m.name: m.value for m in found.measures}["macro-F1"] == 0.0
+    assert found.table[-1] == ("weather", 0.0, 0.0, 0.0, 4)
+
+
+def test_macro_f1_counts_every_class_that_the_model_does_not_know(both: TextModel) -> None:
+    answers = [analysis.label.name for analysis in both.analyse(TEXTS) if analysis.label]
+    examples = [ClassExample(text, answer) for text, answer in zip(TEXTS, answers, strict=True)]
+    examples += [ClassExample("the london", label) for label in ("sports", "weather")]
+    wrong = [analysis.label.name for analysis in both.analyse(["the london"]) if analysis.label] * 2
+    gold, predicted = [example.label for example in examples], answers + wrong
+    f1 = []
+    for label in sorted(set(gold)):
+        right = sum(g == p == label for g, p in zip(gold, predicted, strict=True))
+        f1.append(2 * right / (gold.count(label) + predicted.count(label)))
+    found = evaluate(both, DataSettings(task="class", path="x"), examples)
+    assert {m.name: m.value for m in found.measures}["macro-F1"] == pytest.approx(np.mean(f1))
 
 
 def test_spans_are_scored_as_seqeval_does(both: TextModel) -> None:

@@ -141,7 +141,7 @@ def test_pairs(tmp_path: Path) -> None:
             "a.csv",
             "text,label\nParis, France,place\n",
             {"task": "class"},
-            "a.csv, line 2: this row has 3 cells, the header has 2 cells: put quotes around a cell that holds the separator",
+            "a.csv, line 2: this row has 3 cells, the header has 2 cells: put quotes around a cell",
         ),
         ("a.csv", "text,label\na\n", {"task": "class"}, "a.csv, line 2: this row has 1 cell, the header has 2 cells"),
         (
