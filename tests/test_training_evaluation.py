@@ -21,7 +21,8 @@ from indexer.training.data import Retrieval, TaggedText
 from indexer.training.evaluation import evaluate, evaluate_retrieval, label_scores, macro_f1
 from indexer.training.metrics import ndcg
 from indexer.training.plots import confusion, curves, reliability_diagram, thinned
-from indexer.training.scoring import unit
+from indexer.training.results import Comparison
+from indexer.training.scoring import score_pairs, unit
 from indexer.training.sets import ClassExample, PairExample
 from indexer.training.settings import DataSettings
 
@@ -190,6 +191,27 @@ def test_intervals_hold_the_value_and_pairs_cancel_what_they_share() -> None:
     assert difference.low == pytest.approx(0.01) == difference.high
     with pytest.raises(ValueError, match="300 units of the first, but 2 of the second"):
         compare(first, Measure("mean", 2, lambda rows: 0.0 * len(rows)))
+
+
+def test_no_star_without_an_interval(both: TextModel) -> None:
+    settings = DataSettings(task="similarity", path="x")
+    found = [evaluate(both, settings, [PairExample(text, TEXTS[0], score=3.0) for text in TEXTS]) for _ in range(2)]
+    comparison = Comparison.of(["a", "b"], found)
+    assert np.isnan(comparison.differences["Spearman"].low)
+    assert "*" not in comparison.lines()[-1]
+    apart = (
+        Measure("mean", 30, lambda rows: float(rows.mean())),
+        Measure("mean", 30, lambda rows: float(rows.mean() - 9)),
+    )
+    for pair in (apart, apart[::-1]):
+        differences = {"mean": compare(*pair)}
+        assert Comparison(("a", "b"), "class", {"texts": 30}, differences).lines()[-1].endswith("]  *")
+
+
+def test_texts_that_are_all_alike_share_their_mean_rank(both: TextModel) -> None:
+    assert np.ptp(unit(both.encode(["猫", "狗"])), axis=0).max() < 1e-6
+    examples = [PairExample(first, second) for first, second in zip("猫狗山水红", "狗山水红猫", strict=True)]
+    assert score_pairs(both, examples, form="pairs") == pytest.approx(1 / np.log2(3 + 1))
 
 
 def test_pictures_are_svg() -> None:
