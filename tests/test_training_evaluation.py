@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -214,6 +215,15 @@ def test_texts_that_are_all_alike_share_their_mean_rank(both: TextModel) -> None
     assert score_pairs(both, examples, form="pairs") == pytest.approx(1 / np.log2(3 + 1))
 
 
+def test_draws_do_not_stand_in_memory_together() -> None:
+    measure = Measure("mean", 50_000, lambda rows: float(rows.mean()))
+    tracemalloc.start()
+    interval(measure, resamples=100)  # 40 MB together
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
 def test_pictures_are_svg() -> None:
     import xml.etree.ElementTree as ElementTree
 
@@ -267,6 +277,8 @@ def test_what_the_command_refuses(folder: Path, run: Run) -> None:
     assert_usage(run(*arguments), "give either MODEL or --compare A B")
     message = "--key: unknown key 'labl'; did you mean 'label'?"
     assert run(*arguments, "first", "--key", "labl=x").err.startswith(f"Error: {message}")
+    message = "--key limit=1: limit is no part of how a file is read: all of --data is measured on"
+    assert run(*arguments, "first", "--key", "limit=1").err.startswith(f"Error: {message}")
     result = run("indexer", "evaluate", "first", "--task", "retrieval", "--data", folder / "none")
     assert_fails(result, f"{folder / 'none' / 'corpus.jsonl.xz'}: No such file or directory")
 

@@ -356,6 +356,57 @@ def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     assert predict_spans(model, encoded) == product
 
 
+def test_states_that_half_precision_cannot_hold_are_kept_whole(folder: Path) -> None:
+    from indexer.training.encoded import encode
+    from indexer.training.scoring import predict_spans
+    from indexer.training.sets import read_set
+    from indexer.training.states import cached_states
+
+    base = with_both_heads()
+    norm = [module for module in base.model.backbone.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+    with torch.no_grad():
+        norm.weight.mul_(1e5)
+    model = TextModel(base, device="cpu")
+    spans = read_set(configure(folder, "run", [SPANS], {"train": "heads"}).data[0], root=folder, seed=0)
+    encoded = encode(spans.settings, spans.train, model)
+    states = cached_states(model, encoded, folder / "cache")
+    assert np.isfinite(states.values).all()
+    assert np.abs(states.values).max() > 65_504
+    assert predict_spans(model, encoded, states) == predict_spans(model, encoded)
+
+
+def test_scores_that_are_not_there_are_null_in_files(folder: Path) -> None:
+    (folder / "equal.tsv").write_text("hello\tthere\t3\nada\tmet\t3\n")
+    equal = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "equal.tsv"}
+    config = configure(folder, "run", [CLASSES, equal], {"train": "all", "epochs": 1})
+    first, again = train(config, base=raw()), train(config, base=raw())
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    output = Path(config.output)
+    for text in (output.joinpath("scores.json").read_text(), *output.joinpath("log.jsonl").read_text().splitlines()):
+        json.loads(text, parse_constant=refuse)
+    assert json.loads((Path(config.output) / "scores.json").read_text())["sets"]["equal (similarity)"] is None
+    assert all(np.isnan(result.scores["equal (similarity)"]) for result in (first, again))
+
+
+def test_a_finished_model_is_on_the_disk_before_it_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    result = train(configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 1}), base=raw())
+    unfinished = f"{result.folder}.unfinished"
+    files = {f"{unfinished}/{path.name}" for path in result.folder.iterdir()}
+    assert files | {unfinished} == {path for path in synced if path.startswith(unfinished)}
+    assert synced[-1] == str(result.folder.parent)
+
+
 def test_another_configuration_or_other_data_do_not_go_into_a_runs_folder(folder: Path) -> None:
     config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 1})
     first = train(config, base=raw())

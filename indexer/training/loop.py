@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
+from indexer.durable import sync
 from indexer.model import TextModel
 from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
 from indexer.training.calibration import fit_temperature
@@ -307,7 +308,10 @@ def finish(run: Run, report: Report) -> Result:
         for file in temporary.iterdir():
             file.unlink()
     save_checkpoint(finished, temporary)
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
     temporary.rename(run.folder.model)
+    sync(run.folder.folder)
     return Result(run.folder.model, scores.sets, report)
 
 
@@ -354,5 +358,5 @@ def digest_of(sets: Sequence[DataSet]) -> str:
 
 
 def _finished(folder: RunFolder) -> dict[str, float]:
-    scores: dict[str, float] = json.loads((folder.folder / "scores.json").read_text(encoding="utf-8"))["sets"]
-    return scores
+    scores: dict[str, float | None] = json.loads((folder.folder / "scores.json").read_text(encoding="utf-8"))["sets"]
+    return {name: math.nan if score is None else score for name, score in scores.items()}

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -100,9 +101,9 @@ class RunFolder:
             return
         known = json.loads(path.read_text(encoding="utf-8"))
         for name, value in facts.items():
-            if known.get(name) != value:
+            if name in known and known[name] != value:  # the first versions did not write the base down
                 raise ConfigError(
-                    f"{self.folder} holds a run {_OTHER[name]} ({str(known.get(name))[:12]}, now {str(value)[:12]}): "
+                    f"{self.folder} holds a run {_OTHER[name]} ({str(known[name])[:12]}, now {str(value)[:12]}): "
                     "choose another output, or delete the folder"
                 )
 
@@ -112,14 +113,13 @@ class RunFolder:
         return self.folder / "model"
 
     def write_json(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        content = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(self.folder / name, content.encode())
+        """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
+        write_bytes(self.folder / name, orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append one object to the log."""
+        """Append one object to the log; a number that is not finite becomes null."""
         with (self.folder / LOG).open("ab") as file:
-            file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            file.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
 
     def events(self) -> list[dict[str, Any]]:
         """All objects of the log, but for one at its end that a power cut has left in parts."""

@@ -299,6 +299,14 @@ def read_config(path: str | Path, *, root: str | Path | None = None, output: str
     return replace(config, root=path.parent if root is None else Path(root))
 
 
+_NOT_KEYS = {
+    "task": "use --task",
+    "path": "use --data",
+    "dev": "all of --data is measured on",
+    "limit": "all of --data is measured on; give a smaller file",
+}
+
+
 def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
     """How a file is read: `keys` are NAME=VALUE as in [[data]], in TOML or as plain text. Raises `ConfigError`."""
     table: dict[str, Any] = {"task": task, "path": str(path)}
@@ -306,6 +314,8 @@ def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
         name, equals, value = given.partition("=")
         if not equals:
             raise ConfigError(f"--key {given}: it must be NAME=VALUE")
+        if name in _NOT_KEYS:
+            raise ConfigError(f"--key {given}: {name} is no part of how a file is read: {_NOT_KEYS[name]}")
         try:
             table[name] = tomllib.loads(f"value = {value}")["value"]
         except (ValueError, RecursionError):
