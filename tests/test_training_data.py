@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from indexer.training.data import (
-    DataError,
     LabelledText,
     Retrieval,
     ScoredPair,
@@ -26,6 +25,7 @@ from indexer.training.data import (
     read_stsb,
     spans_of_tags,
 )
+from indexer.training.lines import DataError
 
 
 @pytest.mark.parametrize(
@@ -208,6 +208,47 @@ def test_read_beir(tmp_path: Path) -> None:
     assert read_beir(tmp_path, split="train") == Retrieval(
         documents={"d1": "T one", "d2": "two"}, queries={"q1": "first?"}, relevant={"q1": {"d2": 1.0}}
     )
+
+
+CORPUS, QUERIES = '{"_id": "d", "title": null, "text": "a"}\n', '{"_id": "q", "text": "a"}\n'
+QRELS = "query-id\tcorpus-id\tscore\nq\td\t1\n"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "queries", "qrels", "message"),
+    [
+        (CORPUS + "[1]\n", QUERIES, QRELS, "corpus.jsonl, line 2: expected a JSON object"),
+        (CORPUS + "{bad\n", QUERIES, QRELS, "corpus.jsonl, line 2: not JSON"),
+        (CORPUS + '{"_id": "1"}', QUERIES, QRELS, "corpus.jsonl, line 2, field 'text': a text is missing, got None"),
+        (CORPUS + '{"text": "a"}', QUERIES, QRELS, "corpus.jsonl, line 2, field '_id': an id is missing, got None"),
+        ('{"_id": 1, "text": "\\ud800"}', QUERIES, QRELS, "corpus.jsonl, line 1, field 'text': character 1 is"),
+        (CORPUS, '{"_id": "q", "text": null}', QRELS, "queries.jsonl, line 1, field 'text': a text is missing"),
+        (CORPUS, QUERIES, QRELS + "q\td\n", "test.tsv, line 3: expected 3 columns, got 2"),
+        (
+            CORPUS,
+            QUERIES,
+            QRELS + "q\td\t0.5\n",
+            "test.tsv, line 3, field 'score': '0.5' is no grade: expected a whole",
+        ),
+        (CORPUS, QUERIES, "query\tcorpus-id\tscore\n", "test.tsv, line 1: there is no column 'query-id', only query"),
+    ],
+)
+def test_read_beir_names_the_line(tmp_path: Path, corpus: str, queries: str, qrels: str, message: str) -> None:
+    write_beir(tmp_path, corpus, queries, qrels)
+    with pytest.raises(DataError) as raised:
+        read_beir(tmp_path, split="test")
+    assert message in str(raised.value)
+
+
+def test_read_beir_without_titles_and_with_byte_order_marks(tmp_path: Path) -> None:
+    write_beir(tmp_path, "\ufeff" + CORPUS, "\ufeff" + QUERIES, "\ufeff" + QRELS)
+    assert read_beir(tmp_path, split="test") == Retrieval({"d": "a"}, {"q": "a"}, {"q": {"d": 1.0}})
+
+
+def write_beir(folder: Path, corpus: str, queries: str, qrels: str) -> None:
+    (folder / "qrels").mkdir()
+    for name, content in (("corpus.jsonl", corpus), ("queries.jsonl", queries), ("qrels/test.tsv", qrels)):
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 def test_read_jsonl_skips_empty_lines(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from indexer.training.data import Retrieval, TaggedText
 from indexer.training.evaluation import evaluate, evaluate_retrieval, label_scores, macro_f1
 from indexer.training.metrics import ndcg
 from indexer.training.plots import confusion, curves, reliability_diagram, thinned
-from indexer.training.scoring import unit
+from indexer.training.results import Comparison
+from indexer.training.scoring import score_pairs, unit
 from indexer.training.sets import ClassExample, PairExample
 from indexer.training.settings import DataSettings
 
@@ -49,6 +51,22 @@ def test_labels_that_the_model_does_not_know_are_named_and_wrong(both: TextModel
     found = evaluate(both, DataSettings(task="class", path="x"), [ClassExample(text, "weather") for text in TEXTS])
     assert found.measures[0].value == 0.0
     assert found.details["unknown_labels"] == ["weather"]
+    assert {m.name: m.value for m in found.measures}["macro-F1"] == 0.0
+    assert found.table[-1] == ("weather", 0.0, 0.0, 0.0, 4)
+
+
+def test_macro_f1_counts_every_class_that_the_model_does_not_know(both: TextModel) -> None:
+    answers = [analysis.label.name for analysis in both.analyse(TEXTS) if analysis.label]
+    examples = [ClassExample(text, answer) for text, answer in zip(TEXTS, answers, strict=True)]
+    examples += [ClassExample("the london", label) for label in ("sports", "weather")]
+    wrong = [analysis.label.name for analysis in both.analyse(["the london"]) if analysis.label] * 2
+    gold, predicted = [example.label for example in examples], answers + wrong
+    f1 = []
+    for label in sorted(set(gold)):
+        right = sum(g == p == label for g, p in zip(gold, predicted, strict=True))
+        f1.append(2 * right / (gold.count(label) + predicted.count(label)))
+    found = evaluate(both, DataSettings(task="class", path="x"), examples)
+    assert {m.name: m.value for m in found.measures}["macro-F1"] == pytest.approx(np.mean(f1))
 
 
 def test_spans_are_scored_as_seqeval_does(both: TextModel) -> None:
@@ -176,6 +194,36 @@ def test_intervals_hold_the_value_and_pairs_cancel_what_they_share() -> None:
         compare(first, Measure("mean", 2, lambda rows: 0.0 * len(rows)))
 
 
+def test_no_star_without_an_interval(both: TextModel) -> None:
+    settings = DataSettings(task="similarity", path="x")
+    found = [evaluate(both, settings, [PairExample(text, TEXTS[0], score=3.0) for text in TEXTS]) for _ in range(2)]
+    comparison = Comparison.of(["a", "b"], found)
+    assert np.isnan(comparison.differences["Spearman"].low)
+    assert "*" not in comparison.lines()[-1]
+    apart = (
+        Measure("mean", 30, lambda rows: float(rows.mean())),
+        Measure("mean", 30, lambda rows: float(rows.mean() - 9)),
+    )
+    for pair in (apart, apart[::-1]):
+        differences = {"mean": compare(*pair)}
+        assert Comparison(("a", "b"), "class", {"texts": 30}, differences).lines()[-1].endswith("]  *")
+
+
+def test_texts_that_are_all_alike_share_their_mean_rank(both: TextModel) -> None:
+    assert np.ptp(unit(both.encode(["猫", "狗"])), axis=0).max() < 1e-6
+    examples = [PairExample(first, second) for first, second in zip("猫狗山水红", "狗山水红猫", strict=True)]
+    assert score_pairs(both, examples, form="pairs") == pytest.approx(1 / np.log2(3 + 1))
+
+
+def test_draws_do_not_stand_in_memory_together() -> None:
+    measure = Measure("mean", 50_000, lambda rows: float(rows.mean()))
+    tracemalloc.start()
+    interval(measure, resamples=100)  # 40 MB together
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
 def test_pictures_are_svg() -> None:
     import xml.etree.ElementTree as ElementTree
 
@@ -229,6 +277,8 @@ def test_what_the_command_refuses(folder: Path, run: Run) -> None:
     assert_usage(run(*arguments), "give either MODEL or --compare A B")
     message = "--key: unknown key 'labl'; did you mean 'label'?"
     assert run(*arguments, "first", "--key", "labl=x").err.startswith(f"Error: {message}")
+    message = "--key limit=1: limit is no part of how a file is read: all of --data is measured on"
+    assert run(*arguments, "first", "--key", "limit=1").err.startswith(f"Error: {message}")
     result = run("indexer", "evaluate", "first", "--task", "retrieval", "--data", folder / "none")
     assert_fails(result, f"{folder / 'none' / 'corpus.jsonl.xz'}: No such file or directory")
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 from models import tiny
 from safetensors.torch import load_file
-from training import CLASSES, PAIRS, SCORES, SPANS, configure, raw, save, with_both_heads, write_data
+from training import CLASSES, PAIRS, SCORES, SPANS, WORDS, configure, raw, save, with_both_heads, write_data
 
-from indexer.checkpoint import load_checkpoint
+from indexer.checkpoint import load_checkpoint, with_heads
 from indexer.errors import LockedError
 from indexer.model import TextModel
 from indexer.training.keys import ConfigError
@@ -192,6 +192,32 @@ def test_a_head_that_knows_the_labels_is_trained_on(folder: Path) -> None:
     assert result.report.heads["class"] == "the base's, 2 labels"
 
 
+@pytest.mark.parametrize("data", [SPANS, CLASSES], ids=["tags", "class"])
+def test_a_pooled_class_head_that_is_kept_keeps_its_layers(folder: Path, data: dict[str, Any]) -> None:
+    phase = {"train": "heads", "epochs": 1}
+    pooled = configure(folder, "pooled", [CLASSES], phase, model={"class_head": "pooled"})
+    base = load_checkpoint(train(pooled, base=raw()).folder)
+    for layers in ([-1], [-4, -3, -2, -1]):
+        message = rf"pool_layers = \[{layers[0]}.*trained on the means of the layers \[-1, -2.*new_heads = \['class'\]"
+        with pytest.raises(ConfigError, match=message):
+            train(configure(folder, f"of {len(layers)}", [data], phase, model={"pool_layers": layers}), base=base)
+    renamed = {"pool_layers": [4, 3, 2, 1], "layer_weights": [1.0, 0.5, 0.5, 0.5], "normalize_layers": True}
+    kept = train(configure(folder, "same", [data], phase, model=renamed), base=base)
+    assert load_checkpoint(kept.folder).model.class_head is not None
+    new = {"pool_layers": [-1], "new_heads": ["class"], "class_head": "pooled"}
+    trained = train(configure(folder, "new", [CLASSES], phase, model=new), base=base)
+    assert TextModel.load(trained.folder).dimension == base.model.width
+
+
+@pytest.mark.parametrize("data", [CLASSES, SPANS], ids=["class", "tags"])
+def test_a_dev_set_without_its_head_is_refused(folder: Path, data: dict[str, Any]) -> None:
+    task = data["task"]
+    measured = {"task": task, "name": "measured", "dev": data["path"]}
+    config = configure(folder, "run", [SCORES, measured], {"train": "all", "epochs": 1})
+    with pytest.raises(ConfigError, match=f"'measured' is only measured on, but the model has no head for {task}"):
+        train(config, base=raw())
+
+
 def test_top_layers_train_and_the_others_stay(folder: Path) -> None:
     base = raw()
     config = configure(folder, "run", [CLASSES], {"train": "top:2", "epochs": 1}, early_stopping={"keep": "last"})
@@ -268,6 +294,48 @@ def test_the_best_weights_are_kept(folder: Path) -> None:
     assert result.scores["classes (class)"] == best
 
 
+def without_dev(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if name != "dev"}
+
+
+def test_dev_scores_choose_no_weights_of_a_task_they_do_not_measure(folder: Path) -> None:
+    phase = {"train": "heads", "epochs": 6, "learning_rate": 1e-2}
+    data = [without_dev(CLASSES), SPANS]
+    alone = configure(folder, "alone", [without_dev(CLASSES)], phase, model={"new_heads": ["class"]})
+    # The tags are measured and stay as they were, so the start would be the best: nothing is better.
+    tables = {"model": {"new_heads": ["class"], "calibrate": False}, "early_stopping": {"patience": 1}}
+    both = configure(folder, "both", data, {**phase, "epochs": {"class": 6, "tags": 0}}, **tables)
+    events: list[Mapping[str, Any]] = []
+    train(alone, base=with_both_heads())
+    train(both, base=with_both_heads(), watch=events.append)
+    assert_same(weights(alone), weights(both))
+    (note,) = [event["text"] for event in events if event["event"] == "note"]
+    assert note.startswith("class is trained without a dev set: the last weights are kept")
+    assert not any(event["best"] for event in events if event["event"] == "scores")
+
+
+def test_the_guard_refuses_last_weights_that_nothing_else_measures(folder: Path) -> None:
+    phase = {"train": "all", "epochs": 2, "learning_rate": 0.5}
+    measured = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "scores.tsv"}
+    data = [without_dev(CLASSES), measured]
+    events: list[Mapping[str, Any]] = []
+    config = configure(folder, "run", data, phase, guard={"max_drop": 0.0})
+    result = train(config, base=tiny(seed=2), watch=events.append)
+    scores = [event for event in events if event["event"] == "scores"]
+    assert scores[-1]["refused"]
+    assert result.scores["scores (similarity)"] >= scores[0]["sets"]["scores (similarity)"]
+
+
+def test_tasks_that_weights_do_not_name_count_once(folder: Path) -> None:
+    phase = {"train": "heads", "epochs": 6, "learning_rate": 1e-2}
+    events: list[Mapping[str, Any]] = []
+    config = configure(folder, "run", [CLASSES], phase, early_stopping={"weights": {"tags": 2}})
+    result = train(config, base=raw(), watch=events.append)
+    scores = [event for event in events if event["event"] == "scores"]
+    assert [event["mean"] for event in scores] == [event["sets"]["classes (class)"] for event in scores]
+    assert result.scores["classes (class)"] == max(event["mean"] for event in scores) > 0
+
+
 def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     from indexer.training.encoded import encode
     from indexer.training.scoring import class_logits, predict_spans
@@ -288,6 +356,57 @@ def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     assert predict_spans(model, encoded) == product
 
 
+def test_states_that_half_precision_cannot_hold_are_kept_whole(folder: Path) -> None:
+    from indexer.training.encoded import encode
+    from indexer.training.scoring import predict_spans
+    from indexer.training.sets import read_set
+    from indexer.training.states import cached_states
+
+    base = with_both_heads()
+    norm = [module for module in base.model.backbone.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+    with torch.no_grad():
+        norm.weight.mul_(1e5)
+    model = TextModel(base, device="cpu")
+    spans = read_set(configure(folder, "run", [SPANS], {"train": "heads"}).data[0], root=folder, seed=0)
+    encoded = encode(spans.settings, spans.train, model)
+    states = cached_states(model, encoded, folder / "cache")
+    assert np.isfinite(states.values).all()
+    assert np.abs(states.values).max() > 65_504
+    assert predict_spans(model, encoded, states) == predict_spans(model, encoded)
+
+
+def test_scores_that_are_not_there_are_null_in_files(folder: Path) -> None:
+    (folder / "equal.tsv").write_text("hello\tthere\t3\nada\tmet\t3\n")
+    equal = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "equal.tsv"}
+    config = configure(folder, "run", [CLASSES, equal], {"train": "all", "epochs": 1})
+    first, again = train(config, base=raw()), train(config, base=raw())
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    output = Path(config.output)
+    for text in (output.joinpath("scores.json").read_text(), *output.joinpath("log.jsonl").read_text().splitlines()):
+        json.loads(text, parse_constant=refuse)
+    assert json.loads((Path(config.output) / "scores.json").read_text())["sets"]["equal (similarity)"] is None
+    assert all(np.isnan(result.scores["equal (similarity)"]) for result in (first, again))
+
+
+def test_a_finished_model_is_on_the_disk_before_it_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    result = train(configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 1}), base=raw())
+    unfinished = f"{result.folder}.unfinished"
+    files = {f"{unfinished}/{path.name}" for path in result.folder.iterdir()}
+    assert files | {unfinished} == {path for path in synced if path.startswith(unfinished)}
+    assert synced[-1] == str(result.folder.parent)
+
+
 def test_another_configuration_or_other_data_do_not_go_into_a_runs_folder(folder: Path) -> None:
     config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 1})
     first = train(config, base=raw())
@@ -299,6 +418,34 @@ def test_another_configuration_or_other_data_do_not_go_into_a_runs_folder(folder
         file.write("hello,place\n")
     with pytest.raises(ConfigError, match="holds a run with other data"):
         train(config, base=raw())
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fingerprint", "message"),
+    [
+        ((5, 0), "fingerprint", "another base model, by the fingerprint of its embeddings"),
+        ((0, 5), "heads_fingerprint", "a base model with other heads, by their fingerprint"),
+    ],
+    ids=["backbone", "heads"],
+)
+def test_a_run_does_not_go_on_from_another_base(
+    folder: Path, seeds: tuple[int, int], fingerprint: str, message: str
+) -> None:
+    base, other = (with_heads(tiny(seed=one), class_labels=sorted(WORDS), seed=two) for one, two in ((0, 0), seeds))
+    config = configure(folder, "run", [CLASSES], {"train": "heads", "epochs": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train(config, base=base, watch=Stop(3))
+    was, now = (getattr(one, fingerprint)[:12] for one in (base, other))
+    with pytest.raises(ConfigError, match=rf"holds a run that began from {message} \({was}, now {now}\)"):
+        train(config, base=other)
+    train(config, base=base)
+
+
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(folder: Path) -> None:
+    phase = {"train": "all", "epochs": 1}
+    with pytest.raises(ConfigError, match="the embedding has"):
+        train(configure(folder, "run", [SCORES], phase, matryoshka={"dimensions": [100_000]}), base=raw())
+    train(configure(folder, "run", [SCORES], phase), base=raw())
 
 
 def test_two_runs_cannot_share_a_folder(folder: Path) -> None:

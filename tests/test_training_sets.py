@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import lzma
 from pathlib import Path
@@ -136,12 +137,136 @@ def test_pairs(tmp_path: Path) -> None:
         ),
         ("a.csv", "first,second,score\na,b,high\n", {"task": "similarity"}, "field 'score': 'high' is no number"),
         ("a.csv", "text,label\na,b\n", {"task": "class", "encoding": "utf-9"}, "unknown encoding 'utf-9'"),
+        (
+            "a.csv",
+            "text,label\nParis, France,place\n",
+            {"task": "class"},
+            "a.csv, line 2: this row has 3 cells, the header has 2 cells: put quotes around a cell",
+        ),
+        ("a.csv", "text,label\na\n", {"task": "class"}, "a.csv, line 2: this row has 1 cell, the header has 2 cells"),
+        (
+            "a.csv",
+            "a,x\na, b,x\n",
+            {"task": "class", "header": False, "text": 0, "label": 1},
+            "a.csv, line 2: this row has 3 cells, the first row has 2",
+        ),
+        (
+            "a.csv",
+            'label,text\nx,one\ny,"two\nx,three\nx,four\n',
+            {"task": "class"},
+            "a.csv, line 3: unexpected end of data: from the row that begins here on, quotes do not fit together",
+        ),
+        ("a.csv", 'label,text\nx,"a"b\n', {"task": "class"}, "a.csv, line 2: ',' expected after '\"'"),
+        ("a.csv", "text,text,label\na,b,c\n", {"task": "class"}, "a.csv, line 1: two columns are named 'text'"),
+        ("a.csv", 'text,label\n"a\nb\nc",\n', {"task": "class"}, "a.csv, line 2, field 'label': a text is missing"),
+        (
+            "a.jsonl",
+            '{"text": "a\\ud800", "label": "x"}',
+            {"task": "class"},
+            "a.jsonl, line 1, field 'text': character 2 is \\ud800, half of a surrogate pair",
+        ),
+        ("a.jsonl", '{"text": "a", "label": "\\udc00"}', {"task": "class"}, "line 1, field 'label': character 1 is"),
+        (
+            "a.jsonl",
+            '{"tokens": ["a\\ud800"], "ner_tags": ["O"]}',
+            {"task": "tags"},
+            "line 1, field 'tokens': character",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "entities": [[0, 1, "\\ud800"]]}',
+            {"task": "tags"},
+            "line 1, field 'entities': character 1",
+        ),
+        (
+            "a.jsonl",
+            '{"first": "a", "second": "b", "score": ' + "1" * 400 + "}",
+            {"task": "similarity"},
+            "a.jsonl, line 1, field 'score': '1111",
+        ),
+        (
+            "a.jsonl",
+            '{"tokens": ["a"], "ner_tags": ["O"]}\n{"tokens": ["a"], "ner_tags": ["PER"]}',
+            {"task": "tags"},
+            "a.jsonl, line 2, field 'ner_tags': 'PER' is no tag",
+        ),
+        ("a.conll", "Ada\tB-PER\n\nsaw\tO\nRome\tXX\n", {"task": "tags"}, "a.conll, line 4: 'XX' is no tag"),
+        (
+            "a.conll",
+            "# text = Ada met\nAda\tB-PER\nwent\tO\n",
+            {"task": "tags"},
+            "a.conll, line 2: token 'went' is not at character 3",
+        ),
     ],
 )
 def test_errors_name_the_place(tmp_path: Path, name: str, content: str, keys: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as raised:
         examples(tmp_path, name, content, **keys)
     assert message in str(raised.value)
+
+
+LONG = b"text,label\n" + b"one,x\n" * 3000  # more than a block, in which text is decoded
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys", "message"),
+    [
+        ("a.csv", LONG + b"caf\xe9,x\n", {}, "a.csv, line 3002: not utf-8: invalid continuation byte; set encoding"),
+        (
+            "a.csv.xz",
+            lzma.compress(LONG + b"\xe9,x\n"),
+            {},
+            "a.csv.xz, line 3002: not utf-8: invalid continuation byte",
+        ),
+        ("a.csv", LONG, {"encoding": "utf-16"}, "a.csv, line 1: not utf-16: UTF-16 stream does not start with BOM"),
+        ("a.csv", LONG, {"encoding": "rot13"}, "a.csv: unknown encoding 'rot13'"),
+        ("a.csv.xz", lzma.compress(LONG)[:-20], {}, "a.csv.xz, line 3002: the .xz file is damaged or cut short"),
+        ("a.jsonl.xz", b"no xz", {}, "a.jsonl.xz, line 1: the .xz file is damaged or cut short"),
+    ],
+)
+def test_damaged_files_name_the_place(
+    tmp_path: Path, name: str, content: bytes, keys: dict[str, Any], message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as raised:
+        read_examples(DataSettings(task="class", path=name, **keys), tmp_path / name)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "keys"),
+    [
+        ("a.csv", "label,text\nx,one\n", {}),
+        ("a.csv", "x,one\n", {"header": False, "text": 1, "label": 0, "encoding": "UTF8"}),
+        ("a.jsonl", '{"text": "one", "label": "x"}', {}),
+    ],
+)
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: str, keys: dict[str, Any]) -> None:
+    assert examples(tmp_path, name, "\ufeff" + content, task="class", **keys) == [ClassExample("one", "x")]
+
+
+def test_a_byte_order_mark_is_no_token(tmp_path: Path) -> None:
+    assert examples(tmp_path, "a.conll", "\ufeffAda\tB-PER\n", task="tags") == [TaggedText("Ada", (("PER", 0, 3),))]
+
+
+def test_a_long_cell_is_read_and_the_limit_of_the_process_stays(tmp_path: Path) -> None:
+    before, text = csv.field_size_limit(), "hello " * 30_000 + "hello"
+    assert examples(tmp_path, "a.csv", f"text,label\n{text},x\n", task="class") == [ClassExample(text, "x")]
+    assert csv.field_size_limit() == before
+
+
+def test_rows_of_tsv_without_a_header_may_have_more_columns(tmp_path: Path) -> None:
+    keys = {"task": "class", "header": False, "text": 1, "label": 0}
+    found = examples(tmp_path, "a.tsv", "x\tone\ny\ttwo\tsource\n", **keys)
+    assert found == [ClassExample("one", "x"), ClassExample("two", "y")]
+
+
+def test_a_hash_sign_is_a_token_where_it_has_a_tag(tmp_path: Path) -> None:
+    content = "# newdoc id = 1\n# newpar\n# O\n5 O\nLondon B-LOC\n\nAda B-PER\n# O\n"
+    assert examples(tmp_path, "a.conll", content, task="tags", separator="space") == [
+        TaggedText("#5 London", (("LOC", 3, 9),)),
+        TaggedText("Ada #", (("PER", 0, 3),)),
+    ]
 
 
 def test_a_share_is_held_out_by_the_seed(tmp_path: Path) -> None:

@@ -32,6 +32,11 @@ def test_a_short_configuration_is_enough(tmp_path: Path) -> None:
     assert config.data[0].title == "train (class)"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(SHORT.strip(), encoding="utf-8-sig")
+    assert read_config(tmp_path / "own.toml").output == "run"
+
+
 def test_epochs_by_task_and_set_and_what_a_phase_leaves_out(tmp_path: Path) -> None:
     text = SHORT + (
         '[[data]]\ntask = "tags"\npath = "spans.jsonl"\nname = "spans"\n'
@@ -51,6 +56,11 @@ def test_the_digest_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("output = ", "own.toml is not TOML: Invalid value (at end of document)"),
+        ("output = " + "[" * 5000, "own.toml cannot be read: its arrays or tables are nested too deeply"),
+        (SHORT + "weight = " + "1" * 5000, "own.toml is not TOML: Exceeds the limit"),
+        (SHORT + "weight = " + "1" * 400, "[data 1]: weight = 1111"),
+        (SHORT + "weight = -" + "1" * 400, "…: it must be a number above 0"),
+        (SHORT.replace("train.csv", "a\\u0000b"), "path = 'a\\x00b': it must be a text that is not empty, without NUL"),
         ('output = "x"', "own.toml: the key 'data' is missing: tables [[data]], at least one"),
         (SHORT + "sed = 3", "own.toml, [data 1]: unknown key 'sed'; did you mean 'se"),
         ("sead = 1\n" + SHORT, "own.toml: unknown key 'sead'; did you mean 'seed'? allowed are output, data, seed"),
@@ -74,6 +84,10 @@ def test_the_digest_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
         (
             SHORT + '[mix]\nstrategy = "temperature"\n[[phase]]\nepochs = {class = 2}',
             "[phase 1]: epochs by task need [mix] strategy = 'balanced', 'round_robin' or 'sequential', not 'temp",
+        ),
+        (
+            SHORT + "[early_stopping]\nweights = {class = 0, tags = 1}",
+            "[early_stopping]: weights = {class = 0, tags = 1} are 0 for all that [phase 1] scores (class): give one",
         ),
         (SHORT + "[guard]\nmax_drop = 0.1", "[guard]: max_drop needs a [[data]] of the task similarity with dev"),
         (

@@ -91,6 +91,9 @@ class Progress:
             self._show(f"phase {event['phase'] + 1}", event["step"], event["of"])
             if self._bar is not None:
                 self._bar.set_postfix_str(", ".join(f"{name} {value:.3f}" for name, value in self._losses.items()))
+        elif kind == "note":
+            self._close()
+            click.echo(f"phase {event['phase'] + 1}: note: {event['text']}", err=True)
         elif kind == "scores":
             self._close()
             scores = ", ".join(f"{name} {value:.4f}" for name, value in event["sets"].items())
@@ -207,5 +210,3 @@ def judged_queries(folder: Path, split: str) -> Any:
         return read_beir(folder, split=split)
     except OSError as error:
         raise InputError(error.strerror or str(error), source=str(error.filename)) from error
-    except (KeyError, ValueError) as error:
-        raise InputError(f"not in BEIR's form: {type(error).__name__} {error}", source=str(folder)) from error

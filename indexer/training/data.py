@@ -8,21 +8,16 @@ All offsets are code points into the text, end exclusive.
 from __future__ import annotations
 
 import csv
-import io
-import json
-import lzma
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from indexer.training.lines import DataError, half_character, numbered_objects, text_lines
+
 SENTENCES_OF_A_WINDOW = (2, 5)
-
-
-class DataError(ValueError):
-    """A file that is not in the form that its reader expects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +69,17 @@ def read_columns(
 ) -> list[TaggedText]:
     """Read a CoNLL-like file: one token a line in columns separated by tabs, sentences by blank lines.
 
-    With `separator=None`, any white space separates columns. `token` and `tag` are column numbers from 0. A
-    `# text = …` comment gives a sentence's raw text; without one, the tokens are joined by `join_tokens`. `types`
-    renames the entity types, and those it does not name are dropped. `drop_handles` leaves out tokens such as "@name",
-    for data that tags them otherwise than the rest. Raises `DataError` for a line without the columns, and for tokens
-    that are not in the raw text.
+    With `separator=None`, any white space separates columns. `token` and `tag` are column numbers from 0. Comments
+    stand before a sentence, and are `# name = value`, `# newdoc` or `# newpar`, as in CoNLL-U; where tabs separate
+    columns, also any other line that begins with "# " and has none. `# text = …` gives a sentence's raw text; without
+    one, the tokens are joined by `join_tokens`. `types` renames the entity types, and those it does not name are
+    dropped. `drop_handles` leaves out tokens such as "@name", for data that tags them otherwise than the rest. Raises
+    `DataError` for a line without the columns or with another tag than `spans_of_tags` knows, and for tokens that are
+    not in the raw text.
     """
     texts = []
-    for sentence in _sentences(Path(path), columns=max(token, tag) + 1, separator=separator, encoding=encoding):
-        tokens, tags = sentence.column(token), sentence.column(tag)
+    for sentence in _sentences(Path(path), token=token, tag=tag, separator=separator, encoding=encoding):
+        tokens, tags = sentence.tokens, sentence.tags
         if drop_handles:
             kept = [index for index, word in enumerate(tokens) if not re.fullmatch(r"@\w+", word)]
             tokens, tags = [tokens[index] for index in kept], [tags[index] for index in kept]
@@ -93,7 +90,10 @@ def read_columns(
             tokens, spans = merge_handles(tokens, spans)
             text, offsets = join_tokens(tokens)
         else:
-            text, offsets = sentence.text, align_tokens(sentence.text, tokens)
+            try:
+                text, offsets = sentence.text, align_tokens(sentence.text, tokens)
+            except DataError as error:
+                raise DataError(error.problem, source=str(path), line=sentence.line) from error
         texts.append(
             TaggedText(
                 text,
@@ -121,9 +121,7 @@ def spans_of_tags(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     spans: list[tuple[str, int, int]] = []
     kind, start = "", 0
     for index, tag in enumerate([*tags, "O"]):
-        prefix, _, name = tag.partition("-")
-        if prefix not in set("BIESLUO") or (prefix == "O") != (name == ""):
-            raise DataError(f"'{tag}' is no tag: expected O, or B-, I-, E-, L-, S- or U- and a type")
+        prefix, name = _split_tag(tag)
         if kind and (prefix in ("O", "B", "S", "U") or name != kind):
             spans.append((kind, start, index))
             kind = ""
@@ -133,6 +131,13 @@ def spans_of_tags(tags: Sequence[str]) -> list[tuple[str, int, int]]:
             spans.append((kind, start, index + 1))
             kind = ""
     return spans
+
+
+def _split_tag(tag: str) -> tuple[str, str]:
+    prefix, _, name = tag.partition("-")
+    if prefix not in set("BIESLUO") or (prefix == "O") != (name == ""):
+        raise DataError(f"'{tag}' is no tag: expected O, or B-, I-, E-, L-, S- or U- and a type")
+    return prefix, name
 
 
 def align_tokens(text: str, tokens: Sequence[str]) -> list[tuple[int, int]]:
@@ -262,31 +267,72 @@ def detokenise(text: str) -> str:
 def read_beir(folder: str | Path, *, split: str) -> Retrieval:
     """A retrieval set in the form of BEIR: corpus.jsonl (also .xz), queries.jsonl and qrels/<split>.tsv.
 
-    A document is its title and its text, joined by a space; only queries of the split are kept.
+    A document is its title, which may be missing or null, and its text, joined by a space; only queries of the split
+    are kept. Raises `DataError` for a line that is not so; grades are whole numbers, as nDCG in trec_eval takes them.
     """
     folder = Path(folder)
     corpus = folder / "corpus.jsonl"
-    documents = {
-        str(row["_id"]): f"{row.get('title', '')} {row['text']}".strip()
-        for row in read_jsonl(corpus if corpus.is_file() else folder / "corpus.jsonl.xz")
-    }
+    corpus = corpus if corpus.is_file() else folder / "corpus.jsonl.xz"
+    documents: dict[str, str] = {}
+    for line, row in numbered_objects(corpus):
+        title = "" if row.get("title") is None else _beir_text(row, "title", corpus, line)
+        documents[_beir_id(row, corpus, line)] = f"{title} {_beir_text(row, 'text', corpus, line)}".strip()
     relevant: dict[str, dict[str, float]] = {}
-    with (folder / "qrels" / f"{split}.tsv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if float(row["score"]) > 0:
-                relevant.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
+    for query, document, grade in _read_qrels(folder / "qrels" / f"{split}.tsv"):
+        if grade > 0:
+            relevant.setdefault(query, {})[document] = grade
+    path = folder / "queries.jsonl"
     queries = {
-        str(row["_id"]): str(row["text"]) for row in read_jsonl(folder / "queries.jsonl") if str(row["_id"]) in relevant
+        name: _beir_text(row, "text", path, line)
+        for line, row in numbered_objects(path)
+        if (name := _beir_id(row, path, line)) in relevant
     }
     return Retrieval(documents, queries, relevant)
 
 
+def _beir_id(row: Mapping[str, Any], path: Path, line: int) -> str:
+    if not isinstance(row.get("_id"), str | int):
+        raise DataError(f"an id is missing, got {str(row.get('_id'))[:80]}", source=str(path), line=line, field="_id")
+    name = str(row["_id"])
+    if problem := half_character(name):
+        raise DataError(problem, source=str(path), line=line, field="_id")
+    return name
+
+
+def _beir_text(row: Mapping[str, Any], field: str, path: Path, line: int) -> str:
+    value = row.get(field)
+    if not isinstance(value, str):
+        raise DataError(f"a text is missing, got {str(value)[:80]}", source=str(path), line=line, field=field)
+    if problem := half_character(value):
+        raise DataError(problem, source=str(path), line=line, field=field)
+    return value
+
+
+def _read_qrels(path: Path) -> Iterator[tuple[str, str, float]]:
+    """The query, the document and the grade of each row."""
+    wanted, columns = ("query-id", "corpus-id", "score"), None
+    for number, line in text_lines(path):
+        cells = line.rstrip("\r\n").split("\t")
+        if columns is None:
+            if missing := [name for name in wanted if name not in cells]:
+                found = ", ".join(cells)
+                raise DataError(f"there is no column '{missing[0]}', only {found}"[:300], source=str(path), line=number)
+            columns = [cells.index(name) for name in wanted]
+        elif line.strip():
+            if len(cells) <= max(columns):
+                raise DataError(f"expected {max(columns) + 1} columns, got {len(cells)}", source=str(path), line=number)
+            query, document, score = (cells[column] for column in columns)
+            if not re.fullmatch(r"\s*[+-]?\d{1,9}(\.0*)?\s*", score):
+                raise DataError(
+                    f"'{score[:80]}' is no grade: expected a whole number", source=str(path), line=number, field="score"
+                )
+            yield query, document, float(score)
+
+
 def read_jsonl(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON Lines file, decompressed if its name ends in .xz."""
-    with open_text(Path(path)) as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+    """The objects of a JSON Lines file, decompressed if its name ends in .xz. Raises `DataError`."""
+    for _, row in numbered_objects(Path(path)):
+        yield row
 
 
 def read_csv_column(path: str | Path, column: str, *, delimiter: str = ",") -> list[str]:
@@ -300,42 +346,50 @@ def read_csv_column(path: str | Path, column: str, *, delimiter: str = ",") -> l
 
 @dataclass(frozen=True, slots=True)
 class _Sentence:
-    rows: list[list[str]]
+    """Its tokens and their tags, its raw text if a comment gives it, and the line of its first token."""
+
+    tokens: list[str]
+    tags: list[str]
     text: str | None
-
-    def column(self, index: int) -> list[str]:
-        return [row[index] for row in self.rows]
+    line: int
 
 
-def _sentences(path: Path, *, columns: int, separator: str | None, encoding: str) -> Iterator[_Sentence]:
+_COMMENT = re.compile(r"# (newdoc|newpar|[\w.:-]+( [\w.:-]+)* =( .*)?)\s*")
+
+
+def _sentences(path: Path, *, token: int, tag: int, separator: str | None, encoding: str) -> Iterator[_Sentence]:
+    columns = max(token, tag) + 1
     rows: list[list[str]] = []
     text: str | None = None
-    for number, line in enumerate(_lines(path, encoding), start=1):
+    begin = 0
+
+    def sentence() -> _Sentence:
+        return _Sentence([row[token] for row in rows], [row[tag] for row in rows], text, begin)
+
+    # Lines of a file end only where lines do. splitlines() would cut at characters that tweets hold, such as U+2028.
+    for number, ended in text_lines(path, encoding=encoding):
+        line = ended.removesuffix("\n")
         if not line.strip():
             if rows:
-                yield _Sentence(rows, text)
+                yield sentence()
             rows, text = [], None
-        elif not rows and line.startswith("# "):
+        elif not rows and _is_comment(line, separator):
             name, equals, value = line[2:].partition(" = ")
             if name == "text" and equals:
                 text = value
         else:
+            begin = begin if rows else number
             fields = line.split(separator)
             if len(fields) < columns:
-                raise DataError(f"{path}, line {number}: expected {columns} columns, got {len(fields)}")
+                raise DataError(f"expected {columns} columns, got {len(fields)}", source=str(path), line=number)
+            try:
+                _split_tag(fields[tag])
+            except DataError as error:
+                raise DataError(error.problem, source=str(path), line=number) from error
             rows.append(fields)
     if rows:
-        yield _Sentence(rows, text)
+        yield sentence()
 
 
-def _lines(path: Path, encoding: str) -> Iterable[str]:
-    # Not splitlines(): it also cuts at characters that tweets hold, such as U+2028 and U+0085.
-    with open_text(path, encoding=encoding) as file:
-        return file.read().replace("\r\n", "\n").split("\n")
-
-
-def open_text(path: Path, *, encoding: str = "utf-8", newline: str | None = None) -> io.TextIOBase:
-    """A file to read text from, decompressed if its name ends in .xz."""
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding=encoding, newline=newline)
-    return path.open(encoding=encoding, newline=newline)
+def _is_comment(line: str, separator: str | None) -> bool:
+    return line.startswith("# ") and (_COMMENT.fullmatch(line) is not None or (separator == "\t" and "\t" not in line))

@@ -68,6 +68,9 @@ def evaluate_classes(model: TextModel, settings: DataSettings, examples: Sequenc
     encoded = encode(settings, examples, model)
     gold = text_classes(encoded)
     unknown = sorted({e.label for e in examples} - set(labels))
+    everything = [*labels, *unknown]
+    number = {label: index for index, label in enumerate(everything)}
+    named = np.array([number[example.label] for example in examples], dtype=np.int64)
     logits = class_logits(model, encoded)
     predicted = logits.argmax(axis=1)
     right = predicted == gold
@@ -89,16 +92,19 @@ def evaluate_classes(model: TextModel, settings: DataSettings, examples: Sequenc
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(counts, (gold[known], predicted[known]), 1)
     details["confusion"] = {"labels": labels, "counts": counts.tolist()}
-    by_label = label_scores(gold, predicted, classes=len(labels))
+    by_label = label_scores(named, predicted, classes=len(everything))
     table: list[tuple[Any, ...]] = [("label", "precision", "recall", "F1", "texts")]
     table += [
-        (label, *(float(value) for value in row[:3]), int(row[3])) for label, row in zip(labels, by_label, strict=True)
+        (label, *(float(value) for value in row[:3]), int(row[3]))
+        for label, row in zip(everything, by_label, strict=True)
     ]
     return Evaluation(
         task="class",
         measures=[
             Measure("accuracy", len(gold), lambda rows: float(right[rows].mean())),
-            Measure("macro-F1", len(gold), lambda rows: macro_f1(gold[rows], predicted[rows], classes=len(labels))),
+            Measure(
+                "macro-F1", len(named), lambda rows: macro_f1(named[rows], predicted[rows], classes=len(everything))
+            ),
         ],
         details=details,
         table=table,
@@ -110,10 +116,12 @@ def evaluate_classes(model: TextModel, settings: DataSettings, examples: Sequenc
 
 
 def label_scores(gold: Ints, predicted: Ints, *, classes: int) -> Floats:
-    """Precision, recall, F1 and number of texts of each class: (classes, 4); 0 where a divisor is 0."""
-    known = gold >= 0
-    right = np.bincount(gold[known & (gold == predicted)], minlength=classes)
-    wanted, found = np.bincount(gold[known], minlength=classes), np.bincount(predicted, minlength=classes)
+    """Precision, recall, F1 and number of texts of each class: (classes, 4); 0 where a divisor is 0.
+
+    Both are numbers from 0; classes that the model does not know have numbers of their own, which it never predicts.
+    """
+    right = np.bincount(gold[gold == predicted], minlength=classes)
+    wanted, found = np.bincount(gold, minlength=classes), np.bincount(predicted, minlength=classes)
     with np.errstate(invalid="ignore", divide="ignore"):
         rows = np.stack(
             [right / found, right / wanted, 2 * right / (found + wanted), wanted.astype(np.float64)], axis=1
@@ -123,7 +131,7 @@ def label_scores(gold: Ints, predicted: Ints, *, classes: int) -> Floats:
 
 
 def macro_f1(gold: Ints, predicted: Ints, *, classes: int) -> float:
-    """Mean F1 over the classes that stand in the gold standard."""
+    """Mean F1 over the classes that stand in the gold standard, 0 for those that the model does not know."""
     rows = label_scores(gold, predicted, classes=classes)
     there = rows[:, 3] > 0
     return float(rows[there, 2].mean()) if there.any() else float("nan")

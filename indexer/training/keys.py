@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -37,11 +38,13 @@ def key(kind: Kind, default: Any = MISSING) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises `ConfigError`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except ValueError as error:  # tomllib's own, and that of an integer with thousands of digits
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} cannot be read: its arrays or tables are nested too deeply") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -80,7 +83,7 @@ def _shown(value: object) -> str:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError
     return value
 
@@ -91,7 +94,7 @@ def _switch(value: Any) -> bool:
     return value
 
 
-TEXT = Kind("a text that is not empty", _text)
+TEXT = Kind("a text that is not empty, without NUL characters", _text)
 SWITCH = Kind("true or false", _switch)
 
 
@@ -99,8 +102,8 @@ def number(low: float, high: float = math.inf, *, above: bool = False) -> Kind:
     """A finite number from `low` to `high`; with `above`, it must be larger than `low`."""
 
     def convert(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise ValueError  # also for NaN, and for an integer that no float can hold
         if not low <= value <= high or (above and value == low):
             raise ValueError
         return float(value)

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
+from indexer.durable import sync
 from indexer.model import TextModel
 from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
 from indexer.training.calibration import fit_temperature
@@ -30,7 +31,7 @@ from indexer.training.runs import Position, RunFolder
 from indexer.training.sampling import BatchSize, SetSize, Step, schedule
 from indexer.training.scoring import DevSet, Scores, class_logits, score_sets, text_classes
 from indexer.training.sets import DataSet, read_set
-from indexer.training.settings import PhaseSettings, TrainConfig
+from indexer.training.settings import HEADS, PhaseSettings, TrainConfig
 from indexer.training.start import start_model
 from indexer.training.states import States, cached_states
 from indexer.training.step import Run, Watcher, batch_loss, precision, rate_factor, seed_of
@@ -76,9 +77,10 @@ def prepare(
     """The model with its heads, the data as windows, and the report on them."""
     begun = start_model(loaded, config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
-    check_dimensions(config, model)
+    check_fit(config, sets, model)
     encoded = [encode(data.settings, data.train, model) for data in sets]
     report = data_report(sets, encoded, begun.heads)
+    folder.claim(base=loaded.fingerprint, heads=loaded.heads_fingerprint)
     folder.write_json("report.json", asdict(report))
     watch({"event": "report", "report": report})
     run = Run(
@@ -98,7 +100,7 @@ def look(config: TrainConfig) -> Report:
     sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
     begun = start_model(load_checkpoint(config.model.base), config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
-    check_dimensions(config, model)
+    check_fit(config, sets, model)
     return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
 
 
@@ -122,6 +124,7 @@ def run_phase(run: Run, number: int, position: Position) -> Position:
     total = math.ceil(len(plan) / phase.accumulate)
     every = config.early_stopping.every or math.ceil(total / max(1, *(phase.epochs_of(d) for d in config.data)))
     if position.best is None and dev:
+        warn_of_unmeasured(run, number, dev)
         position = score(run, number, position, trained, dev, total)
         position = save_state(run, position, optimizer)
     set_train_mode(model.model, phase)
@@ -210,15 +213,20 @@ def phase_states(run: Run, phase: PhaseSettings) -> tuple[dict[int, States], lis
 def score(
     run: Run, number: int, position: Position, trained: list[Group], dev: Sequence[DevSet], total: int
 ) -> Position:
-    """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones."""
+    """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones.
+
+    Where a task is trained that no dev set measures, the mean says nothing about it: then weights are kept because they
+    are the last that the guard does not refuse, and the phase goes on to its end.
+    """
     stopping = run.config.early_stopping
     scores = score_sets(run.model, dev, weights=stopping.weights)
     similarity = scores.tasks.get("similarity")
     floor = similarity if position.floor is None else position.floor
     refused = below_floor(run.config, similarity, floor)
-    better = not refused and (position.best is None or scores.mean > position.best)
+    measured = not unmeasured_tasks(run, number, dev)
     first = position.best is None
-    if better or first:
+    kept = first or (not refused and (not measured or position.best is None or scores.mean > position.best))
+    if kept:
         run.folder.save_best(trained)
     tell(
         run,
@@ -229,18 +237,35 @@ def score(
             "of": total,
             "sets": scores.sets,
             "mean": scores.mean,
-            "best": better or first,
+            "best": kept and measured,
             "refused": refused,
         },
     )
-    stale = 0 if better or first else position.stale + 1
+    stale = 0 if kept or not measured else position.stale + 1
     return replace(
         position,
-        best=scores.mean if better or first else position.best,
+        best=scores.mean if kept else position.best,
         stale=stale,
         floor=floor,
         stopped=stopping.patience is not None and stale >= stopping.patience,
     )
+
+
+def unmeasured_tasks(run: Run, number: int, dev: Sequence[DevSet]) -> list[str]:
+    """The tasks that a phase trains and that none of its dev sets measures."""
+    phase = run.config.phase[number]
+    trained = {one.task for one in run.train if one.rows and phase.epochs_of(one.settings)}
+    return sorted(trained - {one.data.task for one in dev})
+
+
+def warn_of_unmeasured(run: Run, number: int, dev: Sequence[DevSet]) -> None:
+    """Say which rule for the weights holds where the dev scores do not cover what is trained."""
+    stopping = run.config.early_stopping
+    missing = unmeasured_tasks(run, number, dev)
+    if missing and (stopping.keep == "best" or stopping.patience is not None):
+        tasks = " and ".join(missing)
+        text = f"{tasks} is trained without a dev set: the last weights are kept, not the best, and nothing stops early"
+        tell(run, {"event": "note", "phase": number, "text": text})
 
 
 def below_floor(config: TrainConfig, similarity: float | None, floor: float | None) -> bool:
@@ -283,7 +308,10 @@ def finish(run: Run, report: Report) -> Result:
         for file in temporary.iterdir():
             file.unlink()
     save_checkpoint(finished, temporary)
+    for path in (*temporary.iterdir(), temporary):
+        sync(path)
     temporary.rename(run.folder.model)
+    sync(run.folder.folder)
     return Result(run.folder.model, scores.sets, report)
 
 
@@ -302,8 +330,15 @@ def calibrate(run: Run) -> None:
         run.model.config.class_temperature = fit_temperature(torch.cat(logits).numpy(), torch.cat(gold).numpy())
 
 
-def check_dimensions(config: TrainConfig, model: TextModel) -> None:
-    """Raise `ConfigError` for a Matryoshka size that the embedding does not have."""
+def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) -> None:
+    """Raise `ConfigError` for a Matryoshka size that the embedding lacks, and for dev sets whose head is not there."""
+    heads = heads_of(model.model)
+    for one in sets:
+        if one.task in HEADS and one.task not in heads:
+            raise ConfigError(
+                f"[[data]] '{one.title}' is only measured on, but the model has no head for {one.task}: give data "
+                "of this task to train on, too, or leave it out"
+            )
     for size in config.matryoshka.dimensions:
         if size >= model.dimension:
             raise ConfigError(f"[matryoshka] dimensions = [{size}]: the embedding has {model.dimension} dimensions")
@@ -323,5 +358,5 @@ def digest_of(sets: Sequence[DataSet]) -> str:
 
 
 def _finished(folder: RunFolder) -> dict[str, float]:
-    scores: dict[str, float] = json.loads((folder.folder / "scores.json").read_text(encoding="utf-8"))["sets"]
-    return scores
+    scores: dict[str, float | None] = json.loads((folder.folder / "scores.json").read_text(encoding="utf-8"))["sets"]
+    return {name: math.nan if score is None else score for name, score in scores.items()}

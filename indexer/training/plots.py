@@ -30,7 +30,7 @@ def curves(events: Sequence[Mapping[str, Any]]) -> str:
         at = begins[event["phase"]] + event["step"]
         kind, target = ("losses", losses) if event["event"] == "step" else ("sets", scores)
         for name, value in event[kind].items():
-            if value == value:  # not NaN
+            if value is not None and value == value:  # neither null nor NaN
                 target.setdefault(name, []).append((at, value))
     charts = [chart("loss", {name: thinned(points) for name, points in losses.items()}, top=0)]
     if scores:

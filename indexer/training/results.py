@@ -93,7 +93,7 @@ class Comparison:
         lines = [f"{self.task}, {counts(self.details)}", f"A {self.models[0]}", f"B {self.models[1]}"]
         lines.append(f"{'':<12} {'A':>7} {'B':>7} {'B − A':>8}  95 % interval")
         for name, found in self.differences.items():
-            clear = "" if found.low <= 0 <= found.high else "  *"
+            clear = "  *" if found.low > 0 or found.high < 0 else ""  # never where an interval has no ends
             lines.append(
                 f"{name:<12} {shown(found.first)} {shown(found.second)} {found.difference:>+8.4f}  "
                 f"[{found.low:+.4f}, {found.high:+.4f}]{clear}"

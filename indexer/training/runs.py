@@ -1,9 +1,9 @@
 """The folder of a run: what it is, how far it has come, its log. Only JSON and safetensors.
 
-run.json            digests of the configuration and of the data: a folder belongs to one run
-log.jsonl           one object for each step and each scoring
+run.json            digests of the configuration, the data and the base: a folder belongs to one run
+log.jsonl           one object for each step and each scoring, and for a note
 state.safetensors   weights, optimizer and position, replaced as a whole
-best.safetensors    the best weights of the phase
+best.safetensors    the best weights of the phase, or the last where not all that is trained is measured
 cache/              states of a frozen backbone
 model/              the finished model; report.json, scores.json and curves.svg beside it
 """
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import orjson
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -30,15 +31,21 @@ from indexer.training.keys import ConfigError
 
 STATE, BEST, LOG, RUN, LOCK = "state.safetensors", "best.safetensors", "log.jsonl", "run.json", "LOCK"
 _BEGUN = (LOCK, f"{RUN}.tmp")  # what there may be before run.json is
+_OTHER = {
+    "config": "with another configuration",
+    "data": "with other data",
+    "base": "that began from another base model, by the fingerprint of its embeddings",
+    "heads": "that began from a base model with other heads, by their fingerprint",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """How far a run has come: `step` optimizer steps of phase number `phase`, both counted from 0.
 
-    `best` is the best weighted mean of dev scores in this phase, None before the first scoring, and `stale` how many
-    scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the phase early. `log` is
-    the log's length in bytes.
+    `best` is the weighted mean of dev scores of the weights kept so far in this phase, None before the first scoring,
+    and `stale` how many scorings since. `floor` is the starting model's dev score in similarity; `stopped` ends the
+    phase early. `log` is the log's length in bytes.
     """
 
     phase: int = 0
@@ -53,7 +60,8 @@ class Position:
 class RunFolder:
     """Reads and writes one folder, held by one process until it is closed.
 
-    Raises `ConfigError` where the folder holds another run, and `LockedError` where another process holds it.
+    Raises `ConfigError` where the folder holds another run, and `LockedError` where another process holds it. Nothing
+    but the lock is written before `claim`.
     """
 
     def __init__(self, folder: Path, *, config: str, data: str) -> None:
@@ -62,8 +70,9 @@ class RunFolder:
         if not (folder / RUN).is_file() and any(path.name not in _BEGUN for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and holds no run: choose another output")
         self._lock = WriterLock(folder / LOCK)
+        self._facts = {"config": config, "data": data}
         try:
-            self._claim(folder, config=config, data=data)
+            self._check(self._facts)
         except BaseException:
             self._lock.release()
             raise
@@ -74,20 +83,29 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def _claim(self, folder: Path, *, config: str, data: str) -> None:
-        """Say whose folder it is, or check that it is this run's."""
-        facts = {"config": config, "data": data}
-        path = folder / RUN
-        if path.is_file():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            for name, what in (("config", "another configuration"), ("data", "other data")):
-                if known.get(name) != facts[name]:
-                    raise ConfigError(
-                        f"{folder} holds a run with {what} ({str(known.get(name))[:12]}, now {facts[name][:12]}): "
-                        "choose another output, or delete the folder"
-                    )
+    def claim(self, *, base: str, heads: str | None) -> None:
+        """Say whose folder it is, or check that the base is still the one that this run began from.
+
+        `base` and `heads` are the fingerprints of the base's embeddings and of its heads. Raises `ConfigError`.
+        """
+        facts = {**self._facts, "base": base, "heads": heads}
+        if (self.folder / RUN).is_file():
+            self._check(facts)
         else:
             self.write_json(RUN, facts)
+
+    def _check(self, facts: Mapping[str, str | None]) -> None:
+        """Compare what run.json says, if it is there."""
+        path = self.folder / RUN
+        if not path.is_file():
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in facts.items():
+            if name in known and known[name] != value:  # the first versions did not write the base down
+                raise ConfigError(
+                    f"{self.folder} holds a run {_OTHER[name]} ({str(known[name])[:12]}, now {str(value)[:12]}): "
+                    "choose another output, or delete the folder"
+                )
 
     @property
     def model(self) -> Path:
@@ -95,14 +113,13 @@ class RunFolder:
         return self.folder / "model"
 
     def write_json(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Write a JSON file, whole or not at all."""
-        content = json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
-        write_bytes(self.folder / name, content.encode())
+        """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
+        write_bytes(self.folder / name, orjson.dumps(facts, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
     def log(self, event: Mapping[str, Any]) -> None:
-        """Append one object to the log."""
+        """Append one object to the log; a number that is not finite becomes null."""
         with (self.folder / LOG).open("ab") as file:
-            file.write(json.dumps(event, ensure_ascii=False).encode() + b"\n")
+            file.write(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
 
     def events(self) -> list[dict[str, Any]]:
         """All objects of the log, but for one at its end that a power cut has left in parts."""
@@ -111,14 +128,14 @@ class RunFolder:
         return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
 
     def save_best(self, groups: list[Group]) -> None:
-        """Keep the trained weights as the best."""
+        """Keep the trained weights as those that the phase may end with."""
         tensors = {
             name: p.detach().cpu().contiguous() for g in groups for name, p in zip(g.names, g.parameters, strict=True)
         }
         _write(self.folder / BEST, tensors, {})
 
     def load_best(self, groups: list[Group]) -> None:
-        """Put the best weights back."""
+        """Put the weights back that were kept."""
         tensors, _ = _read(self.folder / BEST)
         with torch.no_grad():
             for group in groups:

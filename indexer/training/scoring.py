@@ -20,6 +20,8 @@ from indexer.training.states import States, head_outputs
 Floats = npt.NDArray[np.float64]
 Spans = list[list[tuple[str, int, int]]]
 
+_TIE = 1e-6  # cosines of fp32 embeddings, which differ in the last digits by the batch that a text was in
+
 
 @dataclass(frozen=True, slots=True)
 class DevSet:
@@ -62,7 +64,7 @@ def forward(
 def score_sets(model: TextModel, sets: Sequence[DevSet], *, weights: Mapping[str, float] | None = None) -> Scores:
     """Score each set: accuracy for class, strict micro-F1 of spans for tags, Spearman or nDCG@10 for pairs.
 
-    `weights` by task, 1 by default. NaN, as for predictions that are all alike, counts as 0.
+    `weights` by task, 1 for each that they do not name. NaN, as for predictions that are all alike, counts as 0.
     """
     model.model.eval()
     found = {dev.data.title: score_set(model, dev) for dev in sets}
@@ -71,7 +73,7 @@ def score_sets(model: TextModel, sets: Sequence[DevSet], *, weights: Mapping[str
         value = found[dev.data.title]
         tasks.setdefault(dev.data.task, []).append(0.0 if np.isnan(value) else value)
     by_task = {task: float(np.mean(values)) for task, values in tasks.items()}
-    share = {task: 1.0 if weights is None else weights.get(task, 0.0) for task in by_task}
+    share = {task: 1.0 if weights is None else weights.get(task, 1.0) for task in by_task}
     total = sum(share.values())
     mean = sum(share[task] * value for task, value in by_task.items()) / total if total else 0.0
     return Scores(found, by_task, mean)
@@ -89,7 +91,10 @@ def score_set(model: TextModel, dev: DevSet) -> float:
 
 
 def score_pairs(model: TextModel, pairs: Sequence[PairExample], *, form: str) -> float:
-    """Spearman of cosines and scores; without scores nDCG@10 of finding `second` for `first` among all of the set."""
+    """Spearman of cosines and scores; without scores nDCG@10 of finding `second` for `first` among all of the set.
+
+    Texts with the same cosine share their mean rank, so that a model that tells nothing apart is not the best one.
+    """
     if form == "scores":
         scores = np.array([pair.score for pair in pairs], dtype=np.float64)
         return metrics.spearman(cosines(model, pairs), scores)
@@ -100,7 +105,9 @@ def score_pairs(model: TextModel, pairs: Sequence[PairExample], *, form: str) ->
     values = []
     for query, pair in zip(queries, pairs, strict=True):
         found = table @ query
-        rank = 1 + int((found > found[number[pair.second]]).sum())
+        wanted = found[number[pair.second]]
+        better, alike = (found > wanted + _TIE).sum(), (np.abs(found - wanted) <= _TIE).sum()
+        rank = better + (alike + 1) / 2
         values.append(1 / np.log2(rank + 1) if rank <= 10 else 0.0)
     return float(np.mean(values))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ import numpy as np
 
 from indexer import iob
 from indexer.errors import InputError
+from indexer.readers.delimited import _FIELD_SIZE_LIMIT, _FIELD_SIZE_LOCK
 from indexer.training import data
-from indexer.training.data import DataError, TaggedText
+from indexer.training.data import TaggedText
+from indexer.training.lines import DataError, half_character, numbered_objects, text_lines
 from indexer.training.settings import DataSettings
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "jsonl", ".conll": "conll", ".iob2": "conll"}
@@ -127,14 +128,7 @@ def read_examples(settings: DataSettings, path: Path, *, problems: SpanProblems 
         "tags": lambda: _tag_examples(settings, path, kind, problems),
         "similarity": lambda: _pair_examples(settings, path, kind),
     }
-    try:
-        return list(readers[settings.task]())
-    except DataError as error:
-        raise InputError(str(error)) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"not {settings.encoding}: {error.reason}; set encoding", source=str(path)) from error
-    except LookupError as error:
-        raise InputError(f"unknown encoding '{settings.encoding}'", source=str(path)) from error
+    return list(readers[settings.task]())
 
 
 def _class_examples(settings: DataSettings, path: Path, kind: str) -> Iterator[Example]:
@@ -168,7 +162,10 @@ def _tag_examples(settings: DataSettings, path: Path, kind: str, problems: SpanP
             if len(tokens) != len(tags):
                 raise row.error(f"{len(tokens)} tokens, but {len(tags)} tags")
             text, offsets = data.join_tokens(tokens)
-            spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in data.spans_of_tags(tags)]
+            try:
+                spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in data.spans_of_tags(tags)]
+            except DataError as error:
+                raise row.error(error.problem, settings.tags) from error
         else:
             raise row.error(f"neither '{settings.entities}' (spans) nor '{settings.tokens}' (tokens) is there")
         yield clean_spans(text, _renamed(spans, settings), settings, problems=problems, place=row.place)
@@ -239,7 +236,7 @@ def _given_spans(row: _Row, settings: DataSettings) -> list[tuple[str, int, int]
             start = end = kind = None
         if not isinstance(start, int) or not isinstance(end, int) or not isinstance(kind, str):
             raise row.error(f"an entity must be {{start, end, type}} or [start, end, type], got {str(entry)[:80]}")
-        spans.append((kind, start, end))
+        spans.append((row.whole(kind, settings.entities), start, end))
     return spans
 
 
@@ -280,13 +277,19 @@ class _Row:
             return str(value)
         if not isinstance(value, str) or not value.strip():
             raise self.error(f"a text is missing, got {str(value)[:80]!r}", column)
-        return value
+        return self.whole(value, column)
+
+    def whole(self, text: str, column: str | int) -> str:
+        """The text, if all of its characters are."""
+        if problem := half_character(text):
+            raise self.error(problem, column)
+        return text
 
     def number(self, column: str | int) -> float:
         value = self._value(column)
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise self.error(f"{str(value)[:80]!r} is no number", column) from error
         if not np.isfinite(number):
             raise self.error(f"{value!r} is not finite", column)
@@ -296,7 +299,7 @@ class _Row:
         value = self._value(column)
         if not isinstance(value, list):
             raise self.error(f"a list is missing, got {str(value)[:80]!r}", column)
-        return value
+        return [self.whole(part, column) if isinstance(part, str) else part for part in value]
 
     def _value(self, column: str | int) -> Any:
         if str(column) not in self.values:
@@ -308,36 +311,67 @@ def _rows(settings: DataSettings, path: Path, kind: str) -> Iterator[_Row]:
     if kind == "conll":
         raise InputError(f"format conll is for tags, not for {settings.task}", source=str(path))
     if kind == "jsonl":
-        with data.open_text(path, encoding=settings.encoding) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"not JSON: {error}", source=str(path), line=number) from error
-                if not isinstance(values, dict):
-                    raise InputError("expected a JSON object", source=str(path), line=number)
-                yield _Row(values, path, number)
+        for number, values in numbered_objects(path, encoding=settings.encoding):
+            yield _Row(values, path, number)
         return
-    with data.open_text(path, encoding=settings.encoding, newline="") as file:
-        rows = csv.reader(
-            file,
-            delimiter="," if kind == "csv" else "\t",
-            quoting=csv.QUOTE_MINIMAL if settings.quoting else csv.QUOTE_NONE,
-        )
-        names: list[str] | None = None
+    names: list[str] | None = None
+    width: int | None = None
+    for number, cells in _csv_rows(settings, path, kind):
+        # Without a header, columns are numbers, and TSV is often ragged: the STS benchmark has more for some sources.
+        if width is not None and len(cells) != width and (settings.header or kind == "csv"):
+            raise InputError(
+                f"this row has {_cells(len(cells))}, the {'header' if settings.header else 'first row'} has "
+                f"{_cells(width)}: put quotes around a cell that holds the separator",
+                source=str(path),
+                line=number,
+            )
+        if width is None:
+            width = len(cells)
+            if settings.header:
+                names = _header(cells, path, number)
+                continue
+        values = {str(index): cell for index, cell in enumerate(cells)}
+        if names is not None:
+            values |= dict(zip(names, cells, strict=True))
+        yield _Row(values, path, number)
+
+
+def _cells(count: int) -> str:
+    return "1 cell" if count == 1 else f"{count} cells"
+
+
+def _header(cells: list[str], path: Path, line: int) -> list[str]:
+    for name in cells:
+        if name.strip() and cells.count(name) > 1:
+            raise InputError(f"two columns are named '{name}': rename one", source=str(path), line=line)
+    return cells
+
+
+def _csv_rows(settings: DataSettings, path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each row that is not empty, and the line that it begins in."""
+    rows = csv.reader(
+        (line for _, line in text_lines(path, encoding=settings.encoding, newline="")),
+        delimiter="," if kind == "csv" else "\t",
+        quoting=csv.QUOTE_MINIMAL if settings.quoting else csv.QUOTE_NONE,
+        strict=True,
+    )
+    while True:
+        begin = rows.line_num + 1
         try:
-            for cells in rows:
-                if not cells:
-                    continue
-                if settings.header and names is None:
-                    names = cells
-                    continue
-                columns = [str(index) for index in range(len(cells))]
-                values = dict(zip(columns, cells, strict=True))
-                if names is not None:
-                    values |= dict(zip(names, cells, strict=False))
-                yield _Row(values, path, rows.line_num)
+            with _FIELD_SIZE_LOCK:  # the csv module has one limit for the whole process, which the readers raise, too
+                before = csv.field_size_limit(_FIELD_SIZE_LIMIT)
+                try:
+                    cells = next(rows)
+                finally:
+                    csv.field_size_limit(before)
+        except StopIteration:
+            return
         except csv.Error as error:
-            raise InputError(str(error), source=str(path), line=rows.line_num) from error
+            raise InputError(
+                f"{error}: from the row that begins here on, quotes do not fit together; write a quote inside a quoted "
+                "cell twice, or set quoting = false where quotes are characters of the text",
+                source=str(path),
+                line=begin,
+            ) from error
+        if cells:
+            yield begin, cells

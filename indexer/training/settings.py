@@ -299,6 +299,14 @@ def read_config(path: str | Path, *, root: str | Path | None = None, output: str
     return replace(config, root=path.parent if root is None else Path(root))
 
 
+_NOT_KEYS = {
+    "task": "use --task",
+    "path": "use --data",
+    "dev": "all of --data is measured on",
+    "limit": "all of --data is measured on; give a smaller file",
+}
+
+
 def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
     """How a file is read: `keys` are NAME=VALUE as in [[data]], in TOML or as plain text. Raises `ConfigError`."""
     table: dict[str, Any] = {"task": task, "path": str(path)}
@@ -306,9 +314,11 @@ def data_settings(task: str, path: Path, keys: Sequence[str]) -> DataSettings:
         name, equals, value = given.partition("=")
         if not equals:
             raise ConfigError(f"--key {given}: it must be NAME=VALUE")
+        if name in _NOT_KEYS:
+            raise ConfigError(f"--key {given}: {name} is no part of how a file is read: {_NOT_KEYS[name]}")
         try:
             table[name] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             table[name] = value
     settings = build(DataSettings, table, file="--key")
     if task == "similarity":
@@ -360,6 +370,7 @@ def _check(config: TrainConfig, *, file: str) -> None:
                     f"{place}: epochs by task need [mix] strategy = 'balanced', 'round_robin' or 'sequential', "
                     f"not '{config.mix.strategy}', which draws by the sizes of the sets"
                 )
+        _check_weights(config, phase, place=place, file=file)
         if not any(data.paths and phase.epochs_of(data) for data in config.data):
             raise ConfigError(
                 f"{place}: train = '{phase.train}' with these epochs and freeze_heads leaves no data to train on"
@@ -367,6 +378,18 @@ def _check(config: TrainConfig, *, file: str) -> None:
             )
     if config.guard.max_drop is not None and not any(d.task == "similarity" and d.dev is not None for d in config.data):
         raise ConfigError(f"{file}, [guard]: max_drop needs a [[data]] of the task similarity with dev")
+
+
+def _check_weights(config: TrainConfig, phase: PhaseSettings, *, place: str, file: str) -> None:
+    """The mean of a phase's dev scores must say something; "heads" scores no similarity, which has no head."""
+    weights = config.early_stopping.weights or {}
+    scored = {d.task for d in config.data if d.dev is not None and not (phase.kind == "heads" and d.task not in HEADS)}
+    if scored and not any(weights.get(task, 1.0) for task in scored):
+        shown = ", ".join(f"{task} = {weight:g}" for task, weight in weights.items())
+        raise ConfigError(
+            f"{file}, [early_stopping]: weights = {{{shown}}} are 0 for all that {place.rpartition(', ')[2]} scores "
+            f"({', '.join(sorted(scored))}): give one of them a weight above 0"
+        )
 
 
 def _check_pairs(data: DataSettings, *, place: str) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from indexer.checkpoint import Loaded, attach
-from indexer.heads import MultiTaskModel
+from indexer.config import TagdexConfig
+from indexer.heads import MultiTaskModel, PooledClassHead
 from indexer.training.data import TaggedText
 from indexer.training.keys import ConfigError
 from indexer.training.sets import ClassExample, DataSet
@@ -27,7 +28,8 @@ def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], 
     """A model with the backbone of `base`, whose weights it shares, and heads for the labels of the data.
 
     A head is kept, weights included, where it knows all labels of its data, or has no data; otherwise a new one takes
-    its place. Raises `ConfigError` where labels are given that lack one of the data.
+    its place. Raises `ConfigError` where labels are given that lack one of the data, and where a pooled class head that
+    is kept would get other layers than it was trained on.
     """
     config = type(base.model.config).from_dict(base.model.config.to_dict())
     for name in ("pool_layers", "layer_weights", "normalize_layers", "max_length"):
@@ -48,6 +50,7 @@ def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], 
         config.class_temperature, config.class_threshold = 1.0, 0.0
     elif base.model.class_head is not None:
         heads["class"] = f"the base's, {len(base.model.config.class_labels or ())} labels"
+        _check_pooled(base.model, config)
     if (types := chosen["tags"]) is not None:
         heads["tags"] = _words(types, base.model.config.entity_types)
         kept["tags"] = False
@@ -65,6 +68,22 @@ def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], 
     if kept["tags"]:
         model.tag_head = base.model.tag_head
     return Start(attach(model, base.tokenizer, name=base.name), heads)
+
+
+def _check_pooled(base: MultiTaskModel, config: TagdexConfig) -> None:
+    """A pooled class head reads the means of the pooled layers; their weights and norms, which it does not, may change.
+
+    A linear class head reads the last layer, and a tag head that is kept keeps its own layers, too.
+    """
+    if not isinstance(base.class_head, PooledClassHead):
+        return
+    states = int(base.backbone.config.num_hidden_layers) + 1
+    read = base.config.pooled_layers
+    if [layer % states for layer in read] != [layer % states for layer in config.pooled_layers]:
+        raise ConfigError(
+            f"[model] pool_layers = {config.pooled_layers}: the base's class head, which is kept, was trained on the "
+            f"means of the layers {read}: leave pool_layers out, or give data for class and set new_heads = ['class']"
+        )
 
 
 def labels_of(sets: Sequence[DataSet], task: str) -> list[str]:

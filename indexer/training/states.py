@@ -38,7 +38,8 @@ def cached_states(
     """The states of a set, from a file in `folder` or computed and written there.
 
     For class fp32: the first token's last state (windows, width), or for a pooled head the layers' means (windows, L,
-    width). For tags fp16: the token states of the tagged layers, concatenated (tokens, width · layers). The file's
+    width). For tags fp16, or fp32 where fp16 cannot hold one: the token states of the tagged layers, concatenated
+    (tokens, width · layers). The file's
     name is a hash of the model's fingerprint, the layers and the tokens. `on_batch` is called with the batches that
     are done and their number.
     """
@@ -52,7 +53,9 @@ def cached_states(
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        _compute(model, encoded, layers, starts, temporary, on_batch)
+        held = _compute(model, encoded, layers, starts, temporary, np.float16 if tags else np.float32, on_batch)
+        if not held:
+            _compute(model, encoded, layers, starts, temporary, np.float32, on_batch)
         temporary.rename(path)
     return States(np.load(path, mmap_mode="r"), starts)
 
@@ -90,11 +93,13 @@ def _compute(
     layers: Sequence[int],
     starts: npt.NDArray[np.int64],
     path: Path,
+    dtype: type[np.floating],
     on_batch: Callable[[int, int], None] | None,
-) -> None:
+) -> bool:
+    """Write the states to `path`. False, and nothing that could be used there, where one is too large for `dtype`."""
     width, tags = model.model.width, encoded.task == "tags"
     shape = (int(starts[-1]), *((width * len(layers),) if tags else _shape(layers, width)))
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16 if tags else np.float32, shape=shape)
+    values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     lengths = [len(window.ids) for window in encoded.windows]
     padding = model.model.backbone.config.model_type not in UNMASKED
     plan = plan_batches(lengths, max_tokens=model.batch_tokens, padding=padding)
@@ -112,11 +117,14 @@ def _compute(
             else:
                 found = pool_layers([result.hidden_states[layer] for layer in layers], mask)
         rows = found.float().cpu().numpy()
+        if dtype == np.float16 and np.abs(rows).max() > np.finfo(np.float16).max:
+            return False
         for row, index in enumerate(batch):
             values[starts[index] : starts[index + 1]] = rows[row, : lengths[index]] if tags else rows[row]
         if on_batch is not None:
             on_batch(done, len(plan))
     values.flush()
+    return True
 
 
 def _shape(layers: Sequence[int], width: int) -> tuple[int, ...]:
