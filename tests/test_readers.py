@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
@@ -30,7 +31,7 @@ from hypothesis import strategies as st
 
 from indexer.errors import InputError
 from indexer.fields import metadata_problems
-from indexer.readers import FORMATS, ReadOptions, detect_format, read_documents, total_bytes
+from indexer.readers import FORMATS, ReadOptions, delimited, detect_format, read_documents, total_bytes
 from indexer.records import Document
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -719,6 +720,90 @@ def test_rows_behind_an_open_quote_are_read_at_most_twice(write: Write) -> None:
     documents, errors = read_all(write("a.csv", f"id,text\n{rows}"))
     assert [document.id for document in documents] == [f"{n}b" for n in range(20_000)]
     assert [error.line for error in errors] == [2 * n + 2 for n in range(20_000)]
+
+
+def test_rows_that_each_open_a_quote_without_end_take_linear_time(write: Write) -> None:
+    # Cells joined by '","', as some scripts write them: each row closes the quote of the one before, and opens another.
+    path = write("a.csv", "id,text\n" + "".join(f'{n}","text {n}\n' for n in range(20_000)))
+    started = time.process_time()
+    documents, errors = read_all(path)
+    assert time.process_time() - started < 20  # half a second; it took minutes when each row read all that follow
+    assert documents == []
+    assert [error.line for error in errors] == list(range(2, 20_002))
+
+
+def test_a_row_that_ends_with_the_wrong_number_of_cells_gives_back_the_rows_inside(write: Write) -> None:
+    path = write("a.csv", 'id,text\n1,"a\n2,good b\n3,good c\n4,d",\n5,"good\ne"\n')
+    documents, errors = read_all(path)
+    assert [(document.id, document.text) for document in documents] == [
+        ("2", "good b"),
+        ("3", "good c"),
+        ("5", "good\ne"),
+    ]
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2: this row has 3 cells, the header has 2 cells",
+        f"{path}, line 5: this row has 3 cells, the header has 2 cells",
+    ]
+
+
+def test_a_good_row_is_found_inside_of_one_with_too_many_cells(write: Write) -> None:
+    path = write("a.csv", 'id,text\n1,"a","b\n2,"c\n3,d"\n4,"e""\n')
+    documents, errors = read_all(path)
+    assert [(document.id, document.text) for document in documents] == [("2", "c\n3,d")]
+    assert [error.line for error in errors] == [2, 5]
+
+
+def test_a_quote_without_end_takes_in_so_many_lines_and_no_more(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 100)
+    path = write("a.csv", 'id,text\n0,"stray\n' + "".join(f"{n},some text of row {n}\n" for n in range(1, 20_001)))
+    tracemalloc.start()
+    try:
+        errors: list[InputError] = []
+        count = sum(1 for _ in read_documents([path], on_error=errors.append))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 2**20
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2: a quote that opens in this row is still open 100 lines and 2,293 bytes on, at most 100 lines"
+        " and 67,108,864 bytes are read: write a quote inside a quoted field twice, and longer texts as JSON Lines"
+    ]
+
+
+def test_a_row_may_be_as_long_as_the_limits_say(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", 'id,text\n1,"' + "x\n" * 5 + '"\n2,two\n')
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 5)
+    assert read(path) == [Document("1", "x\n" * 5), Document("2", "two")]
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 4)
+    assert "is still open 4 lines and 13 bytes on, at most 4 lines" in str(refusal(path))
+    monkeypatch.undo()
+    monkeypatch.setattr(delimited, "MAX_QUOTED_BYTES", 13)
+    assert "is still open 4 lines and 13 bytes on, at most 250,000 lines and 13 bytes" in str(refusal(path))
+
+
+def test_a_reader_that_waits_for_a_row_holds_up_no_other(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", "id,text\n1,one\n")
+    before = csv.field_size_limit()
+    receiver, sender = os.pipe()
+    with open(receiver) as reader:
+        with open(sender, "wb", buffering=0) as writer:
+            monkeypatch.setattr(sys, "stdin", reader)
+            piped: list[Document] = []
+            waiting = threading.Thread(target=lambda: piped.extend(read("-", format="csv")))
+            waiting.start()
+            writer.write(b'id,text\n2,"two\n')
+            time.sleep(0.2)
+            other: list[Document] = []
+            quick = threading.Thread(target=lambda: other.extend(read(path)), daemon=True)
+            quick.start()
+            quick.join(timeout=20)
+            assert csv.field_size_limit() == before
+            writer.write(b'more"\n')
+        waiting.join(timeout=20)
+        quick.join(timeout=20)
+    assert other == [Document("1", "one")]
+    assert piped == [Document("2", "two\nmore")]
 
 
 # Text
