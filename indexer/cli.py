@@ -72,9 +72,9 @@ def add(
 ) -> None:
     """Add the documents in FILES to INDEX, which is made if it is not there.
 
-    FILES are JSONL, CSV, TSV, Parquet, SQLite or text files, compressed ones too, or folders of such; '-' reads
-    one text per line from standard input. A known id is replaced; a text that has not changed is not embedded
-    again, so a run that was stopped goes on where it was.
+    FILES are JSONL, CSV, TSV, Parquet, SQLite or text files, compressed ones too, or folders of such, from
+    which indexes are left out; '-' reads one text per line from standard input. A known id is replaced; a text that
+    has not changed is not embedded again, so a run that was stopped goes on where it was.
 
     \b
     Example: indexer add myindex articles.jsonl --text-field title --text-field body
