@@ -90,6 +90,7 @@ def add(
         raise click.UsageError("--vectors needs --on-error stop: a record left out would shift all rows after it")
     if vectors or vector_field:
         reading["text_required"] = False
+    reading["metadata_field"] = metadata_field
     started = time.monotonic()
     with source_documents(files, reading, on_error=on_error) as source:
         documents = source.documents

@@ -30,7 +30,7 @@ from indexer.records import FloatArray, label_json
 from indexer.segments import CODES_SUFFIXES, SegmentRecord, open_segment
 from indexer.settings import read_settings
 from indexer.store import SEGMENTS, read_pending
-from indexer.stored import StoredDocument, read_documents
+from indexer.stored import StoredDocument, json_line, read_documents
 from indexer.vectors import Segment
 
 Record = dict[str, Any]
@@ -100,7 +100,7 @@ def write_records(records: Iterable[Record], output: Path) -> int:
 def write_jsonl(records: Iterable[Record], file: BinaryIO) -> None:
     """One object a line, UTF-8. Numbers of vectors have as many digits as fp32 needs."""
     for record in records:
-        file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        file.write(json_line(record))
 
 
 def write_parquet(records: Iterable[Record], file: BinaryIO) -> None:

@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
@@ -16,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import InputError
-from indexer.records import Document, FloatArray
+from indexer.fields import too_deep
+from indexer.records import Document, FloatArray, Metadata
 
 # What numpy raises for a header that is damaged or made to do harm; it evaluates literals in it, never code.
 _HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
@@ -95,23 +95,32 @@ def with_metadata_field(
 ) -> Iterator[Document]:
     """Each document with one field of its metadata as all of it: an object, or JSON text of one. All else is left out.
 
-    So comes back what `indexer export` wrote. A document without the field has no metadata. Errors as in
-    `with_vector_field`.
+    So comes back what `indexer export` wrote, where it was read with this field as `ReadOptions.metadata_field`. A
+    document without the field has no metadata. Errors as in `with_vector_field`.
     """
     for document in documents:
-        value = document.metadata.get(field)
-        if isinstance(value, str):
-            with suppress(ValueError, RecursionError):
-                value = json.loads(value)
-        if value is None:
-            value = {}
-        if isinstance(value, dict):
-            yield replace(document, metadata=value)
-            continue
-        error = InputError("is not an object", source=f"document '{document.id}'", field=field)
-        if on_error is None:
-            raise error
-        on_error(error)
+        try:
+            yield replace(document, metadata=_object_in(document, field))
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def _object_in(document: Document, field: str) -> Metadata:
+    value, problem = document.metadata.get(field), "is not an object"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except RecursionError:
+            problem = too_deep()
+        except ValueError:
+            pass
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(problem, source=f"document '{document.id}'", field=field)
+    return value
 
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:

@@ -528,6 +528,16 @@ def test_the_limits_of_integers_and_nesting_are_kept_exactly(write: Write) -> No
     assert read(path)[0].metadata == {"a": 2**63 - 1, "b": -(2**63), "c": json.loads(nested)}
 
 
+def test_the_field_of_all_metadata_may_be_one_level_deeper(write: Write) -> None:
+    nested = "[" * 100 + "]" * 100
+    path = write("a.jsonl", f'{{"text": "one", "m": {{"d": {nested}}}}}\n{{"text": "two", "n": {{"d": {nested}}}}}\n')
+    documents, errors = read_all(path, metadata_field="m")
+    assert [document.metadata for document in documents] == [{"m": {"d": json.loads(nested)}}]
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2, field 'n': is nested deeper than 100 levels: flatten it"
+    ]
+
+
 def test_the_field_of_a_nested_fault_is_a_path(write: Write) -> None:
     assert refusal(write("a.jsonl", '{"text": "one", "by": {"x.y": [{"n": NaN}]}}')).field == r"by.x\.y.n"
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from indexer.errors import InputError
-from indexer.readers.documents import MAX_DEPTH, Record, quote, type_name
+from indexer.fields import quote, too_deep
+from indexer.readers.documents import Record, type_name
 from indexer.readers.files import ByteMeter, SourceFile
 from indexer.readers.lines import Line, decode, read_lines
 
@@ -43,7 +44,7 @@ def _parse(line: Line, source: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         problem = f"is not JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}"
     except RecursionError:
-        problem = f"is nested deeper than {MAX_DEPTH} levels: flatten it"
+        problem = too_deep()
     except ValueError:  # from int(), whose message talks of an interpreter setting
         problem = "an integer of thousands of digits does not fit in 64 bits; give it as a string"
     else:
