@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import InputError
-from indexer.fields import too_deep
+from indexer.fields import shorten, too_deep
 from indexer.records import Document, FloatArray, Metadata
 
 # What numpy raises for a header that is damaged or made to do harm; it evaluates literals in it, never code.
@@ -82,6 +82,9 @@ def _mapped(path: Path) -> npt.NDArray[np.floating]:
         raise InputError(f"cannot be read: {reason}", source=str(path)) from error
     if len(shape) != 2 or dtype.kind != "f":
         raise InputError(f"holds {dtype} of shape {shape}, not one row of floats each", source=str(path))
+    if not all(0 < length < 2**63 for length in shape):
+        problem = shorten(f"holds {dtype} of shape {shape}: there is no number in it, or no file could hold them", 240)
+        raise InputError(problem, source=str(path))
     if (wanted := start + math.prod(shape) * dtype.itemsize) > size:
         raise InputError(
             f"cannot be read: {shape[0]:,} rows of {shape[1]:,} numbers take {wanted:,} bytes, the file has {size:,}",

@@ -331,7 +331,7 @@ def test_a_row_without_direction_is_refused_with_its_number(tmp_path: Path, valu
         (np.ones((6, 8), dtype=np.int64), r"holds int64 of shape \(6, 8\)"),
         (np.ones((6, 8), dtype=bool), r"holds bool of shape"),
         (np.ones((6, 2, 2), dtype=np.float32), r"holds float32 of shape \(6, 2, 2\)"),
-        (np.ones((6, 0), dtype=np.float32), r"row 1: the vector has shape \(0,\)"),
+        (np.ones((6, 0), dtype=np.float32), r"holds float32 of shape \(6, 0\): there is no number in it"),
         (np.array([["a"]] * 6), r"holds <U1 of shape"),
         (np.array([[None]] * 6, dtype=object), "it is not a .npy file of numbers"),
     ],
@@ -340,6 +340,17 @@ def test_other_arrays_are_refused(tmp_path: Path, array: Any, problem: str) -> N
     np.save(tmp_path / "v.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=problem):
         list(with_vectors(pairs(6), tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 4), (2**70, 0), (0, 2**70), (2**63, 1)])
+def test_a_shape_without_a_number_or_of_more_than_there_can_be_is_refused(tmp_path: Path, shape: Any) -> None:
+    with (tmp_path / "v.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with pytest.raises(InputError) as caught:
+        list(with_vectors(pairs(2), tmp_path / "v.npy"))
+    assert str(caught.value) == (
+        f"{tmp_path}/v.npy: holds float32 of shape {shape}: there is no number in it, or no file could hold them"
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "npz", "cut"])
