@@ -47,7 +47,8 @@ for command in (snapshot, restore, export, encode, tag, train, evaluate):
     "--vectors",
     type=click.Path(path_type=Path),
     metavar="FILE.npy",
-    help="Take the vectors from here, one row per document; with --model, they are that model's.",
+    help="Take the vectors from here, one row per document, counted first but for standard input; with --model, they "
+    "are that model's.",
 )
 @click.option("--vector-field", metavar="F", help="Take the vectors from this field, an array of numbers.")
 @click.option(
@@ -95,7 +96,7 @@ def add(
     with source_documents(files, reading, on_error=on_error) as source:
         documents = source.documents
         if vectors:
-            documents = with_vectors(documents, vectors)
+            documents = with_vectors(documents, vectors, count=source.count)
         elif vector_field:
             documents = with_vector_field(documents, vector_field, on_error=source.on_error)
         if metadata_field:

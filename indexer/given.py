@@ -22,12 +22,23 @@ from indexer.records import Document, FloatArray, Metadata
 _HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
-def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Document]:
+def with_vectors(
+    documents: Iterable[Document], path: str | Path, *, count: Callable[[], int | None] | None = None
+) -> Iterator[Document]:
     """Each document with its row of a .npy file: floats (n, dimension), n the number of documents.
 
-    The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number.
+    The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number: before
+    the first document where `count` knows how many there are, else after the last. One that was left out on one side
+    gives all behind it the vectors of others.
     """
     table = np.asarray(_mapped(Path(path)))  # a row of a `memmap` is one, too, which takes longer than the row
+    number = count() if count is not None else None
+    if number is not None and number != len(table):
+        raise InputError(
+            f"has {len(table):,} rows, but there are {number:,} documents: it must have one for each, in their order,"
+            " also for those without text",
+            source=str(path),
+        )
     number = 0
     for number, document in enumerate(documents, start=1):
         if number > len(table):

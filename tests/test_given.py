@@ -429,7 +429,27 @@ def test_a_vector_that_changes_under_the_same_text_is_replaced(run: Run) -> None
 )
 def test_another_number_of_rows_is_one_line(run: Run, rows: int, message: str) -> None:
     np.save("v.npy", clustered(rows, dimension=8))
-    assert_fails(run("indexer", "add", "i", write_jsonl("r.jsonl", RECORDS), "--vectors", "v.npy"), message)
+    known = f"v.npy: has {rows} rows, but there are 6 documents: it must have one for each, in their order"
+    records = write_jsonl("r.jsonl", RECORDS)
+    assert_fails(run("indexer", "add", "i", records, "--vectors", "v.npy"), f"{known}, also for those without text")
+    assert not Path("i").exists()
+    piped = run("indexer", "add", "i", "-", "--format", "jsonl", "--vectors", "v.npy", stdin=Path(records).read_bytes())
+    assert_fails(piped, message)
+
+
+def test_vectors_for_some_of_the_records_are_refused_before_anything_is_stored(run: Run, model: str) -> None:
+    records = [{"id": "a", "text": "hello"}, {"id": "b", "text": ""}, {"id": "c", "text": "london"}]
+    encode = ("indexer", "encode", write_jsonl("r.jsonl", records), "--output", "v.npy")
+    assert run(*encode, "--model", model, "--on-error", "skip").out == "v.npy: 2 rows of 128 dimensions\n"
+    refused = "v.npy: has 2 rows, but there are 3 documents: it must have one for each, in their order"
+    assert_fails(
+        run("indexer", "add", "i", "r.jsonl", "--vectors", "v.npy", "--model", model),
+        f"{refused}, also for those without text",
+    )
+    assert not Path("i").exists()
+    Path("r.jsonl").write_text(Path("r.jsonl").read_text() + "broken\n")
+    assert run("indexer", "add", "i", "r.jsonl", "--vectors", "v.npy").err.startswith("Error: r.jsonl, line 4: ")
+    assert not Path("i").exists()
 
 
 @pytest.mark.parametrize(
