@@ -198,6 +198,7 @@ BAD_JSON = st.one_of(
             b'{"id": "b", "text": ["x"]}',
             b'{"id": "b"}',
             b'{"id": "b", "text": "x", "text": ""}',
+            b'{"id": "b", "text": "x", "n": {"a": 1, "a": 1}}',
             b'{"id": "", "text": "x"}',
             b'{"id": 1.5, "text": "x"}',
             b'{"id": true, "text": "x"}',

@@ -479,7 +479,7 @@ def test_jsonl_separates_lines_at_line_feeds_only(write: Write) -> None:
         ('{"text": "one"} x', "is not JSON: Extra data at column 17"),
         ('{"text": "a\tb"}', "is not JSON: Invalid control character at column 12"),
         ("{'text': 1}", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
-        ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1"),
+        ("\ufeff{}", "begins with a byte order mark, as where files were joined: remove it"),
         ('"one"', 'a line must be a JSON object, not a string: "one"'),
         ("12", "a line must be a JSON object, not a number: 12"),
         ("null", "a line must be a JSON object, not null: null"),
@@ -545,6 +545,21 @@ def test_the_field_of_a_nested_fault_is_a_path(write: Write) -> None:
 def test_a_lone_surrogate_in_a_name_is_refused(write: Write) -> None:
     error = refusal(write("a.jsonl", r'{"text": "one", "\ud800": 1}'))
     assert error.problem == r"key '\ud800' has a lone surrogate"
+
+
+def test_two_fields_of_one_name_are_refused(write: Write) -> None:
+    path = write(
+        "a.jsonl",
+        '{"text": "one", "n": 1, "text": "two"}\n'
+        '{"text": "three", "m": [{"a": {"": 1, "\\u0000": 2, "": 1}}]}\n'
+        '{"text": "four", "m": {"text": 1}}\n',
+    )
+    documents, errors = read_all(path)
+    assert [document.text for document in documents] == ["four"]
+    assert [str(error) for error in errors] == [
+        f'{path}, line 1: two fields of one object are named "text": rename one',
+        f'{path}, line 2: two fields of one object are named "": rename one',
+    ]
 
 
 def test_an_integer_of_thousands_of_digits_is_refused(write: Write) -> None:
