@@ -23,7 +23,7 @@ import numpy as np
 import orjson
 
 from indexer.backup import copy_commit, refuse_existing, storage_errors, sync_name
-from indexer.durable import write_file
+from indexer.durable import temporary_beside, write_file
 from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
 from indexer.records import FloatArray, label_json
@@ -92,7 +92,7 @@ def write_records(records: Iterable[Record], output: Path) -> int:
 
     write = write_jsonl if form == "jsonl" else write_parquet
     with storage_errors(output):
-        write_file(output, lambda file: write(counted(), file))
+        write_file(output, lambda file: write(counted(), file), temporary=temporary_beside(output))
         sync_name(output)
     return count
 

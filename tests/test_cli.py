@@ -494,6 +494,17 @@ def test_encode_leaves_nothing_behind_when_it_fails(run: Run, model: str) -> Non
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["t.jsonl", "t.npy"]
 
 
+def test_what_is_written_takes_no_other_file_s_name(run: Run, index: str, model: str) -> None:
+    for name in ("t.npy.tmp", "t.jsonl.tmp"):
+        Path(name).write_bytes(b"mine")
+    assert run("indexer", "encode", "records.jsonl", "--output", "t.npy", "--model", model).code == 0
+    assert run("indexer", "export", index, "--output", "t.jsonl").code == 0
+    assert {path.name: path.read_bytes() for path in Path.cwd().glob("*.tmp")} == {
+        "t.npy.tmp": b"mine",
+        "t.jsonl.tmp": b"mine",
+    }
+
+
 def test_encode_to_a_place_that_is_not_there_is_one_line(run: Run, model: str) -> None:
     write_jsonl("t.jsonl", RECORDS)
     assert_fails(
