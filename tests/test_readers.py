@@ -778,6 +778,44 @@ def test_a_good_row_is_found_inside_of_one_with_too_many_cells(write: Write) -> 
     assert [error.line for error in errors] == [2, 5]
 
 
+def rows_one_by_one(content: str) -> list[tuple[int, str | None]]:
+    """(line, text) of each row that is not blank, `None` for a bad one, after which the line behind its first is next.
+
+    By the csv module from each row's line on, which takes quadratic time.
+    """
+    lines = content.splitlines(keepends=True)
+    rows: list[tuple[int, str | None]] = []
+    at = 0
+    while at < len(lines):
+        reader = csv.reader(lines[at:], strict=True)
+        try:
+            cells = next(reader)
+        except csv.Error:
+            cells = []
+            bad = True
+        else:
+            bad = len(cells) not in (0, 2)
+        if bad or cells:
+            rows.append((at + 2, None if bad else cells[0]))
+        at += 1 if bad else reader.line_num
+    return rows
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(['"', '"', '""', '","', ",", "\n", "a", "b,c\n", 'x,"']), min_size=1, max_size=30))
+def test_rows_with_any_quoting_are_those_of_the_csv_module(pieces: list[str]) -> None:
+    content = "".join(pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        path.write_text(f"text,n\n{content}", encoding="utf-8")
+        documents, errors = read_all(path)
+    wanted = rows_one_by_one(content)
+    assert [document.text for document in documents] == [text for _, text in wanted if text and text.strip()]
+    assert [error.line for error in errors if error.line] == [
+        line for line, text in wanted if text is None or not text.strip()
+    ]
+
+
 def test_a_quote_without_end_takes_in_so_many_lines_and_no_more(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 100)
     path = write("a.csv", 'id,text\n0,"stray\n' + "".join(f"{n},some text of row {n}\n" for n in range(1, 20_001)))

@@ -20,12 +20,12 @@ from indexer.readers.options import ReadOptions
 
 MAX_QUOTED_LINES = 250_000
 MAX_QUOTED_BYTES = 64 * 2**20
-"""Of a row, whose quotes may be open over several lines. A quote that is never closed would take in all of a file."""
+"""Of a row, as a quote may be open over several lines. A quote that is never closed would take in all of a file."""
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
-# The csv module has one field size limit for the whole process: 131,072 characters. Each row is parsed under
-# this one, the largest that a C long holds everywhere, and the limit is then put back; the lock keeps two
+# The csv module has one field size limit for the whole process: 131,072 characters. What is there of a row is
+# parsed under this one, the largest that a C long holds everywhere, and the limit is then put back; the lock keeps two
 # readers in two threads from putting back each other's.
 _FIELD_SIZE_LIMIT = 2**31 - 1
 _FIELD_SIZE_LOCK = threading.Lock()
@@ -40,7 +40,7 @@ _CSV_ERRORS = {
 def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> Iterator[Record | InputError]:
     """Records, and an error in the place of each row that is none.
 
-    A row may go over `MAX_QUOTED_LINES` and `MAX_QUOTED_BYTES`. Where its quoting is broken, or where it has another
+    A row may span `MAX_QUOTED_LINES` and `MAX_QUOTED_BYTES`. Where its quoting is broken, or where it has another
     number of cells than the header, the line behind the one where it began is taken as the next row. Cells of the id
     and text columns are strings as they stand. Other cells become numbers where they are JSON numbers that Python and
     SQLite hold; an empty cell is absent. Raises `InputError` for a header that cannot be used.
@@ -193,7 +193,7 @@ class _TextLines:
 
     def read_quote(self, first: _TextLine) -> str | None:
         """Read ahead to the end of the row of `first`, which leaves a quote open; what is wrong where it has none."""
-        while not self._ahead or (self._ahead[-1].is_open and self._ahead[-1].problem is None):
+        while not self._ahead or self._ahead[-1].is_open:
             last = self._ahead[-1].line if self._ahead else first
             lines, size = last.number - first.number, last.end - first.start
             if lines >= MAX_QUOTED_LINES or size >= MAX_QUOTED_BYTES:
