@@ -11,7 +11,7 @@ from indexer import pipeline
 from indexer.backup import Copied, copy_index
 from indexer.errors import InputError, TagdexError, UnfinishedIndexError
 from indexer.export import export_documents, write_records
-from indexer.fields import has_lone_surrogate, metadata_problems
+from indexer.fields import has_lone_surrogate, id_problem, metadata_problems
 from indexer.filters import Filter, check_names, parse
 from indexer.given import as_vector
 from indexer.pipeline import Report
@@ -189,10 +189,14 @@ def checked(
 def _check(document: Document, place: str) -> None:
     if not isinstance(document.id, str) or not document.id:
         raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
+    if (problem := id_problem(document.id)) is not None:
+        raise InputError(problem, source=place, field="id")
     if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
         raise InputError("the text is empty", source=f"{place} ('{document.id}')")
-    if has_lone_surrogate(document.id) or has_lone_surrogate(document.text):
-        raise InputError("has a lone surrogate, which is not valid Unicode", source=place)
+    if has_lone_surrogate(document.text):
+        raise InputError(
+            "the text has a lone surrogate, which is not valid Unicode", source=f"{place} ('{document.id}')"
+        )
     for field, problem in metadata_problems(document.metadata):
         raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
     if document.vector is not None:

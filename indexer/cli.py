@@ -47,7 +47,8 @@ for command in (snapshot, restore, export, encode, tag, train, evaluate):
     "--vectors",
     type=click.Path(path_type=Path),
     metavar="FILE.npy",
-    help="Take the vectors from here, one row per document; with --model, they are that model's.",
+    help="Take the vectors from here, one row per document, counted first but for standard input; with --model, they "
+    "are that model's.",
 )
 @click.option("--vector-field", metavar="F", help="Take the vectors from this field, an array of numbers.")
 @click.option(
@@ -72,9 +73,9 @@ def add(
 ) -> None:
     """Add the documents in FILES to INDEX, which is made if it is not there.
 
-    FILES are JSONL, CSV, TSV, Parquet, SQLite or text files, compressed ones too, or folders of such; '-' reads
-    one text per line from standard input. A known id is replaced; a text that has not changed is not embedded
-    again, so a run that was stopped goes on where it was.
+    FILES are JSONL, CSV, TSV, Parquet, SQLite or text files, compressed ones too, or folders of such, from
+    which indexes are left out; '-' reads one text per line from standard input. A known id is replaced; a text that
+    has not changed is not embedded again, so a run that was stopped goes on where it was.
 
     \b
     Example: indexer add myindex articles.jsonl --text-field title --text-field body
@@ -90,11 +91,12 @@ def add(
         raise click.UsageError("--vectors needs --on-error stop: a record left out would shift all rows after it")
     if vectors or vector_field:
         reading["text_required"] = False
+    reading["metadata_field"] = metadata_field
     started = time.monotonic()
     with source_documents(files, reading, on_error=on_error) as source:
         documents = source.documents
         if vectors:
-            documents = with_vectors(documents, vectors)
+            documents = with_vectors(documents, vectors, count=source.count)
         elif vector_field:
             documents = with_vector_field(documents, vector_field, on_error=source.on_error)
         if metadata_field:

@@ -78,6 +78,7 @@ class Source:
 
         from indexer.readers import read_documents, total_bytes
 
+        self._files, self._options = files, options
         self.skipped: list[InputError] = []
         self.skipped_count = 0
         total = total_bytes(files, options)
@@ -87,6 +88,21 @@ class Source:
         self.documents: Iterator[Document] = read_documents(
             files, options, on_error=self.on_error, on_progress=self._bar.update
         )
+
+    def count(self) -> int | None:
+        """How many documents there are, read once before the others; `None` with standard input, which cannot be.
+
+        Raises the `InputError` of the first record that cannot be read.
+        """
+        from indexer.readers import read_documents
+        from indexer.readers.files import STDIN
+
+        if STDIN in self._files:
+            return None
+        count = sum(1 for _ in read_documents(self._files, self._options, on_progress=self._bar.update))
+        self._bar.reset()
+        self._started = time.monotonic()
+        return count
 
     def show(self, report: Report) -> None:
         """The number of documents and their rate, beside the bar."""

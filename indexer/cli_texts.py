@@ -30,6 +30,8 @@ def encode(
 ) -> None:
     """Write the embeddings of the texts in FILES: one fp32 row each, in their order, not normalised.
 
+    What `--on-error skip` passes over has no row; `indexer add --vectors` needs one for each record.
+
     \b
     Example: indexer encode texts.txt --lines --output texts.npy
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import sqlite3
 import struct
 import zlib
@@ -21,9 +22,18 @@ def write_npy(file: BinaryIO, array: npt.NDArray[Any]) -> None:
     file.write(np.ascontiguousarray(array).tobytes())
 
 
-def write_file(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails."""
-    temporary = path.with_name(path.name + ".tmp")
+def temporary_beside(path: Path) -> Path:
+    """A name for what will be `path`, in a folder that is the user's: nothing of this name is there already."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], None], *, temporary: Path | None = None) -> None:
+    """Write a file under a temporary name, fsync it, rename it; nothing stays where that fails.
+
+    `temporary`: by default the path with ".tmp" behind it, where in a folder of ours it replaces what a run that was
+    killed has left.
+    """
+    temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
     try:
         with temporary.open("wb") as file:
             write(file)

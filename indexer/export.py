@@ -23,14 +23,14 @@ import numpy as np
 import orjson
 
 from indexer.backup import copy_commit, refuse_existing, storage_errors, sync_name
-from indexer.durable import write_file
+from indexer.durable import temporary_beside, write_file
 from indexer.errors import CorruptIndexError, DestinationError, StorageError
 from indexer.manifest import read_segments
 from indexer.records import FloatArray, label_json
 from indexer.segments import CODES_SUFFIXES, SegmentRecord, open_segment
 from indexer.settings import read_settings
 from indexer.store import SEGMENTS, read_pending
-from indexer.stored import StoredDocument, read_documents
+from indexer.stored import StoredDocument, json_line, read_documents
 from indexer.vectors import Segment
 
 Record = dict[str, Any]
@@ -92,7 +92,7 @@ def write_records(records: Iterable[Record], output: Path) -> int:
 
     write = write_jsonl if form == "jsonl" else write_parquet
     with storage_errors(output):
-        write_file(output, lambda file: write(counted(), file))
+        write_file(output, lambda file: write(counted(), file), temporary=temporary_beside(output))
         sync_name(output)
     return count
 
@@ -100,7 +100,7 @@ def write_records(records: Iterable[Record], output: Path) -> int:
 def write_jsonl(records: Iterable[Record], file: BinaryIO) -> None:
     """One object a line, UTF-8. Numbers of vectors have as many digits as fp32 needs."""
     for record in records:
-        file.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+        file.write(json_line(record))
 
 
 def write_parquet(records: Iterable[Record], file: BinaryIO) -> None:

@@ -1,7 +1,8 @@
-"""Metadata and entity names as filters see them: pure functions from values to index keys."""
+"""Ids, metadata and entity names: what an index can keep of them, and how filters see them. Pure functions."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
@@ -14,6 +15,12 @@ from indexer.records import Metadata
 Scalar = str | int | float | bool
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+MAX_ID_LENGTH = 1_000
+MAX_DEPTH = 100
+"""Of arrays and objects in one another, in a field of metadata. The limits of json and orjson lie above it."""
+
+_SHOWN_CHARACTERS = 60
 
 
 class Kind(IntEnum):
@@ -70,25 +77,44 @@ def flatten(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
     return rows
 
 
-def metadata_problems(metadata: Metadata) -> Iterator[tuple[str, str]]:
+def id_problem(id: str) -> str | None:
+    """Why a document cannot have this id, `None` where it can.
+
+    >>> id_problem("a b"), id_problem("a\\nb")
+    (None, 'an id cannot have control characters: "a\\\\nb"')
+    """
+    if not id:
+        return 'an id must have at least one character: ""'
+    if has_lone_surrogate(id):
+        return f"an id must be valid Unicode, without lone surrogates: {id!a}"
+    if len(id) > MAX_ID_LENGTH:
+        return f"an id can have {MAX_ID_LENGTH:,} characters, not {len(id):,}: {quote(id)}"
+    if any(unicodedata.category(character) == "Cc" for character in id):
+        return f"an id cannot have control characters: {quote(id)}"
+    return None
+
+
+def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterator[tuple[str, str]]:
     """(path, problem) for every value that an index cannot keep exactly.
 
-    Those are: NaN and infinities, integers beyond 64 bits, lone surrogates, keys that are not strings, and
-    types that JSON does not have.
+    Those are: NaN and infinities, integers beyond 64 bits, lone surrogates, keys that are not strings, types that
+    JSON does not have, and arrays and objects that stand deeper than `levels` in a field.
     """
-    stack: list[tuple[tuple[str, ...], object]] = [((), metadata)]
+    stack: list[tuple[tuple[str, ...], int, object]] = [((), 0, metadata)]
     while stack:
-        keys, value = stack.pop()
-        if isinstance(value, dict):
+        keys, level, value = stack.pop()
+        if level > levels and isinstance(value, dict | list | tuple):
+            yield path_of(keys[:1]), too_deep(levels)
+        elif isinstance(value, dict):
             for key, inner in value.items():
                 if not isinstance(key, str):
                     yield path_of(keys), f"key {key!r} is not a string"
                 elif has_lone_surrogate(key):
                     yield path_of(keys), f"key {key!r} has a lone surrogate"
                 else:
-                    stack.append(((*keys, key), inner))
+                    stack.append(((*keys, key), level + 1, inner))
         elif isinstance(value, list | tuple):
-            stack.extend((keys, inner) for inner in value)
+            stack.extend((keys, level + 1, inner) for inner in value)
         elif isinstance(value, str):
             if has_lone_surrogate(value):
                 yield path_of(keys), "has a lone surrogate, which is not valid Unicode"
@@ -102,6 +128,24 @@ def metadata_problems(metadata: Metadata) -> Iterator[tuple[str, str]]:
                 yield path_of(keys), f"{value} is not a number that JSON has; leave the field out or use null"
         else:
             yield path_of(keys), f"a value of type {type(value).__name__} is not JSON"
+
+
+def too_deep(levels: int = MAX_DEPTH) -> str:
+    """What is wrong with a field that is nested deeper."""
+    return f"is nested deeper than {levels} levels: flatten it"
+
+
+def quote(value: object) -> str:
+    """A value as JSON, cut to what a message can hold, without line ends or control characters."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if has_lone_surrogate(text):
+        text = json.dumps(value, default=str)
+    return shorten(text, _SHOWN_CHARACTERS)
+
+
+def shorten(text: str, limit: int) -> str:
+    """A text cut in its middle to about `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit // 2) :]}"
 
 
 def has_lone_surrogate(text: str) -> bool:

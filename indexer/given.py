@@ -7,7 +7,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tokenize import TokenError
@@ -16,18 +15,30 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.errors import InputError
-from indexer.records import Document, FloatArray
+from indexer.fields import shorten, too_deep
+from indexer.records import Document, FloatArray, Metadata
 
 # What numpy raises for a header that is damaged or made to do harm; it evaluates literals in it, never code.
 _HEADER_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
-def with_vectors(documents: Iterable[Document], path: str | Path) -> Iterator[Document]:
+def with_vectors(
+    documents: Iterable[Document], path: str | Path, *, count: Callable[[], int | None] | None = None
+) -> Iterator[Document]:
     """Each document with its row of a .npy file: floats (n, dimension), n the number of documents.
 
-    The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number.
+    The file is mapped, not read whole. Raises `InputError` where it is no such file, or n is another number: before
+    the first document where `count` knows how many there are, else after the last. One that was left out on one side
+    gives all behind it the vectors of others.
     """
     table = np.asarray(_mapped(Path(path)))  # a row of a `memmap` is one, too, which takes longer than the row
+    number = count() if count is not None else None
+    if number is not None and number != len(table):
+        raise InputError(
+            f"has {len(table):,} rows, but there are {number:,} documents: it must have one for each, in their order,"
+            " also for those without text",
+            source=str(path),
+        )
     number = 0
     for number, document in enumerate(documents, start=1):
         if number > len(table):
@@ -82,6 +93,9 @@ def _mapped(path: Path) -> npt.NDArray[np.floating]:
         raise InputError(f"cannot be read: {reason}", source=str(path)) from error
     if len(shape) != 2 or dtype.kind != "f":
         raise InputError(f"holds {dtype} of shape {shape}, not one row of floats each", source=str(path))
+    if not all(0 < length < 2**63 for length in shape):
+        problem = shorten(f"holds {dtype} of shape {shape}: there is no number in it, or no file could hold them", 240)
+        raise InputError(problem, source=str(path))
     if (wanted := start + math.prod(shape) * dtype.itemsize) > size:
         raise InputError(
             f"cannot be read: {shape[0]:,} rows of {shape[1]:,} numbers take {wanted:,} bytes, the file has {size:,}",
@@ -95,23 +109,32 @@ def with_metadata_field(
 ) -> Iterator[Document]:
     """Each document with one field of its metadata as all of it: an object, or JSON text of one. All else is left out.
 
-    So comes back what `indexer export` wrote. A document without the field has no metadata. Errors as in
-    `with_vector_field`.
+    So comes back what `indexer export` wrote, where it was read with this field as `ReadOptions.metadata_field`. A
+    document without the field has no metadata. Errors as in `with_vector_field`.
     """
     for document in documents:
-        value = document.metadata.get(field)
-        if isinstance(value, str):
-            with suppress(ValueError, RecursionError):
-                value = json.loads(value)
-        if value is None:
-            value = {}
-        if isinstance(value, dict):
-            yield replace(document, metadata=value)
-            continue
-        error = InputError("is not an object", source=f"document '{document.id}'", field=field)
-        if on_error is None:
-            raise error
-        on_error(error)
+        try:
+            yield replace(document, metadata=_object_in(document, field))
+        except InputError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def _object_in(document: Document, field: str) -> Metadata:
+    value, problem = document.metadata.get(field), "is not an object"
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except RecursionError:
+            problem = too_deep()
+        except ValueError:
+            pass
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(problem, source=f"document '{document.id}'", field=field)
+    return value
 
 
 def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:

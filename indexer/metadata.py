@@ -296,6 +296,21 @@ def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool
         )
 
 
+def is_index(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is an index, of any format, or one in the making: by its files and its application id."""
+    path = Path(folder, "meta.sqlite")
+    if not path.is_file() or not Path(folder, "segments").is_dir():
+        return False
+    # Never opened as a plain file: closing that would let go of the locks that a writer in this process has on it.
+    try:
+        with closing(_connect_read_only(f"{path.resolve().as_uri()}?mode=ro")) as connection:
+            (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.DatabaseError as error:
+        return is_disk_error(error)  # on read-only media, for example, it cannot be opened this way
+    return bool(application_id == APPLICATION_ID or tables == 0)
+
+
 def has_wal_reset_defect(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Whether a version of SQLite can lose what was committed when two connections write or checkpoint at one moment.
 

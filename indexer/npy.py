@@ -7,6 +7,7 @@ from types import TracebackType
 
 import numpy as np
 
+from indexer.durable import temporary_beside
 from indexer.errors import StorageError
 from indexer.records import FloatArray
 
@@ -21,7 +22,7 @@ class NpyWriter:
         self.path = path
         self.dimension = dimension
         self.rows = 0
-        self._temporary = path.with_name(path.name + ".tmp")
+        self._temporary = temporary_beside(path)
         try:
             self._file = self._temporary.open("wb")
         except OSError as error:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,19 @@ class StoredDocument:
         for span in self.spans:
             parts += (struct.pack("<qqd", span.start, span.end, span.score), span.type.encode(), b"\0")
         return hashlib.blake2b(b"".join(parts), digest_size=DIGEST_BYTES).digest()
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record about a document as one line of JSON, its arrays of fp32 with as many digits as they need.
+
+    Also one with metadata so deep that there is no level left for the record around it: older versions took such.
+    """
+    option = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+    try:
+        return orjson.dumps(record, option=option)
+    except orjson.JSONEncodeError:
+        metadata = orjson.Fragment(orjson.dumps(record["metadata"]))
+        return orjson.dumps({**record, "metadata": metadata}, option=option)
 
 
 def read_documents(connection: sqlite3.Connection, docs: Sequence[int]) -> dict[int, StoredDocument]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
     """Print hits as JSON lines, or for reading."""
     if as_json:
-        import orjson
+        from indexer.stored import json_line
 
         for hit in hits:
-            click.echo(orjson.dumps(hit.to_json()).decode())
+            click.echo(json_line(hit.to_json()).decode(), nl=False)
         return
     from search.render import render_hits, wants_colour
 

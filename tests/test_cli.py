@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,41 @@ def test_add_says_what_it_did(run: Run, model: str) -> None:
 def test_add_reads_lines_of_standard_input(run: Run, model: str) -> None:
     result = run("indexer", "add", "i", "-", "--model", model, stdin="one\nzwei ä\n".encode())
     assert (result.code, [row[2] for row in table_rows(Path("i"), "documents")]) == (0, ["one", "zwei ä"])
+
+
+def test_add_leaves_an_index_out_that_lies_in_the_folder(run: Run, model: str) -> None:
+    Path("a.txt").write_text("hello there")
+    Path("sub").mkdir()
+    Path("sub/b.txt").write_text("london paris")
+    assert run("indexer", "add", "sub/index", ".", "--model", model).out.startswith("sub/index: 2 documents added in ")
+    again = run("indexer", "add", "sub/index", ".")
+    assert again.out.startswith("sub/index: 0 documents added, 2 unchanged in ")
+    assert (again.code, again.err) == (0, "")
+    assert run("indexer", "add", "other", ".", "--model", model).out.startswith("other: 2 documents added in ")
+
+
+def test_add_leaves_an_index_out_that_is_in_the_making(run: Run, model: str) -> None:
+    Path("docs/z").mkdir(parents=True)
+    Path("docs/z/a.txt").write_text("hello there")
+    Path("docs/index/segments").mkdir(parents=True)  # what is there when the making is cut short
+    Path("docs/index/meta.sqlite").touch()
+    result = run("indexer", "add", "docs/index", "docs", "--model", model)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("docs/index: 1 document added in ")
+
+
+def test_an_index_is_not_a_folder_of_documents(run: Run, index: str) -> None:
+    assert_fails(
+        run("indexer", "add", "other", index),
+        "index: is an index, not a folder of documents: add what `indexer export` writes of it",
+    )
+
+
+def test_a_folder_with_a_database_of_that_name_is_read(run: Run, model: str) -> None:
+    Path("docs/segments").mkdir(parents=True)
+    with closing(sqlite3.connect("docs/meta.sqlite")) as connection:
+        connection.executescript("CREATE TABLE t (id, text); INSERT INTO t VALUES ('a', 'one'), ('b', 'two')")
+    assert run("indexer", "add", "i", "docs", "--model", model).out.startswith("i: 2 documents added in ")
 
 
 def test_add_counts_ids_that_come_again(run: Run, model: str) -> None:
@@ -456,6 +492,17 @@ def test_encode_leaves_nothing_behind_when_it_fails(run: Run, model: str) -> Non
     assert run("indexer", "encode", "t.jsonl", "--output", "t.npy", "--model", model).code == 1
     assert Path("t.npy").read_bytes() == b"before"
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["t.jsonl", "t.npy"]
+
+
+def test_what_is_written_takes_no_other_file_s_name(run: Run, index: str, model: str) -> None:
+    for name in ("t.npy.tmp", "t.jsonl.tmp"):
+        Path(name).write_bytes(b"mine")
+    assert run("indexer", "encode", "records.jsonl", "--output", "t.npy", "--model", model).code == 0
+    assert run("indexer", "export", index, "--output", "t.jsonl").code == 0
+    assert {path.name: path.read_bytes() for path in Path.cwd().glob("*.tmp")} == {
+        "t.npy.tmp": b"mine",
+        "t.jsonl.tmp": b"mine",
+    }
 
 
 def test_encode_to_a_place_that_is_not_there_is_one_line(run: Run, model: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Run, assert_fails
+from command_line import Run, assert_fails, write_jsonl
 from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, clustered, entries, unit_fp16
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -90,7 +90,7 @@ def vectors_of(path: Path) -> dict[str, FloatArray]:
 
 
 def read_back(file: Path, *, vectors: bool = False) -> list[Document]:
-    documents = read_documents([file], ReadOptions(text_required=not vectors))
+    documents = read_documents([file], ReadOptions(text_required=not vectors, metadata_field="metadata"))
     if vectors:
         documents = with_vector_field(documents, "vector")
     return list(with_metadata_field(documents, "metadata"))
@@ -237,6 +237,75 @@ def test_any_text_and_metadata_come_back(
         assert back == wanted
         # 1, 1.0 and True are equal in Python.
         assert [json.dumps(document.metadata) for document in back] == [json.dumps(d.metadata) for d in wanted]
+
+
+def nested(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_metadata_as_deep_as_may_be_come_back(run: Run, model: str, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    write_jsonl("in.jsonl", [{"id": "a", "text": "hello", "d": nested(100)}])
+    assert run("indexer", "add", "index", "in.jsonl", "--model", model).code == 0
+    assert run("indexer", "export", "index", "--output", f"all{suffix}").code == 0
+    assert run("indexer", "add", "again", f"all{suffix}", "--metadata-field", "metadata", "--model", model).code == 0
+    assert in_order(Path("again")) == [Document("a", "hello", {"d": nested(100)})]
+
+
+@pytest.mark.parametrize("levels", [101, 300, 100_000])
+@pytest.mark.parametrize("as_text", [False, True])
+def test_metadata_that_are_deeper_are_refused_in_every_way_in(run: Run, model: str, levels: int, as_text: bool) -> None:
+    deep = '{"d": ' + "[" * levels + "]" * levels + "}"
+    metadata = json.dumps(deep) if as_text else deep
+    Path("in.jsonl").write_text(f'{{"id": "a", "text": "hello", "metadata": {metadata}}}\n')
+    result = run("indexer", "add", "index", "in.jsonl", "--metadata-field", "metadata", "--model", model)
+    assert result.code == 1
+    assert result.err.startswith(("Error: in.jsonl, line 1", "Error: document"))
+    assert result.err.endswith(": is nested deeper than 100 levels: flatten it\n")
+    assert not Path("index").exists()
+
+
+@pytest.mark.parametrize("value", [nested(101), (nested(100),), {"a": nested(100)}])
+def test_metadata_from_python_have_the_same_limit(tmp_path: Path, value: Any) -> None:
+    model = as_text_model(MODEL)
+    add_documents(tmp_path / "index", [Document("a", "one", {"d": nested(100)})], model=model)
+    with pytest.raises(InputError, match=r"^document 1 \('b'\), field 'd': is nested deeper than 100 levels: flatten"):
+        add_documents(tmp_path / "index", [Document("b", "two", {"d": value})], model=model)
+
+
+@pytest.mark.parametrize("levels", [252, 253])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_deeper_metadata_that_an_index_has_are_still_given_out(run: Run, levels: int, suffix: str) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow")
+    documents = [Document("a", "Ada"), Document("b", "Bob", {"d": nested(levels)}), Document("c", "Zed")]
+    build_index(Path("index"), documents)  # past the checks, as an older version let them in
+    assert run("indexer", "export", "index", "--vectors", "--output", f"all{suffix}").code == 0
+    result = run("indexer", "export", "index", "--vectors")
+    assert [record["metadata"] for record in result.jsons] == [document.metadata for document in documents]
+    hits = run("search", "similar", "index", "--id", "a", "--json", "-k", "3")
+    assert (hits.code, {hit["id"]: hit["metadata"] for hit in hits.jsons}) == (0, {"b": {"d": nested(levels)}, "c": {}})
+
+
+@pytest.mark.parametrize(
+    ("id_", "problem"),
+    [
+        ("a\nb", r'an id cannot have control characters: "a\nb"'),
+        ("x" * 1_001, f'an id can have 1,000 characters, not 1,001: "{"x" * 29}…{"x" * 29}"'),
+        ("a\ud800", r"an id must be valid Unicode, without lone surrogates: 'a\ud800'"),
+    ],
+)
+def test_ids_from_python_are_those_that_files_can_have(tmp_path: Path, id_: str, problem: str) -> None:
+    errors: list[InputError] = []
+    good = Document("x" * 1_000, "text")
+    add_documents(tmp_path / "index", [Document(id_, "text"), good], model=as_text_model(MODEL), on_error=errors.append)
+    assert [str(error) for error in errors] == [f"document 1, field 'id': {problem}"]
+    assert in_order(tmp_path / "index") == [good]
 
 
 def _has_pyarrow() -> bool:

@@ -331,7 +331,7 @@ def test_a_row_without_direction_is_refused_with_its_number(tmp_path: Path, valu
         (np.ones((6, 8), dtype=np.int64), r"holds int64 of shape \(6, 8\)"),
         (np.ones((6, 8), dtype=bool), r"holds bool of shape"),
         (np.ones((6, 2, 2), dtype=np.float32), r"holds float32 of shape \(6, 2, 2\)"),
-        (np.ones((6, 0), dtype=np.float32), r"row 1: the vector has shape \(0,\)"),
+        (np.ones((6, 0), dtype=np.float32), r"holds float32 of shape \(6, 0\): there is no number in it"),
         (np.array([["a"]] * 6), r"holds <U1 of shape"),
         (np.array([[None]] * 6, dtype=object), "it is not a .npy file of numbers"),
     ],
@@ -340,6 +340,17 @@ def test_other_arrays_are_refused(tmp_path: Path, array: Any, problem: str) -> N
     np.save(tmp_path / "v.npy", array, allow_pickle=True)
     with pytest.raises(InputError, match=problem):
         list(with_vectors(pairs(6), tmp_path / "v.npy"))
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 4), (2**70, 0), (0, 2**70), (2**63, 1)])
+def test_a_shape_without_a_number_or_of_more_than_there_can_be_is_refused(tmp_path: Path, shape: Any) -> None:
+    with (tmp_path / "v.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with pytest.raises(InputError) as caught:
+        list(with_vectors(pairs(2), tmp_path / "v.npy"))
+    assert str(caught.value) == (
+        f"{tmp_path}/v.npy: holds float32 of shape {shape}: there is no number in it, or no file could hold them"
+    )
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "npz", "cut"])
@@ -418,7 +429,27 @@ def test_a_vector_that_changes_under_the_same_text_is_replaced(run: Run) -> None
 )
 def test_another_number_of_rows_is_one_line(run: Run, rows: int, message: str) -> None:
     np.save("v.npy", clustered(rows, dimension=8))
-    assert_fails(run("indexer", "add", "i", write_jsonl("r.jsonl", RECORDS), "--vectors", "v.npy"), message)
+    known = f"v.npy: has {rows} rows, but there are 6 documents: it must have one for each, in their order"
+    records = write_jsonl("r.jsonl", RECORDS)
+    assert_fails(run("indexer", "add", "i", records, "--vectors", "v.npy"), f"{known}, also for those without text")
+    assert not Path("i").exists()
+    piped = run("indexer", "add", "i", "-", "--format", "jsonl", "--vectors", "v.npy", stdin=Path(records).read_bytes())
+    assert_fails(piped, message)
+
+
+def test_vectors_for_some_of_the_records_are_refused_before_anything_is_stored(run: Run, model: str) -> None:
+    records = [{"id": "a", "text": "hello"}, {"id": "b", "text": ""}, {"id": "c", "text": "london"}]
+    encode = ("indexer", "encode", write_jsonl("r.jsonl", records), "--output", "v.npy")
+    assert run(*encode, "--model", model, "--on-error", "skip").out == "v.npy: 2 rows of 128 dimensions\n"
+    refused = "v.npy: has 2 rows, but there are 3 documents: it must have one for each, in their order"
+    assert_fails(
+        run("indexer", "add", "i", "r.jsonl", "--vectors", "v.npy", "--model", model),
+        f"{refused}, also for those without text",
+    )
+    assert not Path("i").exists()
+    Path("r.jsonl").write_text(Path("r.jsonl").read_text() + "broken\n")
+    assert run("indexer", "add", "i", "r.jsonl", "--vectors", "v.npy").err.startswith("Error: r.jsonl, line 4: ")
+    assert not Path("i").exists()
 
 
 @pytest.mark.parametrize(

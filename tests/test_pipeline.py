@@ -188,8 +188,8 @@ def test_what_on_commit_was_told_of_is_durable(
         (Document(7, "text"), "the id must be a string that is not empty, got 7"),  # type: ignore[arg-type]
         (Document("x", " \n"), "document 2 .'x'.: the text is empty"),
         (Document("x", None), "document 2 .'x'.: the text is empty"),  # type: ignore[arg-type]
-        (Document("x", "a\ud800b"), "document 2: has a lone surrogate, which is not valid Unicode"),
-        (Document("x\udfff", "text"), "document 2: has a lone surrogate, which is not valid Unicode"),
+        (Document("x", "a\ud800b"), "document 2 .'x'.: the text has a lone surrogate, which is not valid Unicode"),
+        (Document("x\udfff", "text"), "document 2, field 'id': an id must be valid Unicode, without lone surrogates"),
         (
             Document("x", "text", {"a": {"b": [1.0, float("nan")]}}),
             "document 2 .'x'., field 'a.b': nan is not a number",

@@ -14,6 +14,7 @@ import sqlite3
 import sys
 import tempfile
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
@@ -30,7 +31,7 @@ from hypothesis import strategies as st
 
 from indexer.errors import InputError
 from indexer.fields import metadata_problems
-from indexer.readers import FORMATS, ReadOptions, detect_format, read_documents, total_bytes
+from indexer.readers import FORMATS, ReadOptions, delimited, detect_format, read_documents, total_bytes
 from indexer.records import Document
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -478,7 +479,7 @@ def test_jsonl_separates_lines_at_line_feeds_only(write: Write) -> None:
         ('{"text": "one"} x', "is not JSON: Extra data at column 17"),
         ('{"text": "a\tb"}', "is not JSON: Invalid control character at column 12"),
         ("{'text': 1}", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
-        ("\ufeff{}", "is not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at column 1"),
+        ("\ufeff{}", "begins with a byte order mark, as where files were joined: remove it"),
         ('"one"', 'a line must be a JSON object, not a string: "one"'),
         ("12", "a line must be a JSON object, not a number: 12"),
         ("null", "a line must be a JSON object, not null: null"),
@@ -527,6 +528,16 @@ def test_the_limits_of_integers_and_nesting_are_kept_exactly(write: Write) -> No
     assert read(path)[0].metadata == {"a": 2**63 - 1, "b": -(2**63), "c": json.loads(nested)}
 
 
+def test_the_field_of_all_metadata_may_be_one_level_deeper(write: Write) -> None:
+    nested = "[" * 100 + "]" * 100
+    path = write("a.jsonl", f'{{"text": "one", "m": {{"d": {nested}}}}}\n{{"text": "two", "n": {{"d": {nested}}}}}\n')
+    documents, errors = read_all(path, metadata_field="m")
+    assert [document.metadata for document in documents] == [{"m": {"d": json.loads(nested)}}]
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2, field 'n': is nested deeper than 100 levels: flatten it"
+    ]
+
+
 def test_the_field_of_a_nested_fault_is_a_path(write: Write) -> None:
     assert refusal(write("a.jsonl", '{"text": "one", "by": {"x.y": [{"n": NaN}]}}')).field == r"by.x\.y.n"
 
@@ -534,6 +545,21 @@ def test_the_field_of_a_nested_fault_is_a_path(write: Write) -> None:
 def test_a_lone_surrogate_in_a_name_is_refused(write: Write) -> None:
     error = refusal(write("a.jsonl", r'{"text": "one", "\ud800": 1}'))
     assert error.problem == r"key '\ud800' has a lone surrogate"
+
+
+def test_two_fields_of_one_name_are_refused(write: Write) -> None:
+    path = write(
+        "a.jsonl",
+        '{"text": "one", "n": 1, "text": "two"}\n'
+        '{"text": "three", "m": [{"a": {"": 1, "\\u0000": 2, "": 1}}]}\n'
+        '{"text": "four", "m": {"text": 1}}\n',
+    )
+    documents, errors = read_all(path)
+    assert [document.text for document in documents] == ["four"]
+    assert [str(error) for error in errors] == [
+        f'{path}, line 1: two fields of one object are named "text": rename one',
+        f'{path}, line 2: two fields of one object are named "": rename one',
+    ]
 
 
 def test_an_integer_of_thousands_of_digits_is_refused(write: Write) -> None:
@@ -719,6 +745,128 @@ def test_rows_behind_an_open_quote_are_read_at_most_twice(write: Write) -> None:
     documents, errors = read_all(write("a.csv", f"id,text\n{rows}"))
     assert [document.id for document in documents] == [f"{n}b" for n in range(20_000)]
     assert [error.line for error in errors] == [2 * n + 2 for n in range(20_000)]
+
+
+def test_rows_that_each_open_a_quote_without_end_take_linear_time(write: Write) -> None:
+    # Cells joined by '","', as some scripts write them: each row closes the quote of the one before, and opens another.
+    path = write("a.csv", "id,text\n" + "".join(f'{n}","text {n}\n' for n in range(20_000)))
+    started = time.process_time()
+    documents, errors = read_all(path)
+    assert time.process_time() - started < 20  # half a second; it took minutes when each row read all that follow
+    assert documents == []
+    assert [error.line for error in errors] == list(range(2, 20_002))
+
+
+def test_a_row_that_ends_with_the_wrong_number_of_cells_gives_back_the_rows_inside(write: Write) -> None:
+    path = write("a.csv", 'id,text\n1,"a\n2,good b\n3,good c\n4,d",\n5,"good\ne"\n')
+    documents, errors = read_all(path)
+    assert [(document.id, document.text) for document in documents] == [
+        ("2", "good b"),
+        ("3", "good c"),
+        ("5", "good\ne"),
+    ]
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2: this row has 3 cells, the header has 2 cells",
+        f"{path}, line 5: this row has 3 cells, the header has 2 cells",
+    ]
+
+
+def test_a_good_row_is_found_inside_of_one_with_too_many_cells(write: Write) -> None:
+    path = write("a.csv", 'id,text\n1,"a","b\n2,"c\n3,d"\n4,"e""\n')
+    documents, errors = read_all(path)
+    assert [(document.id, document.text) for document in documents] == [("2", "c\n3,d")]
+    assert [error.line for error in errors] == [2, 5]
+
+
+def rows_one_by_one(content: str) -> list[tuple[int, str | None]]:
+    """(line, text) of each row that is not blank, `None` for a bad one, after which the line behind its first is next.
+
+    By the csv module from each row's line on, which takes quadratic time.
+    """
+    lines = content.splitlines(keepends=True)
+    rows: list[tuple[int, str | None]] = []
+    at = 0
+    while at < len(lines):
+        reader = csv.reader(lines[at:], strict=True)
+        try:
+            cells = next(reader)
+        except csv.Error:
+            cells = []
+            bad = True
+        else:
+            bad = len(cells) not in (0, 2)
+        if bad or cells:
+            rows.append((at + 2, None if bad else cells[0]))
+        at += 1 if bad else reader.line_num
+    return rows
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(['"', '"', '""', '","', ",", "\n", "a", "b,c\n", 'x,"']), min_size=1, max_size=30))
+def test_rows_with_any_quoting_are_those_of_the_csv_module(pieces: list[str]) -> None:
+    content = "".join(pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        path.write_text(f"text,n\n{content}", encoding="utf-8")
+        documents, errors = read_all(path)
+    wanted = rows_one_by_one(content)
+    assert [document.text for document in documents] == [text for _, text in wanted if text and text.strip()]
+    assert [error.line for error in errors if error.line] == [
+        line for line, text in wanted if text is None or not text.strip()
+    ]
+
+
+def test_a_quote_without_end_takes_in_so_many_lines_and_no_more(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 100)
+    path = write("a.csv", 'id,text\n0,"stray\n' + "".join(f"{n},some text of row {n}\n" for n in range(1, 20_001)))
+    tracemalloc.start()
+    try:
+        errors: list[InputError] = []
+        count = sum(1 for _ in read_documents([path], on_error=errors.append))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+    assert peak < 2**20
+    assert [str(error) for error in errors] == [
+        f"{path}, line 2: a quote that opens in this row is still open 100 lines and 2,293 bytes on, at most 100 lines"
+        " and 67,108,864 bytes are read: write a quote inside a quoted field twice, and longer texts as JSON Lines"
+    ]
+
+
+def test_a_row_may_be_as_long_as_the_limits_say(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", 'id,text\n1,"' + "x\n" * 5 + '"\n2,two\n')
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 5)
+    assert read(path) == [Document("1", "x\n" * 5), Document("2", "two")]
+    monkeypatch.setattr(delimited, "MAX_QUOTED_LINES", 4)
+    assert "is still open 4 lines and 13 bytes on, at most 4 lines" in str(refusal(path))
+    monkeypatch.undo()
+    monkeypatch.setattr(delimited, "MAX_QUOTED_BYTES", 13)
+    assert "is still open 4 lines and 13 bytes on, at most 250,000 lines and 13 bytes" in str(refusal(path))
+
+
+def test_a_reader_that_waits_for_a_row_holds_up_no_other(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", "id,text\n1,one\n")
+    before = csv.field_size_limit()
+    receiver, sender = os.pipe()
+    with open(receiver) as reader:
+        with open(sender, "wb", buffering=0) as writer:
+            monkeypatch.setattr(sys, "stdin", reader)
+            piped: list[Document] = []
+            waiting = threading.Thread(target=lambda: piped.extend(read("-", format="csv")))
+            waiting.start()
+            writer.write(b'id,text\n2,"two\n')
+            time.sleep(0.2)
+            other: list[Document] = []
+            quick = threading.Thread(target=lambda: other.extend(read(path)), daemon=True)
+            quick.start()
+            quick.join(timeout=20)
+            assert csv.field_size_limit() == before
+            writer.write(b'more"\n')
+        waiting.join(timeout=20)
+        quick.join(timeout=20)
+    assert other == [Document("1", "one")]
+    assert piped == [Document("2", "two\nmore")]
 
 
 # Text

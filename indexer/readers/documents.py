@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from indexer.errors import InputError
-from indexer.fields import INT64_MAX, INT64_MIN, has_lone_surrogate, metadata_problems
+from indexer.fields import (
+    INT64_MAX,
+    INT64_MIN,
+    MAX_DEPTH,
+    has_lone_surrogate,
+    id_problem,
+    metadata_problems,
+    quote,
+    shorten,
+    too_deep,
+)
 from indexer.readers.options import ReadOptions
 from indexer.records import Document
 
-MAX_ID_LENGTH = 1_000
-MAX_DEPTH = 100
-"""Of arrays and objects in one another. The limits of json and orjson lie above it."""
-
 _SHOWN_FIELDS = 10
-_SHOWN_CHARACTERS = 60
+_PROBLEM_CHARACTERS = 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,15 @@ def check_columns(columns: Collection[str], options: ReadOptions, *, source: str
 def _document_of(record: Record, options: ReadOptions) -> Document:
     fields = {**record.fields, **record.origin}
     for name, value in fields.items():
-        if isinstance(value, dict | list) and _is_deeper_than(MAX_DEPTH, value):
-            raise InputError(f"is nested deeper than {MAX_DEPTH} levels: flatten it", field=name)
+        levels = MAX_DEPTH + (name == options.metadata_field)
+        if isinstance(value, dict | list) and _is_deeper_than(levels, value):
+            raise InputError(too_deep(), field=name)
     text = _text_of(fields, options)
     id = _id_of(fields, options)
     taken = {options.id_name, *options.text_names}
     metadata = {name: value for name, value in fields.items() if name not in taken}
-    for path, problem in metadata_problems(metadata):
-        raise InputError(_shorten(problem, 4 * _SHOWN_CHARACTERS), field=path or None)
+    for path, problem in metadata_problems(metadata, levels=MAX_DEPTH + 1):  # how deep is checked above
+        raise InputError(shorten(problem, _PROBLEM_CHARACTERS), field=path or None)
     return Document(id if id is not None else _content_hash(record.fields), text, metadata)
 
 
@@ -120,14 +126,8 @@ def _id_of(fields: Mapping[str, Any], options: ReadOptions) -> str | None:
         if not INT64_MIN <= value <= INT64_MAX:
             raise InputError(f"integer {quote(value)} does not fit in 64 bits; give it as a string", field=name)
         return str(value)
-    if not value:
-        raise InputError('an id must have at least one character: ""', field=name)
-    if has_lone_surrogate(value):
-        raise InputError(f"an id must be valid Unicode, without lone surrogates: {value!a}", field=name)
-    if len(value) > MAX_ID_LENGTH:
-        raise InputError(f"an id can have {MAX_ID_LENGTH:,} characters, not {len(value):,}: {quote(value)}", field=name)
-    if any(unicodedata.category(character) == "Cc" for character in value):
-        raise InputError(f"an id cannot have control characters: {quote(value)}", field=name)
+    if (problem := id_problem(value)) is not None:
+        raise InputError(problem, field=name)
     return value
 
 
@@ -155,18 +155,6 @@ def type_name(value: object) -> str:
         return "a number"
     names: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
     return names.get(type(value), f"a {type(value).__name__}")
-
-
-def quote(value: object) -> str:
-    """A value as JSON, cut to what a message can hold, without line ends or control characters."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    if has_lone_surrogate(text):
-        text = json.dumps(value, default=str)
-    return _shorten(text, _SHOWN_CHARACTERS)
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-(limit // 2) :]}"
 
 
 def _fields_here(there: Iterable[str]) -> str:

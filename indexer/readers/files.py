@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from indexer.errors import InputError
+from indexer.metadata import is_index
 from indexer.readers.options import FORMATS, ReadOptions
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ def detect_format(path: str | os.PathLike[str]) -> str | None:
 def find_files(sources: Sequence[str | os.PathLike[str]], options: ReadOptions) -> Iterator[SourceFile | InputError]:
     """The files that the sources stand for, in the order they are read, and what is wrong with the others.
 
-    A folder gives its own files sorted by name, then those of its subfolders. Hidden ones and links to
-    folders are left out, and so are files of unknown suffix unless `options.format` says how to read them.
+    A folder gives its own files sorted by name, then those of its subfolders. Hidden ones, links to folders and
+    indexes are left out, and so are files of unknown suffix unless `options.format` says how to read them.
     """
     for source in sources:
         path = os.fspath(source)
@@ -120,6 +121,10 @@ def find_files(sources: Sequence[str | os.PathLike[str]], options: ReadOptions) 
             if path == STDIN:
                 yield _standard_input(options)
             elif stat.S_ISDIR(_stat(path).st_mode):
+                if is_index(path):
+                    raise InputError(
+                        "is an index, not a folder of documents: add what `indexer export` writes of it", source=path
+                    )
                 yield from _find_in_folder(path, options)
             else:
                 yield _source_file(path, options)
@@ -138,7 +143,9 @@ def _find_in_folder(folder: str, options: ReadOptions) -> Iterator[SourceFile | 
     found = False
     refused: list[OSError] = []
     for parent, folders, names in os.walk(folder, onerror=refused.append):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not is_index(os.path.join(parent, name))
+        )
         for name in sorted(names):
             path = os.path.join(parent, name)
             if name.startswith(".") or (options.format is None and detect_format(path) is None):

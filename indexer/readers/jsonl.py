@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from indexer.errors import InputError
-from indexer.readers.documents import MAX_DEPTH, Record, quote, type_name
+from indexer.fields import quote, too_deep
+from indexer.readers.documents import Record, type_name
 from indexer.readers.files import ByteMeter, SourceFile
 from indexer.readers.lines import Line, decode, read_lines
 
@@ -36,14 +37,30 @@ def read_jsonl(file: SourceFile, meter: ByteMeter) -> Iterator[Record | InputErr
             yield error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"two fields of one object are named {quote(twice)}: rename one")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # of two fields with one name, it would drop the first
+
+
 def _parse(line: Line, source: str) -> dict[str, Any]:
     text = decode(line, source).rstrip(" \t\r\n")  # else the column of what is missing counts the line end
     try:
-        value = json.loads(text)
+        if text.startswith("\ufeff"):
+            raise InputError("begins with a byte order mark, as where files were joined: remove it")
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         problem = f"is not JSON: {error.msg.removesuffix(' at')} at column {error.pos + 1}"
+    except InputError as error:
+        problem = error.problem
     except RecursionError:
-        problem = f"is nested deeper than {MAX_DEPTH} levels: flatten it"
+        problem = too_deep()
     except ValueError:  # from int(), whose message talks of an interpreter setting
         problem = "an integer of thousands of digits does not fit in 64 bits; give it as a string"
     else:

@@ -19,6 +19,8 @@ class ReadOptions:
     - `text_fields`: several are joined by a newline; empty means "text".
     - `lines`: text files give one document per line instead of one per file.
     - `text_required`: whether a record without text is an error; it is none where vectors are given.
+    - `metadata_field`: holds an object that `given.with_metadata_field` will take for all metadata; it may be nested
+      one level deeper than other fields.
     - `table`: which table or view of a SQLite file; needed only where the file has several tables.
     """
 
@@ -26,6 +28,7 @@ class ReadOptions:
     id_field: str | None = None
     text_fields: tuple[str, ...] = ()
     lines: bool = False
+    metadata_field: str | None = None
     table: str | None = None
     text_required: bool = True
 
