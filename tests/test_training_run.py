@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import signal
@@ -315,15 +316,19 @@ def test_dev_scores_choose_no_weights_of_a_task_they_do_not_measure(folder: Path
 
 
 def test_the_guard_refuses_last_weights_that_nothing_else_measures(folder: Path) -> None:
+    base = tiny(seed=2)
+    rows = list(itertools.combinations([*TEXTS, "london", "hello there"], 2))
+    model = TextModel(base)
+    lines = [f"{first}\t{second}\t{model.similarity(first, second)!r}\n" for first, second in rows]
+    (folder / "own.tsv").write_text("".join(lines), encoding="utf-8")  # no other weights rank them as well
+    measured = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "own.tsv"}
     phase = {"train": "all", "epochs": 2, "learning_rate": 0.5}
-    measured = {**{name: value for name, value in SCORES.items() if name != "path"}, "dev": "scores.tsv"}
-    data = [without_dev(CLASSES), measured]
     events: list[Mapping[str, Any]] = []
-    config = configure(folder, "run", data, phase, guard={"max_drop": 0.0})
-    result = train(config, base=tiny(seed=2), watch=events.append)
+    config = configure(folder, "run", [without_dev(CLASSES), measured], phase, guard={"max_drop": 0.0})
+    result = train(config, base=base, watch=events.append)
     scores = [event for event in events if event["event"] == "scores"]
     assert scores[-1]["refused"]
-    assert result.scores["scores (similarity)"] >= scores[0]["sets"]["scores (similarity)"]
+    assert result.scores["own (similarity)"] >= scores[0]["sets"]["own (similarity)"]
 
 
 def test_tasks_that_weights_do_not_name_count_once(folder: Path) -> None:
