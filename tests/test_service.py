@@ -16,7 +16,7 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 from cross_encoders import save_cross_encoder
-from fakes import DemoAnalyser, as_text_model, build_vector_index, clustered
+from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, check_consistent, clustered
 from serving import client_of, demo_service, problem
 
 from indexer.api import add_documents
@@ -343,6 +343,47 @@ def test_commits_of_others_are_served_at_once(writable: Any, tmp_path: Path) -> 
     add_documents(tmp_path / "demo", [Document("late", "a late text")], model=as_text_model(DemoAnalyser()))
     hits = writable.post("/v1/search", json={"query": "a late text", "k": 1}).json()["hits"]
     assert hits[0]["id"] == "late"
+
+
+def test_an_index_can_be_replaced_while_it_is_served(tmp_path: Path) -> None:
+    """Also while its writer waits for more: it must not write to the folder that was there before."""
+    service = demo_service(tmp_path, linger=60.0)
+    build_index(tmp_path / "new", [Document(f"n{number}", f"new text {number}") for number in range(5)])
+    with client_of(service) as client:
+
+        def ids() -> set[str]:
+            return {hit["id"][0] for hit in client.post("/v1/search", json={"query": "text", "k": 9}).json()["hits"]}
+
+        body = {"documents": [{"id": "zero", "text": "a text"}]}
+        assert client.post("/v1/documents", json=body).status_code == 200
+        assert "z" in ids()
+        (tmp_path / "demo").rename(tmp_path / "old")
+        for answer in (
+            client.post("/v1/search", json={"query": "boat"}),
+            client.get("/v1/documents/boat"),
+            client.get("/readyz"),
+            client.get("/v1/indexes"),
+            client.delete("/v1/documents/boat"),
+            client.post("/v1/documents", json={"documents": [{"id": "lost", "text": "b"}]}),
+        ):
+            assert str(tmp_path) not in problem(answer, 503, "unavailable")["detail"]
+        (tmp_path / "new").rename(tmp_path / "demo")
+        assert client.get("/readyz").status_code == 200
+        assert ids() == {"n"}
+        assert client.post("/v1/documents", json=body).json()["added"] == 1
+        assert client.get("/v1/documents/zero").json()["text"] == "a text"
+        assert ids() == {"n", "z"}
+    check_consistent(tmp_path / "demo")
+
+
+def test_an_index_of_another_model_in_its_place_is_not_searched(writable: Any, tmp_path: Path) -> None:
+    (tmp_path / "demo").rename(tmp_path / "old")
+    build_vector_index(tmp_path / "demo", clustered(50))
+    for path in ("/readyz", "/v1/documents/d1"):
+        problem(writable.get(path), 503, "unavailable")
+    problem(writable.post("/v1/search", json={"vector": [1.0] * 16}), 503, "unavailable")
+    problem(writable.post("/v1/documents", json={"documents": [{"id": "a", "text": "b"}]}), 503, "unavailable")
+    problem(writable.delete("/v1/documents/d1"), 503, "unavailable")
 
 
 def test_while_another_writes_it_says_when_to_come_again(writable: Any, tmp_path: Path) -> None:

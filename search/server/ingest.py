@@ -13,6 +13,7 @@ from indexer.errors import FilterError, FingerprintError, InputError
 from indexer.filters import Filter, check_names
 from indexer.pipeline import Report
 from indexer.records import Document
+from indexer.settings import IndexSettings
 from indexer.store import IndexWriter
 from search.server.threads import Threads
 
@@ -31,8 +32,10 @@ class Ingest:
     small batch; then another process can have the lock. Raises `LockedError` while another process has it.
     """
 
-    def __init__(self, path: Path, *, linger: float) -> None:
+    def __init__(self, path: Path, settings: IndexSettings, *, linger: float) -> None:
+        """`settings`: those of the index that is searched; one of another model in its place is refused."""
         self._path = path
+        self._settings = settings
         self._linger = linger
         self._threads = Threads(1, name="writer")
         self._threads.start()
@@ -87,9 +90,12 @@ class Ingest:
                 self._timer = asyncio.get_running_loop().call_later(self._linger, self._idle)
 
     def _with_writer(self, action: Callable[[IndexWriter], T]) -> T:
+        if self._writer is not None and not self._writer.in_place:
+            self._abandon()
         if self._writer is None:
             self._writer = IndexWriter(self._path)
         try:
+            self._settings.check_replaced(self._writer.settings, place=str(self._path))
             return action(self._writer)
         except _REFUSED:
             raise

@@ -91,7 +91,7 @@ class Service:
                     self._batchers[info.fingerprint, info.heads_fingerprint] = batcher
             if self.settings.reranker is not None:
                 searcher.load_reranker(self.settings.reranker)
-            ingest = Ingest(Path(path), linger=self.settings.linger)
+            ingest = Ingest(Path(path), searcher.settings, linger=self.settings.linger)
             self.indexes[name] = OpenIndex(name, searcher, batcher, ingest)
         for threads in {self.searching, self._embedding}:
             threads.start()
