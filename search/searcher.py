@@ -231,12 +231,13 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        encoded: Sequence[FloatArray] | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
         All documents that are given are left out. Scores are cosines with `similar.combine` of the examples. Needs the
-        model only where texts are among them. Raises `QueryError` for an id that is not there, `FilterError`,
-        `ModelError`.
+        model only where texts are among them. `encoded`: the embeddings of `texts` and then of `not_texts`, where the
+        caller has them already. Raises `QueryError` for an id that is not there, `FilterError`, `ModelError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         self._check_filter(query.filter)
@@ -245,8 +246,9 @@ class Searcher:
         texts = [*examples.texts, *examples.not_texts]
         for text in texts:
             _check_text(text)
-        encoded = list(self.model.encode(texts)) if texts else []
-        positive, negative = encoded[: len(examples.texts)], encoded[len(examples.texts) :]
+        if encoded is None:
+            encoded = list(self.model.encode(texts)) if texts else []
+        positive, negative = list(encoded[: len(examples.texts)]), list(encoded[len(examples.texts) :])
         with self._reader.snapshot() as snapshot:
             docs = snapshot.numbers_of([*examples.ids, *examples.not_ids])
             if missing := [id_ for id_ in (*examples.ids, *examples.not_ids) if id_ not in docs]:

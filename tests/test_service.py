@@ -27,6 +27,7 @@ from search import Searcher
 from search.query import Query
 from search.server.service import Service
 from search.server.settings import Settings
+from search.similar import Examples
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,31 @@ def test_similar_leaves_the_examples_out(client: Any) -> None:
     assert {hit["id"] for hit in hits} == {"steel", "ball", "atom"}
     problem(client.post("/v1/similar", json={"ids": ["nope"]}), 422, "invalid-query")
     problem(client.post("/v1/similar", json={}), 422, "invalid-query")
+
+
+def test_example_texts_go_through_the_model_with_those_of_other_requests(client: Any, service: Service) -> None:
+    def batches() -> float:
+        name = "tagdex_model_batch_texts_sum "
+        return float(client.get("/metrics").text.partition("\n" + name)[2].partition("\n")[0])
+
+    before = batches()
+    hits = client.post("/v1/similar", json={"texts": ["steel", "boat"], "not_texts": ["song"]}).json()["hits"]
+    expected = service.indexes["demo"].searcher.similar(Examples(texts=("steel", "boat"), not_texts=("song",)))
+    assert hits == [hit.to_json() for hit in expected]
+    assert batches() == before + 3
+
+
+def test_the_texts_of_one_request_have_a_limit_together(tmp_path: Path) -> None:
+    with client_of(demo_service(tmp_path, limits={"texts": 10})) as client:
+        for path, body in (
+            ("/v1/embeddings", {"model": "demo", "input": ["a boat", "steel"]}),
+            ("/v1/similar", {"texts": ["a boat"], "not_texts": ["steel"]}),
+            ("/v1/search/batch", {"searches": [{"query": "a boat"}, {"query": "steel"}]}),
+        ):
+            content = problem(client.post(path, json=body), 422, "limit-exceeded")
+            assert (content["limit"], content["maximum"], content["got"]) == ("texts", 10, 11)
+        words = [{"query": "a boat", "mode": "keyword"}, {"query": "steel"}]
+        assert client.post("/v1/search/batch", json={"searches": words}).status_code == 200
 
 
 def test_facets_of_a_filter_and_of_a_query(client: Any, service: Service) -> None:

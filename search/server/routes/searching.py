@@ -16,7 +16,7 @@ from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
 from search.server.problems import Problem, to_bytes
-from search.server.routes import problems
+from search.server.routes import check_texts, problems
 from search.server.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -62,6 +62,7 @@ def search_routes(service: Service) -> APIRouter:
             except Problem as problem:
                 problem.extra["search"] = number
                 raise
+        check_texts((asked.text for _, asked in searches if asked.embeds), limits)
         analyses: list[Analysis | None] = [None] * len(searches)
         ways = {(index.name, asked.tags): index for index, asked in searches}
         for (name, tags), index in ways.items():
@@ -91,8 +92,9 @@ def search_routes(service: Service) -> APIRouter:
     async def similar(body: SimilarRequest) -> Response:
         index = service.index(body.index)
         examples, query = asking.examples_of(body, limits), asking.query_of(body, limits)
-        if examples.texts or examples.not_texts:
-            index.model()
+        texts = [*examples.texts, *examples.not_texts]
+        check_texts(texts, limits)
+        encoded = [one.pooled for one in await index.model().analyse(texts)] if texts else []
 
         def answer_similar() -> bytes:
             hits = index.searcher.similar(
@@ -103,6 +105,7 @@ def search_routes(service: Service) -> APIRouter:
                 min_score=query.min_score,
                 distinct=query.distinct,
                 mmr=query.mmr,
+                encoded=encoded,
             )
             return to_bytes({"index": index.name, "hits": [hit.to_json() for hit in hits]})
 
