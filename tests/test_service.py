@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, 
 from serving import client_of, demo_service, problem
 
 from indexer.api import add_documents
+from indexer.errors import ModelError
 from indexer.lock import WriterLock
-from indexer.records import Document
+from indexer.records import Analysis, Document
 from indexer.store import LOCK
 from search import Searcher
 from search.query import Query
@@ -352,6 +353,32 @@ def test_a_bad_line_of_a_stream_is_named_with_what_was_written(writable: Any) ->
     assert content["written"]["added"] == 128
     assert writable.get("/v1/documents/n127").status_code == 200
     problem(writable.get("/v1/documents/n128"), 404, "not-found")
+
+
+class Failing(DemoAnalyser):
+    """Cannot read the text "spoiled"."""
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        if "spoiled" in texts:
+            raise ModelError("spoiled")
+        return super().analyse(texts, tags=tags)
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json"])
+def test_an_error_says_what_was_committed_before_it(tmp_path: Path, kind: str) -> None:
+    """Long documents take several commits, of which only the last one fails."""
+    path = build_index(tmp_path / "demo", [Document("old", "text")])
+    model = as_text_model(Failing())
+    documents = [{"id": f"n{number}", "text": "x" * 99_000} for number in range(3)]
+    documents += [{"id": "bad", "text": "spoiled"}]
+    lines = [json.dumps(one) for one in documents]
+    body = "\n".join(lines) if "nd" in kind else f'{{"documents": [{", ".join(lines)}]}}'
+    with client_of(Service({"demo": path}, settings=Settings(linger=0.05), model=model)) as client:
+        answer = client.post("/v1/documents", content=body, headers={"Content-Type": kind})
+        content = problem(answer, 422, "no-model")
+        assert content["written"] == {"added": 3, "replaced": 0, "updated": 0, "unchanged": 0, "duplicates": 0}
+        assert [client.get(f"/v1/documents/{one['id']}").status_code for one in documents] == [200, 200, 200, 404]
+        assert 'tagdex_documents_written_total{index="demo"} 3.0' in client.get("/metrics").text
 
 
 def test_documents_are_removed_by_id_and_by_filter(writable: Any) -> None:

@@ -43,9 +43,15 @@ class Ingest:
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def add(self, documents: Sequence[Document], model: TextModel | None) -> Report:
-        """Add or replace documents, as `indexer add` does."""
-        return await self._run(lambda writer: pipeline.index(documents, model, writer))
+    async def add(
+        self, documents: Sequence[Document], model: TextModel | None, *, on_commit: Callable[[Report], None]
+    ) -> Report:
+        """Add or replace documents, as `indexer add` does, in several commits where they are long.
+
+        `on_commit` is called in the writer's thread with the report so far; also what it was called with before an
+        error is durable.
+        """
+        return await self._run(lambda writer: pipeline.index(documents, model, writer, on_commit=on_commit))
 
     async def remove(self, ids: Sequence[str]) -> int:
         """Remove documents; returns how many were there."""
