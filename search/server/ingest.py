@@ -15,6 +15,7 @@ from indexer.pipeline import Report
 from indexer.records import Document
 from indexer.settings import IndexSettings
 from indexer.store import IndexWriter
+from search.server import log
 from search.server.threads import Threads
 
 if TYPE_CHECKING:
@@ -111,7 +112,15 @@ class Ingest:
             raise
 
     def _idle(self) -> None:
-        self._closing = asyncio.get_running_loop().create_task(self._threads.run(self._close))
+        self._closing = asyncio.get_running_loop().create_task(self._close_idle())
+
+    async def _close_idle(self) -> None:
+        """What was acknowledged is kept also where this fails; the next writer does what is left to do."""
+        try:
+            await self._threads.run(self._close)
+        except Exception as error:
+            fields = {"index": self._path.name}
+            log.ERRORS.error("an index could not be put in order when idle", exc_info=error, extra={"fields": fields})
 
     def _close(self) -> None:
         """Close the writer, unless something has come to be written."""
