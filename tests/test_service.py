@@ -16,14 +16,22 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 from cross_encoders import save_cross_encoder
-from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, check_consistent, clustered
+from fakes import (
+    DemoAnalyser,
+    as_text_model,
+    build_index,
+    build_vector_index,
+    check_consistent,
+    clustered,
+    entries,
+)
 from serving import client_of, demo_service, problem
 
 from indexer.api import add_documents
 from indexer.errors import ModelError
 from indexer.lock import WriterLock
 from indexer.records import Analysis, Document
-from indexer.store import LOCK
+from indexer.store import LOCK, IndexWriter
 from search import Searcher
 from search.query import Query
 from search.server.service import Service
@@ -160,6 +168,30 @@ def test_facets_of_a_search_are_those_of_its_mode(client: Any, service: Service,
     ).json()
     expected = service.indexes["demo"].searcher.facets("boat", names=["year"], of=3, mode=mode).to_json()
     assert answer["facets"] == expected
+
+
+def test_hits_and_facets_of_a_search_are_of_one_commit(tmp_path: Path) -> None:
+    """While a document is there in every second commit only."""
+    with client_of(demo_service(tmp_path)) as client:
+        stop = threading.Event()
+
+        def write() -> None:
+            with IndexWriter(tmp_path / "demo") as writer:
+                while not stop.is_set():
+                    writer.write(entries([Document("more", "one boat more")], DemoAnalyser()))
+                    writer.remove(["more"])
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        try:
+            counts = set()
+            for _ in range(200):
+                answer = client.post("/v1/search", json={"query": "boat", "facets": {"names": ["year"]}}).json()
+                counts.add((len(answer["hits"]), answer["facets"]["documents"], answer["facets"]["indexed"]))
+        finally:
+            stop.set()
+            writing.join()
+    assert counts == {(5, 5, 5), (6, 6, 6)}
 
 
 def test_a_batch_answers_each_search_as_alone(client: Any) -> None:
