@@ -122,7 +122,9 @@ class IndexWriter:
                 self._pending = self.pending_rows
                 self._merge_error: TagdexError | None = None
                 self._upkeep = Upkeep(self._connection, self.path / META)
-                self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
+                self._merger = Merger(
+                    self._connection, self.path / SEGMENTS, self.settings.dimension, check_place=self._check_place
+                )
         except BaseException:
             self._connection.close()
             self._lock.release()
