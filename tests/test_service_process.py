@@ -235,7 +235,7 @@ def test_what_keeps_it_from_starting_is_one_line(run: Run, index: Path, tmp_path
         run("search", "serve", index, "--token", "read:short"),
         "a token needs at least 16 printable ASCII characters without spaces",
     )
-    both = run("search", "serve", index, index)
+    both = run("search", "serve", index, index, "--port", "0")
     assert (both.code, both.out) == (2, "")
     assert "two indexes are called 'news'" in both.err
 
