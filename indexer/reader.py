@@ -70,7 +70,7 @@ class _Database:
 
     file: FileNumber
     held: sqlite3.Connection
-    idle: list[sqlite3.Connection] = field(default_factory=list)
+    idle: list[sqlite3.Connection]
     view: View = _NO_VIEW
     postings: Postings = field(default_factory=Postings)
     columns: Columns = field(default_factory=Columns)
@@ -94,6 +94,7 @@ class IndexReader:
     def __init__(self, path: str | Path) -> None:
         """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
+        self._meta = (self.path / META).absolute()  # also after a change of the working directory
         if not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
         self._mutex = threading.Lock()
@@ -222,7 +223,7 @@ class IndexReader:
                     connection.execute("BEGIN")
                     view = self._view_of(connection, database.view)
                 except _OPENING as error:
-                    if file_number(self.path / META) != database.file:
+                    if file_number(self._meta) != database.file:
                         continue
                     if isinstance(error, FileNotFoundError):
                         # Compaction replaced a segment between our reading its name and opening its file.
@@ -231,7 +232,7 @@ class IndexReader:
                     if isinstance(error, OSError):
                         raise StorageError(f"{self.path} cannot be read: {error}") from error
                     raise
-                if file_number(self.path / META) != database.file:
+                if file_number(self._meta) != database.file:
                     continue  # the connection or a segment may be another index's
                 if view is not database.view:
                     database.view = view
@@ -247,7 +248,7 @@ class IndexReader:
     def _current(self) -> _Database:
         """The database that has the path's name now; the caller holds the mutex."""
         if self._database is not None:
-            if file_number(self.path / META) == self._database.file:
+            if file_number(self._meta) == self._database.file:
                 return self._database
             self._database.close()
             self._database = None
@@ -263,25 +264,27 @@ class IndexReader:
     def _open(self) -> tuple[_Database, IndexSettings]:
         """The database and its settings. Raises as `__init__`, and `CorruptIndexError` where commits are missing."""
         for _ in range(_REOPEN_TRIES):
-            number = file_number(self.path / META)
+            number = file_number(self._meta)
             acknowledged = acknowledged_commit(self.path / LOCK)
             with ExitStack() as on_error:
                 try:
+                    held = connect_reader(self.path / META)
+                    on_error.callback(held.close)
                     connection = connect_reader(self.path / META)
                     on_error.callback(connection.close)
                     settings = read_settings(connection)
                     commit = 0 if settings is None else self._commit_of(connection)
                 except _OPENING:
-                    if file_number(self.path / META) == number:
+                    if file_number(self._meta) == number:
                         raise
                     continue
-                if number is None or file_number(self.path / META) != number:
+                if number is None or file_number(self._meta) != number:
                     continue
                 if settings is None:
                     raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
                 check_acknowledged(self.path, commit, acknowledged)
                 on_error.pop_all()
-                return _Database(number, connection), settings
+                return _Database(number, held, [connection]), settings
         raise StorageError(f"{self.path} is replaced again and again; open it again when that is done")
 
     def _view_of(self, connection: sqlite3.Connection, before: View) -> View:

@@ -104,6 +104,7 @@ class IndexWriter:
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
         self.path = Path(path)
+        self._meta = (self.path / META).absolute()  # also after a change of the working directory
         self._file: FileNumber | None = None
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
@@ -116,7 +117,7 @@ class IndexWriter:
             raise
         try:
             with self._storage_errors():
-                self._file = file_number(self.path / META)
+                self._file = file_number(self._meta)
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
@@ -150,7 +151,7 @@ class IndexWriter:
     @property
     def in_place(self) -> bool:
         """Whether the path still names the index that was opened. It does not where that was moved or deleted."""
-        return file_number(self.path / META) == self._file
+        return file_number(self._meta) == self._file
 
     @property
     def state(self) -> CommitState:

@@ -158,6 +158,17 @@ def test_a_repaired_index_is_followed(path: Path, searcher: Searcher) -> None:
     assert names(searcher)[0] == "add"
 
 
+def test_a_change_of_the_working_directory_is_no_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    with IndexReader(path.name) as reader, IndexWriter(path.name) as writer:
+        assert reader.info().documents == 30
+        monkeypatch.chdir(path)
+        writer.remove(["old1"])
+        with reader.snapshot() as snapshot:
+            assert snapshot.count() == 29
+        monkeypatch.chdir(path.parent)
+
+
 # The writer
 
 
