@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files that are there whole or not at all, also after a power cut, and which file a name stands for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from indexer.errors import StorageError
 
 
 def write_npy(file: BinaryIO, array: npt.NDArray[Any]) -> None:
@@ -72,6 +74,21 @@ def sync_with_parents(folder: Path) -> None:
             return
         if os.access(parent, os.R_OK | os.W_OK):
             sync(parent)
+
+
+FileNumber = tuple[int, int]
+"""Device and inode: what tells a file from every other that exists at the same time, whatever their names are."""
+
+
+def file_number(path: Path) -> FileNumber | None:
+    """The file that a path names now, `None` where there is none. Raises `StorageError`."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    return found.st_dev, found.st_ino
 
 
 _SCARCE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -54,6 +54,10 @@ class UnfinishedIndexError(NotAnIndexError):
     """The folder's making was cut short before anything was stored; adding documents makes it."""
 
 
+class ReplacedIndexError(NotAnIndexError):
+    """Another index has taken the place of an open one."""
+
+
 class LockedError(IndexFolderError):
     """Another process is writing to the index."""
 

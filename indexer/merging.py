@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from indexer.changes import Change, read_commit, write_commit
 from indexer.codes import CodeSpace, load_code_space, new_code_space, save_code_space
 from indexer.compaction import SegmentSize, full_merges, next_merge
 from indexer.durable import sync
-from indexer.errors import CorruptIndexError
+from indexer.errors import CorruptIndexError, TagdexError
 from indexer.manifest import add_segment, delete_files, drop_segments, naming, read_segments
 from indexer.metadata import transaction
 from indexer.postings import LOG_KEPT, LOG_TRIMMED, read_log_position
@@ -83,8 +83,14 @@ class Merger:
     Each counts on those before it. When one fails, or waiting for it is interrupted, those behind it are given up.
     """
 
-    def __init__(self, connection: sqlite3.Connection, folder: Path, dimension: int) -> None:
-        """`connection` is the writer's, `folder` that of the segments."""
+    def __init__(
+        self, connection: sqlite3.Connection, folder: Path, dimension: int, *, check_place: Callable[[], None]
+    ) -> None:
+        """`connection` is the writer's, `folder` that of the segments.
+
+        `check_place` raises where the folder has become another index's, whose files may have the same names.
+        """
+        self._check_place = check_place
         self._connection = connection
         self._folder = folder
         self._dimension = dimension
@@ -164,6 +170,7 @@ class Merger:
         """Wait for the first merge under way and commit it."""
         try:
             merged = self._under_way[0].written.result()
+            self._check_place()  # waiting may have taken minutes
             merge = self._under_way.popleft()
             with naming(self._connection, self._folder, merged):
                 drop_segments(self._connection, merge.records)
@@ -188,7 +195,8 @@ class Merger:
 
     def _delete_written(self, written: Future[SegmentRecord | None]) -> None:
         if not written.cancelled() and written.exception() is None and (record := written.result()) is not None:
-            with suppress(OSError):  # the next writer deletes it
+            with suppress(OSError, TagdexError):  # the next writer deletes it
+                self._check_place()
                 delete_files(self._folder, record)
 
     @property

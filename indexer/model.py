@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,37 +170,63 @@ class TextModel:
 
     def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
+        work = self._analysing(texts, tags=tags, step=None)
+        while (analyses := next(work)) is None:
+            pass
+        return analyses
+
+    def analyse_in_steps(self, texts: Sequence[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]:
+        """As `analyse`, giving way between batches: `None` after each step, at last the analyses.
+
+        A step takes as long as one batch of `batch_tokens`; the first also splits the texts.
+        """
+        return self._analysing(texts, tags=tags, step=1)
+
+    def _analysing(
+        self, texts: Sequence[str], *, tags: bool, step: int | None
+    ) -> Generator[list[Analysis] | None, None, None]:
+        """`step`: batches for each core before it gives way, `None` for all."""
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
         windows = self.windows(texts)
         if not windows:
-            return []
+            yield []
+            return
         means = np.empty((len(windows), len(self.pooled_layers), self.model.width), dtype=np.float32)
         logits = np.empty((len(windows), len(self.class_labels or ())), dtype=np.float32)
         spans: list[list[Span]] = [[] for _ in windows]
-        batches = self._batches(windows)
+        left = self._batches(windows)
 
         def run(batch: Sequence[int]) -> BatchResult:
             return self._run([windows[at] for at in batch], texts, tags=tags)
 
-        results = self._workers.map(run, batches) if self._shares else map(run, batches)
-        for batch, found in zip(batches, results, strict=True):
-            means[batch] = found.means
-            if found.class_logits is not None:
-                logits[batch] = found.class_logits
-            for at, own in zip(batch, found.spans, strict=True):
-                spans[at] = own
-        return self._combine(windows, means, logits if tags and self.class_labels else None, spans)
+        while left:
+            count = len(left) if step is None else step * self._cores
+            batches, left = left[:count], left[count:]
+            results = self._workers.map(run, batches) if self._shares else map(run, batches)
+            for batch, found in zip(batches, results, strict=True):
+                means[batch] = found.means
+                if found.class_logits is not None:
+                    logits[batch] = found.class_logits
+                for at, own in zip(batch, found.spans, strict=True):
+                    spans[at] = own
+            if left:
+                yield None
+        yield self._combine(windows, means, logits if tags and self.class_labels else None, spans)
 
     @property
     def _shares(self) -> bool:
         """Whether each core has a batch of its own."""
         return self.device.type == "cpu" and self.model.backbone.config.model_type in SHAREABLE
 
+    @property
+    def _cores(self) -> int:
+        """How many batches are computed at a time."""
+        return self._workers.count if self._shares else 1
+
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         padding = self.model.backbone.config.model_type not in UNMASKED
-        workers = self._workers.count if self._shares else 1
         lengths = [len(window.ids) for window in windows]
-        return plan_even_batches(lengths, max_tokens=self.batch_tokens, workers=workers, padding=padding)
+        return plan_even_batches(lengths, max_tokens=self.batch_tokens, workers=self._cores, padding=padding)
 
     def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
         """Embeddings of parts of each text, such as its sentences, from the token states of one pass over the text.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +15,8 @@ import numpy as np
 from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Columns
-from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
+from indexer.durable import FileNumber, file_number
+from indexer.errors import CorruptIndexError, IndexFolderError, NotAnIndexError, ReplacedIndexError, StorageError
 from indexer.helpers import Helpers
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
@@ -30,6 +31,7 @@ from indexer.store import LOCK, META, SEGMENTS, check_acknowledged, read_pending
 from indexer.vectors import Segment
 
 _REOPEN_TRIES = 5
+_OPENING = (OSError, sqlite3.DatabaseError, IndexFolderError)  # also where what is opened is replaced meanwhile
 _TAIL_PIECES = 16  # of unsealed vectors, before they are put together again
 
 
@@ -59,33 +61,47 @@ class IndexInfo:
 _NO_VIEW = View(-1, (), (), 0, None, LogPosition(0, 0))
 
 
+@dataclass(slots=True, eq=False)
+class _Database:
+    """The file that an index's path named when it was opened, and what is known of it.
+
+    `held` is a connection that nothing is asked of: while it is open, no other file can get this one's number.
+    """
+
+    file: FileNumber
+    held: sqlite3.Connection
+    idle: list[sqlite3.Connection]
+    view: View = _NO_VIEW
+    postings: Postings = field(default_factory=Postings)
+    columns: Columns = field(default_factory=Columns)
+
+    def close(self) -> None:
+        """Close the connections that nobody reads from; what a snapshot has is closed when it ends."""
+        for connection in (self.held, *self.idle):
+            connection.close()
+        self.idle.clear()
+        self.view = _NO_VIEW
+
+
 class IndexReader:
     """A read-only view of an index that follows its writer's commits. Safe to use from several threads.
 
     Every query runs inside `snapshot()`, which holds one SQLite read transaction: filter, vectors and texts are
-    those of one commit.
+    those of one commit. Where another index has taken the path's place (a copy restored, a new one, a repaired one),
+    the next snapshot is of that; what is being read is read to its end from the one before.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
+        self._meta = (self.path / META).absolute()  # also after a change of the working directory
         if not self.path.is_dir():
             raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
         self._mutex = threading.Lock()
-        self._idle: list[sqlite3.Connection] = []
-        self._view = _NO_VIEW
         self._helpers: Helpers | None = None
-        self.postings = Postings()
-        self.columns = Columns()
-        acknowledged = acknowledged_commit(self.path / LOCK)
-        with self._connection() as connection:
-            settings = read_settings(connection)
-            if settings is not None:
-                check_acknowledged(self.path, self._commit_of(connection), acknowledged)
-        if settings is None:
-            self.close()
-            raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
-        self._settings = settings
+        with self._sqlite_errors():
+            self._database: _Database | None
+            self._database, self._settings = self._open()
 
     def __enter__(self) -> IndexReader:
         return self
@@ -98,10 +114,9 @@ class IndexReader:
     def close(self) -> None:
         """Close all connections; mapped files are let go with the last reference."""
         with self._mutex:
-            for connection in self._idle:
-                connection.close()
-            self._idle.clear()
-            self._view = _NO_VIEW
+            if self._database is not None:
+                self._database.close()
+                self._database = None
             if self._helpers is not None:
                 self._helpers.shutdown()
                 self._helpers = None
@@ -117,6 +132,18 @@ class IndexReader:
             return self._settings
 
     @property
+    def postings(self) -> Postings:
+        """What is remembered of filters, for the next snapshot."""
+        with self._mutex:
+            return self._current().postings
+
+    @property
+    def columns(self) -> Columns:
+        """What is remembered of the documents' values, for the next snapshot."""
+        with self._mutex:
+            return self._current().columns
+
+    @property
     def helpers(self) -> Helpers:
         """The threads that share one query."""
         with self._mutex:
@@ -126,11 +153,24 @@ class IndexReader:
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """The index as of its newest commit, held still."""
-        with self._connection() as connection:
-            view = self._begin(connection)
-            yield Snapshot(self, connection, view)
-            connection.execute("ROLLBACK")
+        """The index as of its newest commit, held still.
+
+        Raises `NotAnIndexError` where it is gone, and its `ReplacedIndexError` where one of another model or dimension
+        is there in its place.
+        """
+        with self._sqlite_errors():
+            database, connection, view = self._begin()
+            try:
+                yield Snapshot(self, connection, view, postings=database.postings, columns=database.columns)
+                connection.execute("ROLLBACK")
+            except BaseException:
+                connection.close()
+                raise
+        with self._mutex:
+            if database is self._database:
+                database.idle.append(connection)
+            else:
+                connection.close()
 
     def info(self) -> IndexInfo:
         """Counts and sizes as of the newest commit."""
@@ -161,49 +201,98 @@ class IndexReader:
             )
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of its own for each snapshot that is open at a time."""
-        with self._mutex:
-            connection = self._idle.pop() if self._idle else None
-        if connection is None:
-            connection = connect_reader(self.path / META)
+    def _sqlite_errors(self) -> Iterator[None]:
+        """What SQLite says of a database that cannot be read → `StorageError`, `CorruptIndexError`."""
         try:
-            yield connection
+            yield
         except sqlite3.DatabaseError as error:
-            connection.close()
             if is_disk_error(error):
                 raise StorageError(f"{self.path / META} cannot be read: {error}") from error
             raise CorruptIndexError(f"{self.path / META}: {error}; run 'indexer verify {self.path}'") from error
-        except BaseException:
-            connection.close()
-            raise
-        with self._mutex:
-            self._idle.append(connection)
 
-    def _begin(self, connection: sqlite3.Connection) -> View:
-        """Begin a read transaction and bring the view to the commit that it sees."""
-        for attempt in range(_REOPEN_TRIES):
-            try:
-                # One thread at a time, so that none sees a newer commit between the two lines in the middle.
-                with self._mutex:
+    def _begin(self) -> tuple[_Database, sqlite3.Connection, View]:
+        """A connection of its own for each snapshot, in a read transaction, and the view of the commit that it sees."""
+        vanished: FileNotFoundError | None = None
+        for _ in range(_REOPEN_TRIES):
+            # One thread at a time, so that none sees a newer commit between the lines in the middle.
+            with self._mutex, ExitStack() as on_error:
+                database = self._current()
+                try:
+                    connection = database.idle.pop() if database.idle else connect_reader(self.path / META)
+                    on_error.callback(connection.close)
                     connection.execute("BEGIN")
-                    commit = self._commit_of(connection)
-                    if commit > self._view.commit:
-                        self._view = self._follow(connection, commit)
-                    if commit == self._view.commit:
-                        return self._view
-            except FileNotFoundError as error:
-                # Compaction replaced a segment between our reading its name and opening its file.
-                connection.execute("ROLLBACK")
-                if attempt == _REOPEN_TRIES - 1:
-                    raise CorruptIndexError(
-                        f"{error} is named by the index but is not there; run 'indexer verify {self.path}'"
-                    ) from error
-                continue
-            except OSError as error:
-                raise StorageError(f"{self.path} cannot be read: {error}") from error
-            break
-        raise CorruptIndexError(f"{self.path} went back to an older commit; open it again")
+                    view = self._view_of(connection, database.view)
+                except _OPENING as error:
+                    if file_number(self._meta) != database.file:
+                        continue
+                    if isinstance(error, FileNotFoundError):
+                        # Compaction replaced a segment between our reading its name and opening its file.
+                        vanished = error
+                        continue
+                    if isinstance(error, OSError):
+                        raise StorageError(f"{self.path} cannot be read: {error}") from error
+                    raise
+                if file_number(self._meta) != database.file:
+                    continue  # the connection or a segment may be another index's
+                if view is not database.view:
+                    database.view = view
+                    self._settings = read_settings(connection) or self._settings
+                on_error.pop_all()
+                return database, connection, view
+        if vanished is None:
+            raise StorageError(f"{self.path} is replaced again and again; ask again when that is done")
+        raise CorruptIndexError(
+            f"{vanished} is named by the index but is not there; run 'indexer verify {self.path}'"
+        ) from vanished
+
+    def _current(self) -> _Database:
+        """The database that has the path's name now; the caller holds the mutex."""
+        if self._database is not None:
+            if file_number(self._meta) == self._database.file:
+                return self._database
+            self._database.close()
+            self._database = None
+        database, settings = self._open()
+        try:
+            self._settings.check_replaced(settings, place=str(self.path))
+        except ReplacedIndexError:
+            database.close()
+            raise
+        self._database, self._settings = database, settings
+        return database
+
+    def _open(self) -> tuple[_Database, IndexSettings]:
+        """The database and its settings. Raises as `__init__`, and `CorruptIndexError` where commits are missing."""
+        for _ in range(_REOPEN_TRIES):
+            number = file_number(self._meta)
+            acknowledged = acknowledged_commit(self.path / LOCK)
+            with ExitStack() as on_error:
+                try:
+                    held = connect_reader(self.path / META)
+                    on_error.callback(held.close)
+                    connection = connect_reader(self.path / META)
+                    on_error.callback(connection.close)
+                    settings = read_settings(connection)
+                    commit = 0 if settings is None else self._commit_of(connection)
+                except _OPENING:
+                    if file_number(self._meta) == number:
+                        raise
+                    continue
+                if number is None or file_number(self._meta) != number:
+                    continue
+                if settings is None:
+                    raise NotAnIndexError(f"{self.path} is not an index yet: it has no settings")
+                check_acknowledged(self.path, commit, acknowledged)
+                on_error.pop_all()
+                return _Database(number, held, [connection]), settings
+        raise StorageError(f"{self.path} is replaced again and again; open it again when that is done")
+
+    def _view_of(self, connection: sqlite3.Connection, before: View) -> View:
+        """The view of the commit that a read transaction sees; the last one where that is its commit."""
+        commit = self._commit_of(connection)
+        if commit < before.commit:
+            raise CorruptIndexError(f"{self.path} went back to an older commit; open it again")
+        return self._follow(before, connection, commit) if commit > before.commit else before
 
     def _commit_of(self, connection: sqlite3.Connection) -> int:
         commit = connection.execute("SELECT max(commit_number) FROM commits").fetchone()[0]
@@ -211,10 +300,9 @@ class IndexReader:
             raise CorruptIndexError(f"{self.path / META} has lost its commit row; run 'indexer verify {self.path}'")
         return int(commit)
 
-    def _follow(self, connection: sqlite3.Connection, commit: int) -> View:
+    def _follow(self, before: View, connection: sqlite3.Connection, commit: int) -> View:
         """The view of a newer commit: what stayed is shared with the last one."""
-        before, records = self._view, read_segments(connection)
-        self._settings = read_settings(connection) or self._settings
+        records = read_segments(connection)
         known = {segment.name: segment for segment in before.segments}
         same = [record.name for record in records] == list(known)
         tail, seen, space = before.tail, before.seen_change, before.space

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from indexer.errors import CorruptIndexError, FingerprintError, NotAnIndexError
+from indexer.errors import CorruptIndexError, FingerprintError, NotAnIndexError, ReplacedIndexError
 from indexer.records import Analysis
 
 DIGESTS = "digests"
@@ -56,6 +56,14 @@ class IndexSettings:
     def tagged(self) -> bool:
         """True where documents have a class, entities or both."""
         return self.class_labels is not None or self.entity_types is not None
+
+    def check_replaced(self, other: IndexSettings, *, place: str) -> None:
+        """Raise `ReplacedIndexError` where the index that took the place of this one has other vectors."""
+        if (other.fingerprint, other.dimension) != (self.fingerprint, self.dimension):
+            raise ReplacedIndexError(
+                f"{place} was replaced: it was built with model {self.model} ({self.dimension} dimensions), and is an "
+                f"index of {other.model} ({other.dimension} dimensions) now; open it again"
+            )
 
 
 def settings_of(model: Analyser, *, tags: bool = True) -> IndexSettings:

@@ -13,14 +13,14 @@ from pyroaring import BitMap
 from indexer import keywords, vectors
 from indexer.attributes import Attribute
 from indexer.codes import CodeSpace
-from indexer.columns import Column
+from indexer.columns import Column, Columns
 from indexer.durable import vector_crc
 from indexer.errors import CorruptIndexError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.metadata import select_in
 from indexer.planner import Candidates, SearchPlan, search_segments_many
-from indexer.postings import LogPosition
+from indexer.postings import LogPosition, Postings
 from indexer.records import FloatArray
 from indexer.settings import INDEX_ID, read_setting
 from indexer.stored import StoredDocument, read_documents
@@ -53,10 +53,13 @@ class View:
 class Snapshot:
     """One commit of an index, valid inside `IndexReader.snapshot()`."""
 
-    def __init__(self, reader: IndexReader, connection: sqlite3.Connection, view: View) -> None:
+    def __init__(
+        self, reader: IndexReader, connection: sqlite3.Connection, view: View, *, postings: Postings, columns: Columns
+    ) -> None:
         self._reader = reader
         self.connection = connection
         self.view = view
+        self._postings, self._columns = postings, columns
 
     def count(self) -> int:
         """Number of documents."""
@@ -80,11 +83,11 @@ class Snapshot:
 
     def allowed(self, filter: Filter) -> BitMap:
         """The numbers of the documents for which the filter is true; not to be changed."""
-        return self._reader.postings.allowed(self.connection, filter, self.view.log)
+        return self._postings.allowed(self.connection, filter, self.view.log)
 
     def column(self, attribute: Attribute) -> Column:
         """What each document has of an attribute, to be counted; read by SQL once, then it follows the commits."""
-        return self._reader.columns.get(self.connection, attribute, self.view.log)
+        return self._columns.get(self.connection, attribute, self.view.log)
 
     def search_vectors(
         self, query: FloatArray, n: int, *, allowed: BitMap | None = None, path: str = "auto", parallel: bool = True

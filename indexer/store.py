@@ -34,11 +34,12 @@ from indexer.changes import (
     read_commit,
     write_commit,
 )
-from indexer.durable import sync_with_parents, vector_crc
+from indexer.durable import FileNumber, file_number, sync_with_parents, vector_crc
 from indexer.errors import (
     CorruptIndexError,
     FormatError,
     NotAnIndexError,
+    ReplacedIndexError,
     StorageError,
     TagdexError,
     UnfinishedIndexError,
@@ -99,9 +100,12 @@ class IndexWriter:
     def __init__(self, path: str | Path, *, create: IndexSettings | None = None) -> None:
         """Open an index for writing, or with `create` make it where there is none.
 
+        Where another has taken its place since, every method raises `ReplacedIndexError`, and nothing is acknowledged.
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
         self.path = Path(path)
+        self._meta = (self.path / META).absolute()  # also after a change of the working directory
+        self._file: FileNumber | None = None
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
@@ -113,12 +117,15 @@ class IndexWriter:
             raise
         try:
             with self._storage_errors():
+                self._file = file_number(self._meta)
                 self.settings = self._open_settings(create)
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merge_error: TagdexError | None = None
                 self._upkeep = Upkeep(self._connection, self.path / META)
-                self._merger = Merger(self._connection, self.path / SEGMENTS, self.settings.dimension)
+                self._merger = Merger(
+                    self._connection, self.path / SEGMENTS, self.settings.dimension, check_place=self._check_place
+                )
         except BaseException:
             self._connection.close()
             self._lock.release()
@@ -140,6 +147,11 @@ class IndexWriter:
                     self.close()
         finally:
             self._abandon()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the path still names the index that was opened. It does not where that was moved or deleted."""
+        return file_number(self._meta) == self._file
 
     @property
     def state(self) -> CommitState:
@@ -385,9 +397,18 @@ class IndexWriter:
 
     def _acknowledge(self) -> None:
         """What was committed will be reported as durable: from now on it must be there."""
+        self._check_place()
         if not self._connection.in_transaction:
             with suppress(TagdexError):  # the commit is what counts; this only guards it
                 self._lock.acknowledge(self.state.number)
+
+    def _check_place(self) -> None:
+        """Raise where what is written would be found by nobody, and files of another index could be taken for ours."""
+        if self._file is not None and not self.in_place:
+            raise ReplacedIndexError(
+                f"{self.path} was moved, deleted or replaced while it was being written to: what was not acknowledged "
+                "may be in neither; open it again"
+            )
 
     def _abandon(self) -> None:
         """Let the index go, which nobody else may write to while a merge that was given up has not ended."""
@@ -461,6 +482,7 @@ class IndexWriter:
 
         An interrupt can come when one is about to end, and what that has written would be taken for committed.
         """
+        self._check_place()
         try:
             try:
                 yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +73,10 @@ class Searcher:
     def close(self) -> None:
         """Close the index."""
         self._reader.close()
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """The index as of its newest commit, held still: what is asked with it is answered from that commit."""
+        return self._reader.snapshot()
 
     @property
     def info(self) -> IndexInfo:
@@ -231,12 +236,13 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
+        encoded: Sequence[FloatArray] | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
         All documents that are given are left out. Scores are cosines with `similar.combine` of the examples. Needs the
-        model only where texts are among them. Raises `QueryError` for an id that is not there, `FilterError`,
-        `ModelError`.
+        model only where texts are among them. `encoded`: the embeddings of `texts` and then of `not_texts`, where the
+        caller has them already. Raises `QueryError` for an id that is not there, `FilterError`, `ModelError`.
         """
         query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         self._check_filter(query.filter)
@@ -245,8 +251,9 @@ class Searcher:
         texts = [*examples.texts, *examples.not_texts]
         for text in texts:
             _check_text(text)
-        encoded = list(self.model.encode(texts)) if texts else []
-        positive, negative = encoded[: len(examples.texts)], encoded[len(examples.texts) :]
+        if encoded is None:
+            encoded = list(self.model.encode(texts)) if texts else []
+        positive, negative = list(encoded[: len(examples.texts)]), list(encoded[len(examples.texts) :])
         with self._reader.snapshot() as snapshot:
             docs = snapshot.numbers_of([*examples.ids, *examples.not_ids])
             if missing := [id_ for id_ in (*examples.ids, *examples.not_ids) if id_ not in docs]:
@@ -269,20 +276,22 @@ class Searcher:
         path: str = "auto",
         explain: bool = False,
         analysis: Analysis | None = None,
+        snapshot: Snapshot | None = None,
     ) -> Answer:
         """The hits of a query, with what was done to find them; with `explain`, also what their scores are made of.
 
         `path` forces one of `indexer.planner.PLANS`. `analysis`: what the index's model says about the text, where the
-        caller has it already; with its entities where the query uses them.
+        caller has it already; with its entities where the query uses them. `snapshot`: one of `snapshot()`, by default
+        of the newest commit.
         """
         _check_text(text)
         self._check_filter(query.filter)
         explanation = Explanation()
         asked = replace(self._models.asked(text, query, explanation, analysis=analysis), path=path)
-        with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, asked, explanation)
+        with self._held(snapshot) as held:
+            hits = steps.find(held, asked, explanation)
             if explain:
-                self._explain(snapshot, asked, hits, explanation)
+                self._explain(held, asked, hits, explanation)
         return self._answer(hits, asked, explanation)
 
     def answer_many(self, asked: Sequence[tuple[str | FloatArray, Query, Analysis | None]]) -> list[Answer]:
@@ -305,14 +314,22 @@ class Searcher:
             hits = [steps.find(snapshot, *one) for one in zip(wanted, explanations, strict=True)]
         return [self._answer(*one) for one in zip(hits, wanted, explanations, strict=True)]
 
-    def answer_vector(self, vector: FloatArray, query: Query, *, path: str = "auto", explain: bool = False) -> Answer:
+    def answer_vector(
+        self,
+        vector: FloatArray,
+        query: Query,
+        *,
+        path: str = "auto",
+        explain: bool = False,
+        snapshot: Snapshot | None = None,
+    ) -> Answer:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
         explanation, asked = Explanation(), self._asked_vector(vector, query, path=path)
-        with self._reader.snapshot() as snapshot:
-            hits = steps.find(snapshot, asked, explanation)
+        with self._held(snapshot) as held:
+            hits = steps.find(held, asked, explanation)
             if explain:
-                self._explain(snapshot, asked, hits, explanation)
+                self._explain(held, asked, hits, explanation)
         return self._answer(hits, asked, explanation)
 
     def page(
@@ -365,10 +382,11 @@ class Searcher:
         *,
         explain: bool = False,
         analysis: Analysis | None = None,
+        snapshot: Snapshot | None = None,
     ) -> Page:
         """As `page`, for a query with all its options but `rerank`; with `explain`, the parts of each score.
 
-        `analysis`: as for `answer`.
+        `analysis`, `snapshot`: as for `answer`.
         """
         check_pages(query)
         self._check_filter(query.filter)
@@ -378,10 +396,10 @@ class Searcher:
             asked = self._models.asked(text, query, explanation, analysis=analysis)
         else:
             asked = self._asked_vector(text, query)
-        with self._reader.snapshot() as snapshot:
-            page = find_page(snapshot, asked, cursor, explanation)
+        with self._held(snapshot) as held:
+            page = find_page(held, asked, cursor, explanation)
             if explain:
-                self._explain(snapshot, asked, page.hits, explanation)
+                self._explain(held, asked, page.hits, explanation)
         return replace(page, hits=self._answer(page.hits, asked, explanation).hits)
 
     def facets(
@@ -396,6 +414,7 @@ class Searcher:
         top: int = 10,
         significant: bool = False,
         vector: FloatArray | None = None,
+        snapshot: Snapshot | None = None,
     ) -> Facets:
         """How many documents have each class, entity and metadata value: exact counts, of one commit.
 
@@ -404,8 +423,8 @@ class Searcher:
         `entity:TYPE`, a field of the metadata, `FIELD:year`, `:month`, `:day`, `:histogram`, `:histogram:WIDTH`; by
         default, and for `default`, the class, the entities of each type and the fields of few values. `top` values of
         each, the most frequent first, or with `significant` those that stand out most from the whole index. `vector`:
-        the embedding of a query that is a text, where the caller has it already. Raises `QueryError`, `FilterError`,
-        `ModelError`.
+        the embedding of a query that is a text, where the caller has it already. `snapshot`: as for `answer`. Raises
+        `QueryError`, `FilterError`, `ModelError`.
         """
         if top < 1:
             raise QueryError(f"top must be at least 1, got {top}")
@@ -424,12 +443,12 @@ class Searcher:
         else:
             self._check_vector(vector)
         text = query if isinstance(query, str) else ""
-        with self._reader.snapshot() as snapshot:
-            docs = steps.allowed(snapshot, asked)
+        with self._held(snapshot) as held:
+            docs = steps.allowed(held, asked)
             if query is not None:
-                ranked = steps.rank(snapshot, Asked(query=asked, text=text, vector=vector), docs, Explanation())
-                docs = BitMap(document.doc for document in steps.page(steps.ordered(snapshot, ranked, asked), asked))
-            return count_facets(snapshot, self._reader.settings, docs, names, top=top, significant=significant)
+                ranked = steps.rank(held, Asked(query=asked, text=text, vector=vector), docs, Explanation())
+                docs = BitMap(document.doc for document in steps.page(steps.ordered(held, ranked, asked), asked))
+            return count_facets(held, self._reader.settings, docs, names, top=top, significant=significant)
 
     def facet_names(self) -> list[str]:
         """Names that `facets` can count: of metadata the first hundred fields, with the dates and numbers they have."""
@@ -455,6 +474,10 @@ class Searcher:
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
         return self.model.similarity(first, second)
+
+    def _held(self, snapshot: Snapshot | None) -> AbstractContextManager[Snapshot]:
+        """A caller's snapshot, or one of the newest commit."""
+        return self._reader.snapshot() if snapshot is None else nullcontext(snapshot)
 
     def _check_filter(self, filter: Filter | None) -> None:
         """Unknown types and labels are errors before anything is computed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,12 @@ class DemoAnalyser:
         self.analysed += texts
         return [self._analyse(text, tags=tags and self.class_labels is not None) for text in texts]
 
+    def analyse_in_steps(self, texts: Sequence[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]:
+        """Gives way once for every thousand characters."""
+        for _ in range(sum(map(len, texts)) // 1_000):
+            yield None
+        yield self.analyse(texts, tags=tags)
+
     def vector(self, text: str) -> FloatArray:
         """The embedding of a whole text, fp32 (dimension,)."""
         return self._analyse(text, tags=False).pooled
@@ -102,7 +108,8 @@ def as_text_model(analyser: DemoAnalyser) -> TextModel:
             self.name, self.fingerprint = analyser.name, analyser.fingerprint
             self.heads_fingerprint, self.dimension = analyser.heads_fingerprint, analyser.dimension
             self.class_labels, self.entity_types = analyser.class_labels, analyser.entity_types
-            self.analyse = analyser.analyse
+            self.analyse, self.analyse_in_steps = analyser.analyse, analyser.analyse_in_steps
+            self.batch_tokens = 512
 
         def part_vectors(self, texts: Sequence[str], parts: Sequence[Sequence[tuple[int, int]]]) -> list[FloatArray]:
             return [

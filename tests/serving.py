@@ -43,7 +43,7 @@ def demo_service(folder: Path, *names: str, tokens: tuple[str, ...] = (), **sett
     limits = Limits(**settings.pop("limits", {}))
     return Service(
         paths,
-        settings=Settings(limits=limits, linger=0.05, **settings),
+        settings=Settings(limits=limits, **{"linger": 0.05, **settings}),
         tokens=Tokens(parse_token(token) for token in tokens),
         model=as_text_model(analyser),
     )

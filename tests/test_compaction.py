@@ -33,7 +33,7 @@ from indexer import compaction, merging, store
 from indexer import segments as segment_files
 from indexer.api import compact_index
 from indexer.compaction import FAN_IN, SegmentSize, full_merges, next_merge, tier_of
-from indexer.errors import CorruptIndexError
+from indexer.errors import CorruptIndexError, ReplacedIndexError
 from indexer.reader import IndexReader, folder_bytes
 from indexer.records import Document, FloatArray
 from indexer.settings import settings_of_vectors
@@ -670,3 +670,32 @@ def test_after_removing_a_third_and_compacting_the_folder_is_as_small_as_a_new_o
     compact_index(fresh)
     assert folder_bytes(path) < 0.8 * before
     assert folder_bytes(path) == pytest.approx(folder_bytes(fresh), rel=0.05)
+
+
+def test_a_merge_leaves_the_files_of_another_index_alone_that_took_the_place_of_its_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its segments have the same names, which the merge would delete."""
+    new = build_vector_index(path.with_name("new"), TABLE[200:320], batch=40)
+    build_vector_index(path, TABLE[:120], batch=40)
+    assert files_of(path) == files_of(new)
+    write = merging.Merger._write
+
+    def replaced(*arguments: Any) -> Any:
+        written = write(*arguments)
+        path.rename(path.with_name("gone"))
+        new.rename(path)
+        return written
+
+    before = {file: (new / "segments" / file).read_bytes() for file in files_of(new)}
+    writer = IndexWriter(path)
+    writer.write(vector_entries(TABLE[120:140], first=120))
+    with monkeypatch.context() as patch:
+        patch.setattr(merging.Merger, "_write", replaced)
+        with pytest.raises(ReplacedIndexError):
+            writer.compact(full=True)
+        with pytest.raises(ReplacedIndexError):
+            writer.close()
+    assert {file: (path / "segments" / file).read_bytes() for file in files_of(path)} == before
+    assert verify_index(path).faults == ()
+    assert verify_index(path.with_name("gone")).faults == ()

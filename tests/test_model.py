@@ -50,6 +50,19 @@ def test_a_model_without_heads_gives_no_label_and_no_spans() -> None:
     assert np.array_equal(analysis.pooled, model.encode(["Ada Lovelace met Acme in London."])[0])
 
 
+def test_in_steps_a_text_gets_the_same_analysis() -> None:
+    model = TextModel(multi_task(), device="cpu", batch_tokens=64)
+    texts = ["Ada Lovelace met Acme in London. " * 40, "", "hello there"]
+    *steps, analyses = model.analyse_in_steps(texts)
+    assert (len(steps) > 2, set(steps)) == (True, {None})
+    for got, expected in zip(analyses or (), model.analyse(texts), strict=True):
+        assert (got.passages, got.label, got.spans) == (expected.passages, expected.label, expected.spans)
+        np.testing.assert_array_equal(got.vectors, expected.vectors)
+        np.testing.assert_array_equal(got.pooled, expected.pooled)
+    assert [len(found or ()) for found in model.analyse_in_steps(["hello"])] == [1]
+    assert list(model.analyse_in_steps([])) == [[]]
+
+
 def test_no_texts_give_no_analyses() -> None:
     assert TextModel(multi_task(), device="cpu").analyse([]) == []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,27 @@ pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
 from cross_encoders import save_cross_encoder
-from fakes import DemoAnalyser, as_text_model, build_vector_index, clustered
+from fakes import (
+    DemoAnalyser,
+    as_text_model,
+    build_index,
+    build_vector_index,
+    check_consistent,
+    clustered,
+    entries,
+)
 from serving import client_of, demo_service, problem
 
 from indexer.api import add_documents
+from indexer.errors import ModelError
 from indexer.lock import WriterLock
-from indexer.records import Document
-from indexer.store import LOCK
+from indexer.records import Analysis, Document
+from indexer.store import LOCK, IndexWriter
 from search import Searcher
 from search.query import Query
 from search.server.service import Service
 from search.server.settings import Settings
+from search.similar import Examples
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +170,30 @@ def test_facets_of_a_search_are_those_of_its_mode(client: Any, service: Service,
     assert answer["facets"] == expected
 
 
+def test_hits_and_facets_of_a_search_are_of_one_commit(tmp_path: Path) -> None:
+    """While a document is there in every second commit only."""
+    with client_of(demo_service(tmp_path)) as client:
+        stop = threading.Event()
+
+        def write() -> None:
+            with IndexWriter(tmp_path / "demo") as writer:
+                while not stop.is_set():
+                    writer.write(entries([Document("more", "one boat more")], DemoAnalyser()))
+                    writer.remove(["more"])
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        try:
+            counts = set()
+            for _ in range(200):
+                answer = client.post("/v1/search", json={"query": "boat", "facets": {"names": ["year"]}}).json()
+                counts.add((len(answer["hits"]), answer["facets"]["documents"], answer["facets"]["indexed"]))
+        finally:
+            stop.set()
+            writing.join()
+    assert counts == {(5, 5, 5), (6, 6, 6)}
+
+
 def test_a_batch_answers_each_search_as_alone(client: Any) -> None:
     searches: list[dict[str, Any]] = [
         {"query": "boat"},
@@ -184,6 +218,31 @@ def test_similar_leaves_the_examples_out(client: Any) -> None:
     assert {hit["id"] for hit in hits} == {"steel", "ball", "atom"}
     problem(client.post("/v1/similar", json={"ids": ["nope"]}), 422, "invalid-query")
     problem(client.post("/v1/similar", json={}), 422, "invalid-query")
+
+
+def test_example_texts_go_through_the_model_with_those_of_other_requests(client: Any, service: Service) -> None:
+    def batches() -> float:
+        name = "tagdex_model_batch_texts_sum "
+        return float(client.get("/metrics").text.partition("\n" + name)[2].partition("\n")[0])
+
+    before = batches()
+    hits = client.post("/v1/similar", json={"texts": ["steel", "boat"], "not_texts": ["song"]}).json()["hits"]
+    expected = service.indexes["demo"].searcher.similar(Examples(texts=("steel", "boat"), not_texts=("song",)))
+    assert hits == [hit.to_json() for hit in expected]
+    assert batches() == before + 3
+
+
+def test_the_texts_of_one_request_have_a_limit_together(tmp_path: Path) -> None:
+    with client_of(demo_service(tmp_path, limits={"texts": 10})) as client:
+        for path, body in (
+            ("/v1/embeddings", {"model": "demo", "input": ["a boat", "steel"]}),
+            ("/v1/similar", {"texts": ["a boat"], "not_texts": ["steel"]}),
+            ("/v1/search/batch", {"searches": [{"query": "a boat"}, {"query": "steel"}]}),
+        ):
+            content = problem(client.post(path, json=body), 422, "limit-exceeded")
+            assert (content["limit"], content["maximum"], content["got"]) == ("texts", 10, 11)
+        words = [{"query": "a boat", "mode": "keyword"}, {"query": "steel"}]
+        assert client.post("/v1/search/batch", json={"searches": words}).status_code == 200
 
 
 def test_facets_of_a_filter_and_of_a_query(client: Any, service: Service) -> None:
@@ -328,6 +387,32 @@ def test_a_bad_line_of_a_stream_is_named_with_what_was_written(writable: Any) ->
     problem(writable.get("/v1/documents/n128"), 404, "not-found")
 
 
+class Failing(DemoAnalyser):
+    """Cannot read the text "spoiled"."""
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        if "spoiled" in texts:
+            raise ModelError("spoiled")
+        return super().analyse(texts, tags=tags)
+
+
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/json"])
+def test_an_error_says_what_was_committed_before_it(tmp_path: Path, kind: str) -> None:
+    """Long documents take several commits, of which only the last one fails."""
+    path = build_index(tmp_path / "demo", [Document("old", "text")])
+    model = as_text_model(Failing())
+    documents = [{"id": f"n{number}", "text": "x" * 99_000} for number in range(3)]
+    documents += [{"id": "bad", "text": "spoiled"}]
+    lines = [json.dumps(one) for one in documents]
+    body = "\n".join(lines) if "nd" in kind else f'{{"documents": [{", ".join(lines)}]}}'
+    with client_of(Service({"demo": path}, settings=Settings(linger=0.05), model=model)) as client:
+        answer = client.post("/v1/documents", content=body, headers={"Content-Type": kind})
+        content = problem(answer, 422, "no-model")
+        assert content["written"] == {"added": 3, "replaced": 0, "updated": 0, "unchanged": 0, "duplicates": 0}
+        assert [client.get(f"/v1/documents/{one['id']}").status_code for one in documents] == [200, 200, 200, 404]
+        assert 'tagdex_documents_written_total{index="demo"} 3.0' in client.get("/metrics").text
+
+
 def test_documents_are_removed_by_id_and_by_filter(writable: Any) -> None:
     assert writable.delete("/v1/documents/song").json() == {"index": "demo", "removed": 1}
     problem(writable.delete("/v1/documents/song"), 404, "not-found")
@@ -343,6 +428,47 @@ def test_commits_of_others_are_served_at_once(writable: Any, tmp_path: Path) -> 
     add_documents(tmp_path / "demo", [Document("late", "a late text")], model=as_text_model(DemoAnalyser()))
     hits = writable.post("/v1/search", json={"query": "a late text", "k": 1}).json()["hits"]
     assert hits[0]["id"] == "late"
+
+
+def test_an_index_can_be_replaced_while_it_is_served(tmp_path: Path) -> None:
+    """Also while its writer waits for more: it must not write to the folder that was there before."""
+    service = demo_service(tmp_path, linger=60.0)
+    build_index(tmp_path / "new", [Document(f"n{number}", f"new text {number}") for number in range(5)])
+    with client_of(service) as client:
+
+        def ids() -> set[str]:
+            return {hit["id"][0] for hit in client.post("/v1/search", json={"query": "text", "k": 9}).json()["hits"]}
+
+        body = {"documents": [{"id": "zero", "text": "a text"}]}
+        assert client.post("/v1/documents", json=body).status_code == 200
+        assert "z" in ids()
+        (tmp_path / "demo").rename(tmp_path / "old")
+        for answer in (
+            client.post("/v1/search", json={"query": "boat"}),
+            client.get("/v1/documents/boat"),
+            client.get("/readyz"),
+            client.get("/v1/indexes"),
+            client.delete("/v1/documents/boat"),
+            client.post("/v1/documents", json={"documents": [{"id": "lost", "text": "b"}]}),
+        ):
+            assert str(tmp_path) not in problem(answer, 503, "unavailable")["detail"]
+        (tmp_path / "new").rename(tmp_path / "demo")
+        assert client.get("/readyz").status_code == 200
+        assert ids() == {"n"}
+        assert client.post("/v1/documents", json=body).json()["added"] == 1
+        assert client.get("/v1/documents/zero").json()["text"] == "a text"
+        assert ids() == {"n", "z"}
+    check_consistent(tmp_path / "demo")
+
+
+def test_an_index_of_another_model_in_its_place_is_not_searched(writable: Any, tmp_path: Path) -> None:
+    (tmp_path / "demo").rename(tmp_path / "old")
+    build_vector_index(tmp_path / "demo", clustered(50))
+    for path in ("/readyz", "/v1/documents/d1"):
+        problem(writable.get(path), 503, "unavailable")
+    problem(writable.post("/v1/search", json={"vector": [1.0] * 16}), 503, "unavailable")
+    problem(writable.post("/v1/documents", json={"documents": [{"id": "a", "text": "b"}]}), 503, "unavailable")
+    problem(writable.delete("/v1/documents/d1"), 503, "unavailable")
 
 
 def test_while_another_writes_it_says_when_to_come_again(writable: Any, tmp_path: Path) -> None:

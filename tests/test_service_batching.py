@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,13 @@ class Watched(DemoAnalyser):
         return super().analyse(texts, tags=tags)
 
 
-def batcher(model: DemoAnalyser, *, size: int = 8, wait: float = 0.0, under_way: int = 1) -> Batcher:
+def batcher(
+    model: DemoAnalyser, *, size: int = 8, characters: int = 2_000, wait: float = 0.0, under_way: int = 1
+) -> Batcher:
     return Batcher(
         model,
         size=size,
+        characters=characters,
         wait=wait,
         threads=Threads(1, name="test"),
         under_way=lambda: under_way,
@@ -134,6 +137,117 @@ def test_a_request_that_has_gone_takes_no_place_in_a_batch() -> None:
 
     asyncio.run(run())
     assert model.batches == [["first"], ["stays"]]
+
+
+def test_a_batch_ends_at_a_number_of_characters_and_takes_the_requests_in_turns() -> None:
+    """Many texts of one request do not keep a single one of another waiting until all of them are through."""
+    model = Watched()
+
+    async def run() -> None:
+        model.go.clear()
+        way = batcher(model, characters=100)
+        first = asyncio.create_task(way.analyse(["first"]))
+        await asyncio.to_thread(model.begun.wait, 30)
+        many = asyncio.create_task(way.analyse([f"{number} {'x' * 38}" for number in range(5)]))
+        await asyncio.sleep(0.02)
+        one = asyncio.create_task(way.analyse(["one"]))
+        await asyncio.sleep(0.02)
+        model.go.set()
+        await asyncio.gather(first, many, one)
+
+    asyncio.run(run())
+    assert [[text[:3].strip() for text in batch] for batch in model.batches] == [
+        ["fir"],
+        ["0 x", "one", "1 x"],
+        ["2 x", "3 x"],
+        ["4 x"],
+    ]
+
+
+class Stepping(Watched):
+    """Notes the steps of long texts as well; `stop` holds them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stop, self.stopped = threading.Event(), threading.Event()
+        self.stop.set()
+
+    def analyse_in_steps(self, texts: Sequence[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]:
+        for found in super().analyse_in_steps(texts, tags=tags):
+            self.batches.append([f"step of {texts[0][:4]}"])
+            self.stopped.set()
+            self.stop.wait(30)
+            yield found
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_a_long_text_gives_way_to_others_and_is_cut_off_when_its_request_goes(goes: bool) -> None:
+    model = Stepping()
+    texts = ["long " * 1_000, "more " * 1_000]
+
+    async def run() -> None:
+        way = batcher(model)
+        model.stop.clear()
+        request = asyncio.create_task(way.analyse(texts))
+        await asyncio.to_thread(model.stopped.wait, 30)
+        others = [asyncio.create_task(way.analyse([text])) for text in ("one", "two")]
+        await asyncio.sleep(0.02)
+        if goes:
+            request.cancel()
+            await asyncio.sleep(0.02)
+        model.stop.set()
+        await asyncio.gather(*others)
+        if not goes:
+            for text, analysis in zip(texts, await request, strict=True):
+                np.testing.assert_array_equal(analysis.pooled, model.vector(text))
+
+    asyncio.run(run())
+    assert model.batches[:2] == [["step of long"], ["one", "two"]]
+    if goes:
+        assert model.batches[2:] == []
+    else:  # five steps each, and one with what the demo computes
+        steps = [["step of long"]], [["step of more"]]
+        assert model.batches[2:] == [*steps[0] * 4, [texts[0]], *steps[0], *steps[1] * 5, [texts[1]], *steps[1]]
+
+
+def test_long_texts_of_several_requests_are_taken_in_turns() -> None:
+    model = Stepping()
+
+    async def run() -> None:
+        way = batcher(model)
+        await asyncio.gather(
+            way.analyse([name * 600 for name in ("a b ", "c d ")]), way.analyse([name * 600 for name in ("e f ",)])
+        )
+
+    asyncio.run(run())
+    steps = [batch[0][8:] for batch in model.batches if batch[0].startswith("step")]
+    assert list(dict.fromkeys(steps)) == ["a b ", "e f ", "c d "]
+
+
+class Panicking(DemoAnalyser):
+    """As the tokenizers library ends a thread: by what is no `Exception`."""
+
+    class PanicException(BaseException):
+        pass
+
+    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
+        if any("13" in text for text in texts):
+            raise self.PanicException("unlucky")
+        return super().analyse(texts, tags=tags)
+
+
+@pytest.mark.parametrize("size", [1, 8])
+@pytest.mark.parametrize("text", ["13", "13 " * 1_000])
+def test_a_panic_in_the_model_reaches_who_asked(size: int, text: str) -> None:
+    async def run() -> list[Any]:
+        way = batcher(Panicking(), size=size, under_way=3, wait=0.05)
+        asked = asyncio.gather(*(way.analyse([one]) for one in ("a", text, "b")), return_exceptions=True)
+        return list(await asyncio.wait_for(asked, 20))
+
+    one, panic, two = asyncio.run(run())
+    assert (len(one), len(two)) == (1, 1)
+    assert isinstance(panic, RuntimeError)
+    assert str(panic) == "PanicException"
 
 
 def test_texts_with_and_without_tags_are_kept_apart() -> None:

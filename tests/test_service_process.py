@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from command_line import Run, assert_fails
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from fakes import check_consistent
+from fakes import build_vector_index, check_consistent, clustered
 from serving import READER, WRITER
 
 from indexer.api import add_documents
@@ -151,6 +152,64 @@ def test_a_running_request_is_answered_before_the_end(index: Path) -> None:
     assert len(answers[0].json()["answers"]) == 256
 
 
+def test_a_writer_that_cannot_be_closed_when_idle_is_one_line_of_the_log(tmp_path: Path) -> None:
+    """On a full disk the vectors that wait for a segment stay where they are, and nothing is lost."""
+    vectors = clustered(1_100)
+    index = build_vector_index(tmp_path / "index", vectors[:1])
+    lines = [json.dumps({"id": f"n{at}", "vector": row.tolist()}) for at, row in enumerate(vectors)]
+    with serving(index) as served:
+        until_up(f"{served.url}/readyz")
+        stream = {"Content-Type": "application/x-ndjson"}
+        url = f"{served.url}/v1/documents"
+        assert httpx.post(url, content="\n".join(lines), headers=stream, timeout=60).json()["added"] == 1_100
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        found = until_logged(served, "an index could not be put in order when idle")
+        resource.prlimit(served.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        assert (found["level"], found["index"], found["error"]["type"]) == ("error", "index", "StorageError")
+        assert httpx.post(url, content=lines[0], headers=stream).json()["unchanged"] == 1
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(timeout=20) == 0
+    assert [json.loads(line)["logger"] for line in served.log]  # every line is JSON
+    check_consistent(index)
+
+
+def until_logged(served: Serving, message: str) -> dict[str, Any]:
+    for _ in range(600):
+        for line in list(served.log):
+            if message in line:
+                content: dict[str, Any] = json.loads(line)
+                return content
+        time.sleep(0.05)
+    pytest.fail(f"nothing in the log about '{message}': {served.log}")
+
+
+_FORGOTTEN = """
+import asyncio, gc
+from search.server import log
+
+async def fail():
+    raise ValueError("a canary")
+
+async def main():
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    del task
+    gc.collect()
+
+log.set_up(texts=False)
+asyncio.run(main())
+"""
+
+
+def test_what_the_event_loop_complains_about_is_a_line_of_the_log_without_texts() -> None:
+    ended = subprocess.run([sys.executable, "-c", _FORGOTTEN], cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = ended.stderr.splitlines()
+    content = json.loads(line)
+    assert (content["logger"], content["message"]) == ("asyncio", "Task exception was never retrieved")
+    assert content["error"]["type"] == "ValueError"
+    assert "canary" not in line
+
+
 def until_up(url: str) -> None:
     for _ in range(600):
         try:
@@ -176,7 +235,7 @@ def test_what_keeps_it_from_starting_is_one_line(run: Run, index: Path, tmp_path
         run("search", "serve", index, "--token", "read:short"),
         "a token needs at least 16 printable ASCII characters without spaces",
     )
-    both = run("search", "serve", index, index)
+    both = run("search", "serve", index, index, "--port", "0")
     assert (both.code, both.out) == (2, "")
     assert "two indexes are called 'news'" in both.err
 

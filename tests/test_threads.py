@@ -228,7 +228,9 @@ def test_a_snapshot_left_by_an_error_leaves_nothing_open(tmp_path: Path) -> None
         for _ in range(20):
             with pytest.raises(ZeroDivisionError):
                 fail(reader)
-        assert open_files() <= before + 3
+        assert (
+            open_files() <= before + 4
+        )  # the connection that stays open, and a file that SQLite keeps for the next one
         with reader.snapshot() as snapshot:
             assert snapshot.count() == 1
     assert open_files() == before

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from indexer.records import Analysis
 from indexer.settings import Analyser
@@ -15,6 +16,12 @@ from search.server.threads import Threads
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+
+
+class Steps(Analyser, Protocol):
+    """A model that can give way while it is at work; `indexer.model.TextModel` is one."""
+
+    def analyse_in_steps(self, texts: Sequence[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +39,43 @@ class Batcher:
     A text that comes alone goes to the model at once. While other requests are under way, which may bring texts too, it
     waits for them, `wait` seconds at most. With `size` 1 there are no batches, and as many threads as searches have.
 
+    A batch has `characters` at most, in turns one text of each request. A text of more goes through the model by itself
+    and in steps, between which batches of others have their turn, so that nobody waits for long texts of somebody else.
+    One whose request has gone is forgotten, also between its steps.
+
     While other requests are being searched, the model keeps to one core: it would spend the others waiting for them.
     """
 
     def __init__(
         self,
-        model: Analyser,
+        model: Steps,
         *,
         size: int,
+        characters: int,
         wait: float,
         threads: Threads,
         under_way: Callable[[], int],
         on_batch: Callable[[int], None],
     ) -> None:
         self.model = model
-        self._size, self._wait = size, wait
+        self._size, self._characters, self._wait = size, characters, wait
         self._threads = threads
         self._under_way = under_way
         self._on_batch = on_batch
-        self._queue: deque[Waiting] = deque()
+        self._short: deque[deque[Waiting]] = deque()  # by request, the next one first
+        self._long: deque[deque[Waiting]] = deque()
         self._arrived = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def analyse(self, texts: Sequence[str], *, tags: bool = False) -> list[Analysis]:
         """What the model says about each text, in order; without `tags` no class and entities."""
         if self._size == 1:
-            return [(await self._threads.run(partial(self.model.analyse, [text], tags=tags)))[0] for text in texts]
+            return [await self._step_by_step(text, tags=tags) for text in texts]
         loop = asyncio.get_running_loop()
         entries = [Waiting(text, tags, loop.create_future()) for text in texts]
-        self._queue.extend(entries)
+        for queue, fits in ((self._short, True), (self._long, False)):
+            if own := deque(entry for entry in entries if (len(entry.text) <= self._characters) == fits):
+                queue.append(own)
         self._arrived.set()
         if self._task is None or self._task.done():
             self._task = loop.create_task(self._work())
@@ -71,39 +86,56 @@ class Batcher:
                 entry.result.cancel()
 
     async def _work(self) -> None:
-        while self._queue:
-            await self._gather()
+        while self._short or self._long:
+            if not self._long:
+                await self._gather()
             await self._run(self._next())
+            if self._long:
+                await self._run_long(self._next_long())
 
     async def _gather(self) -> None:
         """Wait until as many texts are there as requests are under way, the batch is full, or the time is over."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._wait
-        while len(self._queue) < min(self._under_way(), self._size) and (left := end - loop.time()) > 0:
+        while self._too_few() and (left := end - loop.time()) > 0:
             self._arrived.clear()
             try:
                 await asyncio.wait_for(self._arrived.wait(), left)
             except TimeoutError:
                 return
 
+    def _too_few(self) -> bool:
+        return sum(map(len, self._short)) < min(self._under_way(), self._size) and not self._long
+
     def _next(self) -> list[Waiting]:
-        """The first texts in the queue that want the same of the model."""
+        """The next texts that want the same of the model, in turns one of each request."""
         batch: list[Waiting] = []
-        while self._queue and len(batch) < self._size:
-            if self._queue[0].result.done():
-                self._queue.popleft()
-            elif batch and self._queue[0].tags != batch[0].tags:
+        room = self._characters
+        while self._short and len(batch) < self._size:
+            request = self._short.popleft()
+            while request and request[0].result.done():
+                request.popleft()
+            if not request:
+                continue
+            if batch and (request[0].tags != batch[0].tags or len(request[0].text) > room):
+                self._short.appendleft(request)
                 break
-            else:
-                batch.append(self._queue.popleft())
+            batch.append(request.popleft())
+            room -= len(batch[-1].text)
+            if request:
+                self._short.append(request)
         return batch
 
-    def _analyse(self, texts: Sequence[str], *, tags: bool, alone: bool) -> list[Analysis]:
-        if alone:
-            return self.model.analyse(texts, tags=tags)
-        from indexer.cores import one_thread
+    def _next_long(self) -> Waiting:
+        """The next text that is too long for a batch, in turns one of each request."""
+        request = self._long.popleft()
+        entry = request.popleft()
+        if request:
+            self._long.append(request)
+        return entry
 
-        with one_thread():
+    def _analyse(self, texts: Sequence[str], *, tags: bool, alone: bool) -> list[Analysis]:
+        with _cores(alone=alone), _exceptions():
             return self.model.analyse(texts, tags=tags)
 
     async def _run(self, batch: Sequence[Waiting]) -> None:
@@ -118,12 +150,66 @@ class Batcher:
             if len(batch) > 1:  # one text must not spoil the others
                 for entry in batch:
                     await self._run([entry])
-            elif not batch[0].result.done():
-                batch[0].result.set_exception(error)
+            else:
+                _fail(batch[0].result, error)
             return
         for entry, analysis in zip(batch, analyses, strict=True):
-            if not entry.result.done():
-                entry.result.set_result(analysis)
+            _settle(entry.result, analysis)
+
+    async def _run_long(self, entry: Waiting) -> None:
+        """All steps of a text, with a batch of others between every two, for as long as somebody waits for it."""
+        if entry.result.done():
+            return
+        self._on_batch(1)
+        steps = self.model.analyse_in_steps([entry.text], tags=entry.tags)
+        try:
+            while not entry.result.done():
+                found = await self._step(steps)
+                if found is not None:
+                    _settle(entry.result, found[0])
+                else:
+                    await self._run(self._next())
+        except Exception as error:
+            _fail(entry.result, error)
+
+    async def _step_by_step(self, text: str, *, tags: bool) -> Analysis:
+        steps = self.model.analyse_in_steps([text], tags=tags)
+        while (found := await self._step(steps)) is None:
+            pass
+        return found[0]
+
+    async def _step(self, steps: Iterator[list[Analysis] | None]) -> list[Analysis] | None:
+        """One step of a text in a thread; its analysis after the last one."""
+        alone = self._size == 1 or self._under_way() <= 1
+
+        def step() -> list[Analysis] | None:
+            with _cores(alone=alone), _exceptions():
+                return next(steps)
+
+        return await self._threads.run(step)
+
+
+@contextmanager
+def _cores(*, alone: bool) -> Iterator[None]:
+    """All cores for who is alone, else one."""
+    if alone:
+        yield
+        return
+    from indexer.cores import one_thread
+
+    with one_thread():
+        yield
+
+
+@contextmanager
+def _exceptions() -> Iterator[None]:
+    """What is no `Exception`, such as a panic of the tokenizers library, becomes one, so that it reaches who asked."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(type(error).__name__) from error
 
 
 class Together(Generic[Q, R]):

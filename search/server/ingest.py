@@ -13,7 +13,9 @@ from indexer.errors import FilterError, FingerprintError, InputError
 from indexer.filters import Filter, check_names
 from indexer.pipeline import Report
 from indexer.records import Document
+from indexer.settings import IndexSettings
 from indexer.store import IndexWriter
+from search.server import log
 from search.server.threads import Threads
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ class Ingest:
     small batch; then another process can have the lock. Raises `LockedError` while another process has it.
     """
 
-    def __init__(self, path: Path, *, linger: float) -> None:
+    def __init__(self, path: Path, settings: IndexSettings, *, linger: float) -> None:
+        """`settings`: those of the index that is searched; one of another model in its place is refused."""
         self._path = path
+        self._settings = settings
         self._linger = linger
         self._threads = Threads(1, name="writer")
         self._threads.start()
@@ -40,9 +44,15 @@ class Ingest:
         self._calls = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def add(self, documents: Sequence[Document], model: TextModel | None) -> Report:
-        """Add or replace documents, as `indexer add` does."""
-        return await self._run(lambda writer: pipeline.index(documents, model, writer))
+    async def add(
+        self, documents: Sequence[Document], model: TextModel | None, *, on_commit: Callable[[Report], None]
+    ) -> Report:
+        """Add or replace documents, as `indexer add` does, in several commits where they are long.
+
+        `on_commit` is called in the writer's thread with the report so far; also what it was called with before an
+        error is durable.
+        """
+        return await self._run(lambda writer: pipeline.index(documents, model, writer, on_commit=on_commit))
 
     async def remove(self, ids: Sequence[str]) -> int:
         """Remove documents; returns how many were there."""
@@ -87,9 +97,12 @@ class Ingest:
                 self._timer = asyncio.get_running_loop().call_later(self._linger, self._idle)
 
     def _with_writer(self, action: Callable[[IndexWriter], T]) -> T:
+        if self._writer is not None and not self._writer.in_place:
+            self._abandon()
         if self._writer is None:
             self._writer = IndexWriter(self._path)
         try:
+            self._settings.check_replaced(self._writer.settings, place=str(self._path))
             return action(self._writer)
         except _REFUSED:
             raise
@@ -99,7 +112,15 @@ class Ingest:
             raise
 
     def _idle(self) -> None:
-        self._closing = asyncio.get_running_loop().create_task(self._threads.run(self._close))
+        self._closing = asyncio.get_running_loop().create_task(self._close_idle())
+
+    async def _close_idle(self) -> None:
+        """What was acknowledged is kept also where this fails; the next writer does what is left to do."""
+        try:
+            await self._threads.run(self._close)
+        except Exception as error:
+            fields = {"index": self._path.name}
+            log.ERRORS.error("an index could not be put in order when idle", exc_info=error, extra={"fields": fields})
 
     def _close(self) -> None:
         """Close the writer, unless something has come to be written."""

@@ -30,7 +30,10 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
         }
         fields: dict[str, Any] = getattr(record, "fields", {})
-        if message := record.getMessage():
+        message = record.getMessage()
+        if record.name == "asyncio" and not self._texts:
+            message = message.partition("\n")[0]  # below it are the objects concerned, and what they hold
+        if message:
             line["message"] = message
         line |= fields
         if record.exc_info and record.exc_info[1] is not None:
@@ -52,7 +55,7 @@ def set_up(*, texts: bool) -> None:
     """Send this process's log to standard error. For `search serve`; a program that embeds the app has its own."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(texts=texts))
-    for name in ("tagdex.server", "uvicorn"):
+    for name in ("tagdex.server", "uvicorn", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False

@@ -12,6 +12,7 @@ from indexer.errors import (
     CorruptIndexError,
     FilterError,
     FingerprintError,
+    FormatError,
     InputError,
     LockedError,
     ModelError,
@@ -104,7 +105,7 @@ def as_problem(error: TagdexError, *, index: str | None = None) -> Problem:
                 f"the disk of {name} refused a read or a write; what was acknowledged is kept",
                 retry_after=10,
             )
-        case NotAnIndexError():
+        case NotAnIndexError() | FormatError():
             return Problem(503, "unavailable", f"{name} cannot be opened", retry_after=10)
         case _:
             return Problem(500, "internal", "the request could not be answered")

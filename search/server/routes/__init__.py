@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from starlette.responses import Response
 
-from search.server.problems import MEDIA_TYPE, to_bytes
+from search.server.problems import MEDIA_TYPE, beyond, to_bytes
 from search.server.schemas import ProblemOut
+from search.server.settings import Limits
 
 _PROBLEM = {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}}
 
@@ -33,6 +34,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What else a route may answer, for the OpenAPI document."""
     every = (400, 401, 403, 408, 413, 422, 429, 500, 503)
     return {status: {**_PROBLEM, "description": _MEANINGS[status]} for status in sorted({*every, *statuses})}
+
+
+def check_texts(texts: Iterable[str], limits: Limits) -> None:
+    """Raise `Problem` where a request's texts would keep the model for too long."""
+    if (characters := sum(map(len, texts))) > limits.texts:
+        raise beyond("texts", limits.texts, characters, "the characters of all texts of one request")
 
 
 def answer(content: Mapping[str, Any], *, status: int = 200) -> Response:

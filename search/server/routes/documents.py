@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
@@ -65,9 +66,12 @@ def document_routes(service: Service) -> APIRouter:
     async def add_documents(request: Request, index: IndexParameter = None) -> Response:
         _check_writable(service)
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        total = Report()
         if kind in STREAM_TYPES:
             target = service.index(index)
-            return _written(target, await _add_stream(request, target, service))
+            with _said_what_was_written(target, total):
+                await _add_stream(request, target, service, total)
+            return _written(target, total)
         if kind != "application/json":
             raise Problem(
                 415,
@@ -78,7 +82,9 @@ def document_routes(service: Service) -> APIRouter:
         target = service.index(body.index if body.index is not None else index)
         asking.check_batch(len(body.documents), limits, "documents")
         documents = [_document(one, f"documents[{at}]", limits) for at, one in enumerate(body.documents)]
-        return _written(target, await _add(target, documents, service))
+        with _said_what_was_written(target, total):
+            await _add(target, documents, service, total)
+        return _written(target, total)
 
     @router.get(
         "/v1/documents/{id:path}",
@@ -132,8 +138,11 @@ def document_routes(service: Service) -> APIRouter:
     return router
 
 
-async def _add(index: OpenIndex, documents: Sequence[Document], service: Service) -> Report:
-    """Write documents, all of which the index can take, or none."""
+async def _add(index: OpenIndex, documents: Sequence[Document], service: Service, total: Report) -> None:
+    """Write documents, once it is known that the index can take all of them.
+
+    `total` counts what is durable, also where writing ends with an error: long documents take several commits.
+    """
     settings = index.searcher.settings
     model = index.searcher.model if index.batcher is not None and settings.fingerprint is not None else None
     if model is not None and (own := next((one for one in documents if one.vector is not None), None)) is not None:
@@ -141,34 +150,46 @@ async def _add(index: OpenIndex, documents: Sequence[Document], service: Service
             "has a vector, but the index was built with a model, which makes its vectors: leave it out",
             source=f"document '{own.id}'",
         )
-    checked = list(fitting(documents, model, settings))
-    report = await index.ingest.add(checked, model)
-    service.metrics.documents.labels(index.name).inc(report.added + report.replaced + report.updated)
-    return report
+    before, counter = replace(total), service.metrics.documents.labels(index.name)
+
+    def count(report: Report) -> None:
+        changed = _changed(total)
+        for name in _COUNTS:
+            setattr(total, name, getattr(before, name) + getattr(report, name))
+        counter.inc(_changed(total) - changed)
+
+    await index.ingest.add(list(fitting(documents, model, settings)), model, on_commit=count)
 
 
-async def _add_stream(request: Request, index: OpenIndex, service: Service) -> Report:
-    """Write the lines of a stream batch by batch; an error says what was written before it."""
-    total, batch, size = Report(), [], 0
+@contextmanager
+def _said_what_was_written(index: OpenIndex, total: Report) -> Iterator[None]:
+    """An error says what was written before it."""
     try:
-        async for number, line in _lines(request, service.limits):
-            batch.append(_document(_parse(DocumentIn, line), f"line {number}", service.limits))
-            size += len(line)
-            if len(batch) >= STREAM_DOCUMENTS or size >= STREAM_BYTES:
-                _count(total, await _add(index, batch, service))
-                batch, size = [], 0
-        if batch:
-            _count(total, await _add(index, batch, service))
-    except (Problem, TagdexError, RequestValidationError) as error:
-        if isinstance(error, RequestValidationError):
-            problem = Problem(
-                422, "invalid-document", f"line {number} is not a document", errors=errors_of(error.errors())
-            )
-        else:
-            problem = error if isinstance(error, Problem) else as_problem(error, index=index.name)
+        yield
+    except (Problem, TagdexError) as error:
+        problem = error if isinstance(error, Problem) else as_problem(error, index=index.name)
         problem.extra["written"] = _report(total)
         raise problem from error
-    return total
+
+
+async def _add_stream(request: Request, index: OpenIndex, service: Service, total: Report) -> None:
+    """Write the lines of a stream batch by batch."""
+    batch: list[Document] = []
+    size = 0
+    async for number, line in _lines(request, service.limits):
+        try:
+            document = _parse(DocumentIn, line)
+        except RequestValidationError as error:
+            raise Problem(
+                422, "invalid-document", f"line {number} is not a document", errors=errors_of(error.errors())
+            ) from error
+        batch.append(_document(document, f"line {number}", service.limits))
+        size += len(line)
+        if len(batch) >= STREAM_DOCUMENTS or size >= STREAM_BYTES:
+            await _add(index, batch, service, total)
+            batch, size = [], 0
+    if batch:
+        await _add(index, batch, service, total)
 
 
 async def _lines(request: Request, limits: Limits) -> AsyncIterator[tuple[int, bytes]]:
@@ -224,12 +245,11 @@ def _document_json(stored: StoredDocument) -> dict[str, Any]:
     }
 
 
-def _count(total: Report, more: Report) -> None:
-    for name in _COUNTS:
-        setattr(total, name, getattr(total, name) + getattr(more, name))
-
-
 _COUNTS = ("added", "replaced", "updated", "unchanged", "duplicates")
+
+
+def _changed(report: Report) -> int:
+    return report.added + report.replaced + report.updated
 
 
 def _report(report: Report) -> dict[str, int]:

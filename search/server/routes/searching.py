@@ -10,13 +10,15 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from indexer.records import Analysis, FloatArray
+from indexer.snapshot import Snapshot
 from search.explain import Answer
+from search.facets import Facets
 from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
 from search.server.problems import Problem, to_bytes
-from search.server.routes import problems
+from search.server.routes import check_texts, problems
 from search.server.schemas import (
     BatchAnswer,
     BatchRequest,
@@ -25,6 +27,7 @@ from search.server.schemas import (
     SearchAnswer,
     SearchRequest,
     SimilarRequest,
+    WantedFacets,
 )
 from search.server.service import OpenIndex, Service
 
@@ -62,6 +65,7 @@ def search_routes(service: Service) -> APIRouter:
             except Problem as problem:
                 problem.extra["search"] = number
                 raise
+        check_texts((asked.text for _, asked in searches if asked.embeds), limits)
         analyses: list[Analysis | None] = [None] * len(searches)
         ways = {(index.name, asked.tags): index for index, asked in searches}
         for (name, tags), index in ways.items():
@@ -91,8 +95,9 @@ def search_routes(service: Service) -> APIRouter:
     async def similar(body: SimilarRequest) -> Response:
         index = service.index(body.index)
         examples, query = asking.examples_of(body, limits), asking.query_of(body, limits)
-        if examples.texts or examples.not_texts:
-            index.model()
+        texts = [*examples.texts, *examples.not_texts]
+        check_texts(texts, limits)
+        encoded = [one.pooled for one in await index.model().analyse(texts)] if texts else []
 
         def answer_similar() -> bytes:
             hits = index.searcher.similar(
@@ -103,6 +108,7 @@ def search_routes(service: Service) -> APIRouter:
                 min_score=query.min_score,
                 distinct=query.distinct,
                 mmr=query.mmr,
+                encoded=encoded,
             )
             return to_bytes({"index": index.name, "hits": [hit.to_json() for hit in hits]})
 
@@ -139,48 +145,59 @@ def search_routes(service: Service) -> APIRouter:
 
 def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str, Any]:
     """The answer to one search; runs in a thread. `analysis`: what the model says about the text."""
+    if asked.facets is None:
+        return _content(index, asked, _answered(index, asked, analysis))
+    with index.searcher.snapshot() as snapshot:  # so that hits and counts are of one commit
+        content = _content(index, asked, _answered(index, asked, analysis, snapshot))
+        return content | {"facets": _facets(index, asked, analysis, asked.facets, snapshot).to_json()}
+
+
+def _answered(
+    index: OpenIndex, asked: Asked, analysis: Analysis | None, snapshot: Snapshot | None = None
+) -> Answer | Page:
     searcher, query = index.searcher, asked.query
-    answered: Answer | Page
     if asked.cursor is not None:
         cursor = asked.cursor or None
-        answered = searcher.answer_page(asked.subject, query, cursor, explain=asked.explain, analysis=analysis)
-    elif asked.vector is None:
-        answered = searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis)
-    else:
-        answered = searcher.answer_vector(asked.vector, query, explain=asked.explain)
-    return _content(index, asked, analysis, answered)
+        return searcher.answer_page(
+            asked.subject, query, cursor, explain=asked.explain, analysis=analysis, snapshot=snapshot
+        )
+    if asked.vector is None:
+        return searcher.answer(asked.text, query, explain=asked.explain, analysis=analysis, snapshot=snapshot)
+    return searcher.answer_vector(asked.vector, query, explain=asked.explain, snapshot=snapshot)
 
 
 def found_together(index: OpenIndex, questions: Sequence[tuple[Asked, Analysis | None]]) -> list[bytes]:
     """The answers to several searches of an index, as JSON; runs in a thread."""
     answers = index.searcher.answer_many([(asked.subject, asked.query, analysis) for asked, analysis in questions])
-    return [
-        to_bytes(_content(index, asked, analysis, answered))
-        for (asked, analysis), answered in zip(questions, answers, strict=True)
-    ]
+    return [to_bytes(_content(index, asked, answered)) for (asked, _), answered in zip(questions, answers, strict=True)]
 
 
-def _content(index: OpenIndex, asked: Asked, analysis: Analysis | None, answered: Answer | Page) -> dict[str, Any]:
-    """An answer as JSON, with its facets."""
-    query, wanted = asked.query, asked.facets
+def _content(index: OpenIndex, asked: Asked, answered: Answer | Page) -> dict[str, Any]:
+    """An answer as JSON, without facets."""
     content: dict[str, Any] = {"index": index.name, "hits": [hit.to_json() for hit in answered.hits]}
     if isinstance(answered, Page):
         content["cursor"] = answered.cursor
-    if wanted is not None:
-        content["facets"] = index.searcher.facets(
-            asked.subject,
-            names=wanted.names,
-            filter=query.filter,
-            of=wanted.of,
-            min_score=query.min_score,
-            mode=query.mode,
-            top=wanted.top,
-            significant=wanted.significant,
-            vector=analysis.pooled if analysis is not None and query.mode != "keyword" else None,
-        ).to_json()
     if asked.explain:
         content["explanation"] = answered.explanation.to_json()
     return content
+
+
+def _facets(
+    index: OpenIndex, asked: Asked, analysis: Analysis | None, wanted: WantedFacets, snapshot: Snapshot
+) -> Facets:
+    query = asked.query
+    return index.searcher.facets(
+        asked.subject,
+        names=wanted.names,
+        filter=query.filter,
+        of=wanted.of,
+        min_score=query.min_score,
+        mode=query.mode,
+        top=wanted.top,
+        significant=wanted.significant,
+        vector=analysis.pooled if analysis is not None and query.mode != "keyword" else None,
+        snapshot=snapshot,
+    )
 
 
 def _json(content: bytes) -> Response:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from indexer.records import FloatArray, label_json
 from search.server import asking
 from search.server.problems import Problem
-from search.server.routes import answer, problems
+from search.server.routes import answer, check_texts, problems
 from search.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, TagAnswer, TagRequest
 from search.server.service import OpenIndex, Service
 
@@ -46,6 +46,7 @@ def text_routes(service: Service) -> APIRouter:
         asking.check_batch(len(texts), limits, "inputs")
         for text in texts:
             asking.check_text(text, limits)
+        check_texts(texts, limits)
         batcher = index.model()
         if body.dimensions is not None and body.dimensions > batcher.model.dimension:
             raise Problem(
