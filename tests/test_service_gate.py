@@ -84,6 +84,19 @@ def test_every_route_with_no_wrong_and_insufficient_tokens(
     assert ask(f"bearer {right}").status_code in (200, 404)
 
 
+@pytest.mark.parametrize("end", ["%0A", "%0D", "%00", "%C2%85"])
+def test_a_path_with_a_control_character_reaches_no_route(guarded: Any, end: str) -> None:
+    """`$` of a route's pattern is also true before a last newline, where a scope would be of another path."""
+    for token in (READER, WRITER):
+        headers = {"Authorization": f"Bearer {token}"}
+        document = {"documents": [{"id": "evil", "text": "b"}]}
+        problem(guarded.post(f"/v1/documents{end}", json=document, headers=headers), 404, "not-found")
+        problem(guarded.delete(f"/v1/documents{end}?filter=*", headers=headers), 404, "not-found")
+        problem(guarded.delete(f"/v1/documents/boat{end}", headers=headers), 404, "not-found")
+        problem(guarded.get(f"/healthz{end}"), 404, "not-found")
+    assert guarded.get("/v1/documents/boat", headers={"Authorization": f"Bearer {READER}"}).status_code == 200
+
+
 def test_the_list_above_has_every_route(tmp_path: Path) -> None:
     document = routes_of(demo_service(tmp_path)).openapi()
     served = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
@@ -97,6 +110,9 @@ def test_the_list_above_has_every_route(tmp_path: Path) -> None:
 def test_what_is_not_known_to_be_open_needs_a_token() -> None:
     assert needed_scope("GET", "/v2/anything") == "read"
     assert needed_scope("PATCH", "/v1/documents/x") == "write"
+    for path in ("/v1/documents\n", "/v2/documents", "/", "/healthz", "/page/x", "/v1/search\n"):
+        assert needed_scope("POST", path) == needed_scope("DELETE", path) == "write"
+    assert needed_scope("DELETE", "/v1/search") == "write"
     assert needed_scope("GET", "/page/../v1/indexes") is None  # no file of that name: 404
 
 
