@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 
 from indexer.collector import collect_as_usual
 from indexer.command import model_options
+
+TOKEN_VARIABLE = "SEARCH_SERVE_TOKEN"
 
 
 @click.command()
@@ -24,7 +27,7 @@ from indexer.command import model_options
 @click.option(
     "--token",
     "tokens",
-    envvar="SEARCH_SERVE_TOKEN",
+    envvar=TOKEN_VARIABLE,
     multiple=True,
     metavar="SCOPES:TOKEN",
     help="A token that is accepted, as in read:… or read,write:…; better set as SEARCH_SERVE_TOKEN, which no list of "
@@ -129,9 +132,7 @@ def serve(
     from search.server.service import Service
     from search.server.settings import Limits, Settings
 
-    lines = token_file.read_text(encoding="utf-8").splitlines() if token_file is not None else []
-    given = [*tokens, *(line for line in lines if line.strip() and not line.startswith("#"))]
-    accepted = Tokens(parse_token(text) for text in given)
+    accepted = Tokens(parse_token(text) for text in given_tokens(tokens, token_file))
     run.check_address(host, tokens=bool(accepted))
     limits = Limits(
         body=max_body,
@@ -160,6 +161,22 @@ def serve(
         run.serve(service, listener, on_start=lambda url: click.echo(f"serving at {url}", err=True))
 
 
+def given_tokens(tokens: Sequence[str], file: Path | None) -> list[str]:
+    """The tokens of `--token`, or of its variable, and those of a file.
+
+    Raises `UsageError` where the file or the variable is given and holds none: whoever gives one wants no open service.
+    """
+    if not tokens and not os.environ.get(TOKEN_VARIABLE, "set").strip():
+        raise _usage(f"{TOKEN_VARIABLE} is set, but holds no token: give it one, or unset it to serve without")
+    if file is None:
+        return list(tokens)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    written = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not written:
+        raise _usage(f"{file} holds no token: write one on a line of its own, or leave --token-file out")
+    return [*tokens, *written]
+
+
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
     """The folders of `search serve` by their names: NAME=FOLDER, or the folder's own name."""
     folders: dict[str, Path] = {}
@@ -168,9 +185,10 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
         if not equals or "/" in name:
             name, folder = Path(text).resolve().name, text
         if name in folders:
-            raise click.UsageError(
-                f"two indexes are called '{name}': give one another name, as in NAME={folder}",
-                ctx=click.get_current_context(),
-            )
+            raise _usage(f"two indexes are called '{name}': give one another name, as in NAME={folder}")
         folders[name] = Path(folder)
     return folders
+
+
+def _usage(message: str) -> click.UsageError:
+    return click.UsageError(message, ctx=click.get_current_context())
