@@ -57,6 +57,13 @@ TOKEN_VARIABLE = "SEARCH_SERVE_TOKEN"
     "--max-filter-depth", type=click.IntRange(1, 100), default=32, show_default=True, help="Levels of a filter."
 )
 @click.option(
+    "--max-filters",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    help="Characters of all filters of one request.",
+)
+@click.option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=64,
@@ -104,6 +111,7 @@ def serve(
     max_text: int,
     max_filter: int,
     max_filter_depth: int,
+    max_filters: int,
     max_requests: int,
     timeout: float,
     workers: int | None,
@@ -142,6 +150,7 @@ def serve(
         text=max_text,
         filter=max_filter,
         filter_depth=max_filter_depth,
+        filters=max_filters,
         seconds=timeout,
         requests=max_requests,
     )

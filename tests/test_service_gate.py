@@ -25,7 +25,16 @@ from search.server.app import routes_of
 from search.server.auth import TokenError, Tokens, needed_scope, parse_token
 from search.server.settings import Limits
 
-LIMITS = {"body": 4_000, "batch": 3, "k": 20, "text": 100, "filter": 200, "filter_depth": 4, "requests": 4}
+LIMITS = {
+    "body": 4_000,
+    "batch": 3,
+    "k": 20,
+    "text": 100,
+    "filter": 200,
+    "filter_depth": 4,
+    "filters": 300,
+    "requests": 4,
+}
 
 # Every route, what it needs, and a request that it answers.
 ROUTES: list[tuple[str, str, str | None, dict[str, Any]]] = [
@@ -170,6 +179,13 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
         ),
         ("/v1/search", {"query": "x", "filter": {"not": {"and": ["year = 1 or " * 17 + "year = 1"]}}}, "filter"),
         ("/v1/search", {"query": "x", "filter": {"not": {"and": ["not not not year = 1"]}}}, "filter_depth"),
+        ("/v1/search", {"query": "x", "filter": {"path": "title", "op": "=", "value": "x" * 200}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"path": "year", "op": "in", "values": [1] * 200}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"x" * 200: 1}}, "filter"),
+        ("/v1/similar", {"ids": ["boat"], "filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/facets", {"filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/search/batch", {"searches": [{"query": "x", "filter": f"a = {'x' * 150}{n}"} for n in "12"]}, "filters"),
         ("/v1/search/batch", {"searches": [{"query": "x"}] * 4}, "batch"),
         ("/v1/similar", {"ids": ["a", "b", "c", "d"]}, "batch"),
         ("/v1/similar", {"texts": ["x" * 101]}, "text"),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from indexer.errors import TagdexError
 from indexer.records import Analysis, FloatArray
 from search.explain import Answer
 from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
-from search.server.problems import Problem, to_bytes
+from search.server.filtering import Filters
+from search.server.problems import Problem, as_problem, to_bytes
 from search.server.routes import problems
 from search.server.schemas import (
     BatchAnswer,
@@ -43,7 +46,8 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/search", response_model=SearchAnswer, summary="Search by text or vector")
     async def search(body: SearchRequest) -> Response:
         index = service.index(body.index)
-        asked = asking.search_of(body, service.settings)
+        filters = Filters(limits, body.filter)
+        asked = await filters.run(service.searching, lambda: asking.search_of(body, service.settings, filters))
         analysis = None
         if asking.needs_model(asked, index):
             (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
@@ -54,14 +58,20 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/search/batch", response_model=BatchAnswer, summary="Several searches at once")
     async def search_batch(body: BatchRequest) -> Response:
         asking.check_batch(len(body.searches), limits, "searches")
-        searches: list[tuple[OpenIndex, Asked]] = []
+        filters = Filters(limits)
         for number, one in enumerate(body.searches):
-            try:
-                searches.append((service.index(one.index), asking.search_of(one, service.settings)))
-                asking.needs_model(searches[-1][1], searches[-1][0])
-            except Problem as problem:
-                problem.extra["search"] = number
-                raise
+            with _naming(number):
+                filters.add(one.filter)
+
+        def read(number: int, one: SearchRequest) -> tuple[OpenIndex, Asked]:
+            with _naming(number):
+                index, asked = service.index(one.index), asking.search_of(one, service.settings, filters)
+                asking.needs_model(asked, index)
+                return index, asked
+
+        searches = await filters.run(
+            service.searching, lambda: [read(number, one) for number, one in enumerate(body.searches)]
+        )
         analyses: list[Analysis | None] = [None] * len(searches)
         ways = {(index.name, asked.tags): index for index, asked in searches}
         for (name, tags), index in ways.items():
@@ -75,22 +85,20 @@ def search_routes(service: Service) -> APIRouter:
                 for number, analysis in zip(at, made, strict=True):
                     analyses[number] = analysis
 
+        def answer_one(number: int) -> dict[str, Any]:
+            with _naming(number):
+                return found(*searches[number], analyses[number])
+
         def answer_all() -> bytes:
-            return to_bytes(
-                {
-                    "answers": [
-                        found(index, asked, analysis)
-                        for (index, asked), analysis in zip(searches, analyses, strict=True)
-                    ]
-                }
-            )
+            return to_bytes({"answers": [answer_one(number) for number in range(len(searches))]})
 
         return _json(await service.searching.run(answer_all))
 
     @router.post("/v1/similar", response_model=SearchAnswer, summary="More like these, less like those")
     async def similar(body: SimilarRequest) -> Response:
         index = service.index(body.index)
-        examples, query = asking.examples_of(body, limits), asking.query_of(body, limits)
+        examples, filters = asking.examples_of(body, limits), Filters(limits, body.filter)
+        query = await filters.run(service.searching, lambda: asking.query_of(body, limits, filters))
         if examples.texts or examples.not_texts:
             index.model()
 
@@ -111,7 +119,10 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/facets", response_model=FacetsAnswer, summary="Count by class, entity and metadata")
     async def facets(body: FacetsRequest) -> Response:
         index = service.index(body.index)
-        text, vector, filter = asking.facet_query_of(body, limits)
+        filters = Filters(limits, body.filter)
+        text, vector, filter = await filters.run(
+            service.searching, lambda: asking.facet_query_of(body, limits, filters)
+        )
         subject: str | FloatArray | None = text if vector is None else vector
         embedded: FloatArray | None = None
         if text is not None and body.mode != "keyword":
@@ -135,6 +146,17 @@ def search_routes(service: Service) -> APIRouter:
         return _json(await service.searching.run(count))
 
     return router
+
+
+@contextmanager
+def _naming(search: int) -> Iterator[None]:
+    """Say in a problem which search of several it is about."""
+    try:
+        yield
+    except (Problem, TagdexError) as error:
+        problem = error if isinstance(error, Problem) else as_problem(error)
+        problem.extra["search"] = search
+        raise problem from error
 
 
 def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str, Any]:
