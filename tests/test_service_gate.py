@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from serving import READER, WRITER, client_of, demo_service, listening, problem, raw
+from serving import READER, WRITER, client_of, demo_service, listening, problem, raw, until_closed
 
 from indexer.errors import TagdexError
-from search.server import log, run
+from search.server import gate, log, run
 from search.server.app import routes_of
 from search.server.auth import TokenError, Tokens, needed_scope, parse_token
 from search.server.settings import Limits
@@ -361,6 +362,49 @@ def test_a_head_that_does_not_come_is_given_up(tmp_path: Path, monkeypatch: pyte
         for begun in (b"", b"GET / HTTP/1.1\r\nHost"):
             with raw(url, begun) as connection:
                 assert connection.recv(10) == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "token", "kind"),
+    [
+        (401, "/v1/search", "no token", "application/json"),
+        (401, "/v1/documents", "no token", "application/x-ndjson"),
+        (403, "/v1/documents", READER, "application/x-ndjson"),
+        (404, "/v1/documents%0A", WRITER, "application/json"),
+        (404, "/v1/documents?index=none", WRITER, "application/x-ndjson"),
+        (422, "/v1/documents", WRITER, "application/x-ndjson"),
+        (408, "/v1/search", READER, "application/json"),
+    ],
+)
+def test_an_early_answer_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, path: str, token: str, kind: str
+) -> None:
+    """More bytes of the body would keep it for ever, past every time that a connection has."""
+    monkeypatch.setattr(gate, "PASSED_SECONDS", 0.1)
+    tokens = (f"read:{READER}", f"write:{WRITER}")
+    with listening(demo_service(tmp_path, tokens=tokens, limits={"seconds": 1})) as url:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        )
+        with raw(url, head.encode() + b"{\n") as connection:
+            connection.settimeout(5)
+            answer = connection.recv(65_536)
+            with suppress(OSError):
+                connection.sendall(b" ")
+            answer += until_closed(connection)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+def test_a_body_that_is_refused_is_not_asked_for(guarded: Any) -> None:
+    for authorization, status in ((f"Bearer {READER}", b"413"), ("Bearer none", b"401")):
+        head = (
+            f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n"
+            "Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
+        )
+        with raw(str(guarded.base_url), head.encode()) as connection:
+            assert until_closed(connection).startswith(b"HTTP/1.1 " + status)
 
 
 def test_bodies_held_at_a_time_are_bounded(tmp_path: Path) -> None:

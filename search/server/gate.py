@@ -60,6 +60,7 @@ class Exchange:
     received: int = 0
     sent: int = 0
     whole: bool = False  # the body has been read to its end
+    waits: bool = False  # the client sends its body after "100 Continue", which the first `receive` tells it
 
     @property
     def method(self) -> str:
@@ -74,6 +75,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The next piece of the request."""
+        self.waits = False
         message = await self.arrive()
         self.whole = self.whole or message["type"] != "http.request" or not message.get("more_body", False)
         return message
@@ -89,12 +91,14 @@ class Exchange:
     async def answer(self, message: Message) -> None:
         """Send a part of the answer, with the headers that every answer has."""
         if message["type"] == "http.response.start":
-            if not self.whole and message["status"] != 408:
+            if not self.whole and not self.waits and message["status"] != 408:
                 await self._let_pass()
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
             if self.scope["path"].startswith("/v1/"):
                 headers.append((b"cache-control", b"no-store"))
+            if not self.whole:  # what is still sent of the body would keep the connection for ever
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         else:
             self.sent += len(message.get("body", b""))
@@ -107,8 +111,6 @@ class Exchange:
             content |= openai_error(problem)
         body = to_bytes(content)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), **problem.headers}
-        if problem.status in (408, 413):  # the rest of the body is not read
-            headers["Connection"] = "close"
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.answer({"type": "http.response.start", "status": problem.status, "headers": encoded})
         await self.answer({"type": "http.response.body", "body": b"" if self.scope["method"] == "HEAD" else body})
@@ -137,6 +139,7 @@ class Gate:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         exchange = Exchange(scope, receive, send, given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        exchange.waits = headers.get("expect", "").lower() == "100-continue"
         scope["request_id"] = exchange.request_id
         try:
             await self._pass(exchange, headers, exchange.receive)
