@@ -397,6 +397,28 @@ def test_an_early_answer_ends_the_connection(
     assert b"\r\nconnection: close\r\n" in answer
 
 
+MANY = 100
+PAGES = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * MANY + b"GET / HTTP/1.1\r\nConnection: close\r\n"
+PAGES += b"Host: localhost\r\n\r\n"  # more than the system takes without anybody reading it
+
+
+def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 0.3)
+    with listening(demo_service(tmp_path)) as url, raw(url, PAGES) as connection:
+        time.sleep(1.5)
+        assert until_closed(connection).count(b"HTTP/1.1 200") < MANY
+
+
+def test_a_client_that_reads_slowly_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 1)
+    with listening(demo_service(tmp_path)) as url, raw(url, PAGES) as connection:
+        received = b""
+        while piece := connection.recv(65_536):
+            received += piece
+            time.sleep(0.02)
+    assert received.count(b"HTTP/1.1 200") == MANY + 1
+
+
 def test_a_body_that_is_refused_is_not_asked_for(guarded: Any) -> None:
     for authorization, status in ((f"Bearer {READER}", b"413"), ("Bearer none", b"401")):
         head = (
