@@ -64,6 +64,13 @@ TOKEN_VARIABLE = "SEARCH_SERVE_TOKEN"
     help="Characters of all filters of one request.",
 )
 @click.option(
+    "--max-answer",
+    type=click.IntRange(min=1),
+    default=32 * 2**20,
+    show_default=True,
+    help="Bytes of an answer to searches.",
+)
+@click.option(
     "--max-requests",
     type=click.IntRange(min=1),
     default=64,
@@ -112,6 +119,7 @@ def serve(
     max_filter: int,
     max_filter_depth: int,
     max_filters: int,
+    max_answer: int,
     max_requests: int,
     timeout: float,
     workers: int | None,
@@ -151,6 +159,7 @@ def serve(
         filter=max_filter,
         filter_depth=max_filter_depth,
         filters=max_filters,
+        answer=max_answer,
         seconds=timeout,
         requests=max_requests,
     )

@@ -35,6 +35,7 @@ LIMITS = {
     "filter_depth": 4,
     "filters": 300,
     "requests": 4,
+    "passages": 30,
 }
 
 # Every route, what it needs, and a request that it answers.
@@ -170,6 +171,8 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
         ("/v1/search", {"query": "x", "k": 21}, "k"),
         ("/v1/search", {"query": "x", "k": 10, "offset": 11}, "k"),
         ("/v1/search", {"query": "x", "facets": {"of": 21}}, "k"),
+        ("/v1/search", {"query": "x", "passages": 4}, "passages"),
+        ("/v1/search", {"query": "x", "k": 2, "passages": 4, "neighbours": 2}, "passages"),
         ("/v1/search", {"query": "x" * 101}, "text"),
         ("/v1/search", {"query": "x", "filter": "year = 1 or " * 17 + "year = 1"}, "filter"),
         ("/v1/search", {"query": "x", "filter": "not not not not year = 1"}, "filter_depth"),
@@ -202,6 +205,30 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
 def test_limits_are_named(limited: Any, path: str, body: dict[str, Any], limit: str) -> None:
     content = problem(limited.post(path, json=body), 422, "limit-exceeded")
     assert (content["limit"], content["maximum"]) == (limit, LIMITS[limit])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/search", {"query": "boat"}),
+        ("/v1/search", {"query": "boat", "mode": "keyword", "explain": True}),
+        ("/v1/similar", {"ids": ["boat"]}),
+        ("/v1/facets", {"names": ["year", "label", "entity:PER", "tags"]}),
+    ],
+)
+def test_an_answer_is_refused_by_its_length(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    with client_of(demo_service(tmp_path, limits={"answer": 200})) as client:
+        content = problem(client.post(path, json=body), 422, "limit-exceeded")
+        assert (content["limit"], content["maximum"]) == ("answer", 200)
+
+
+def test_answers_of_a_batch_are_refused_by_their_length_together(tmp_path: Path) -> None:
+    search = {"query": "boat", "k": 5}
+    with client_of(demo_service(tmp_path, limits={"answer": 1_500})) as client:
+        assert 750 < len(client.post("/v1/search", json=search).content) < 1_500
+        answer = client.post("/v1/search/batch", json={"searches": [search] * 3})
+        content = problem(answer, 422, "limit-exceeded")
+        assert (content["limit"], content["maximum"], content["search"]) == ("answer", 1_500, 1)
 
 
 def test_a_body_is_refused_by_its_length_and_while_it_comes(limited: Any) -> None:

@@ -77,6 +77,9 @@ def query_of(
     ranking: dict[str, Any] = {}
     if isinstance(body, SearchRequest):
         check_k(max(body.passages, body.neighbours, body.rerank_top if body.rerank else 0), limits)
+        stretches = body.k * body.passages * (1 + 2 * body.neighbours)
+        if stretches > limits.passages:
+            raise beyond("passages", limits.passages, stretches, "the passages of all hits, with their neighbours,")
         if body.rerank and reranker is None:
             raise Problem(
                 422, "invalid-query", "this service has no cross-encoder: its operator gives one by --reranker"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
 from search.server.filtering import Filters
-from search.server.problems import Problem, as_problem, to_bytes
+from search.server.problems import Problem, as_problem, beyond, to_bytes
 from search.server.routes import problems
 from search.server.schemas import (
     BatchAnswer,
@@ -30,6 +30,7 @@ from search.server.schemas import (
     SimilarRequest,
 )
 from search.server.service import OpenIndex, Service
+from search.server.settings import Limits
 
 
 def search_routes(service: Service) -> APIRouter:
@@ -38,7 +39,7 @@ def search_routes(service: Service) -> APIRouter:
     limits = service.limits
     together = {
         index.name: Together(
-            partial(found_together, index), size=service.settings.batch_texts, threads=service.searching
+            partial(found_together, index, limits=limits), size=service.settings.batch_texts, threads=service.searching
         )
         for index in service.indexes.values()
     }
@@ -53,7 +54,7 @@ def search_routes(service: Service) -> APIRouter:
             (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
         if asked.joins:
             return _json(await together[index.name].answer((asked, analysis)))
-        return _json(await service.searching.run(lambda: to_bytes(found(index, asked, analysis))))
+        return _json(await service.searching.run(lambda: _within(limits, found(index, asked, analysis))))
 
     @router.post("/v1/search/batch", response_model=BatchAnswer, summary="Several searches at once")
     async def search_batch(body: BatchRequest) -> Response:
@@ -85,12 +86,13 @@ def search_routes(service: Service) -> APIRouter:
                 for number, analysis in zip(at, made, strict=True):
                     analyses[number] = analysis
 
-        def answer_one(number: int) -> dict[str, Any]:
-            with _naming(number):
-                return found(*searches[number], analyses[number])
-
         def answer_all() -> bytes:
-            return to_bytes({"answers": [answer_one(number) for number in range(len(searches))]})
+            answers, size = [], 0
+            for number, (index, asked) in enumerate(searches):
+                with _naming(number):  # as JSON at once, so that the hits of one search at a time are held
+                    answers.append(_within(limits, found(index, asked, analyses[number]), before=size))
+                size += len(answers[-1])
+            return b'{"answers":[' + b",".join(answers) + b"]}"
 
         return _json(await service.searching.run(answer_all))
 
@@ -112,7 +114,7 @@ def search_routes(service: Service) -> APIRouter:
                 distinct=query.distinct,
                 mmr=query.mmr,
             )
-            return to_bytes({"index": index.name, "hits": [hit.to_json() for hit in hits]})
+            return _within(limits, {"index": index.name, "hits": [hit.to_json() for hit in hits]})
 
         return _json(await service.searching.run(answer_similar))
 
@@ -141,7 +143,7 @@ def search_routes(service: Service) -> APIRouter:
                 significant=body.significant,
                 vector=embedded,
             )
-            return to_bytes(counted.to_json())
+            return _within(limits, counted.to_json())
 
         return _json(await service.searching.run(count))
 
@@ -173,11 +175,13 @@ def found(index: OpenIndex, asked: Asked, analysis: Analysis | None) -> dict[str
     return _content(index, asked, analysis, answered)
 
 
-def found_together(index: OpenIndex, questions: Sequence[tuple[Asked, Analysis | None]]) -> list[bytes]:
+def found_together(
+    index: OpenIndex, questions: Sequence[tuple[Asked, Analysis | None]], *, limits: Limits
+) -> list[bytes]:
     """The answers to several searches of an index, as JSON; runs in a thread."""
     answers = index.searcher.answer_many([(asked.subject, asked.query, analysis) for asked, analysis in questions])
     return [
-        to_bytes(_content(index, asked, analysis, answered))
+        _within(limits, _content(index, asked, analysis, answered))
         for (asked, analysis), answered in zip(questions, answers, strict=True)
     ]
 
@@ -203,6 +207,14 @@ def _content(index: OpenIndex, asked: Asked, analysis: Analysis | None, answered
     if asked.explain:
         content["explanation"] = answered.explanation.to_json()
     return content
+
+
+def _within(limits: Limits, content: Mapping[str, Any], *, before: int = 0) -> bytes:
+    """An answer as JSON. Raises `Problem` where it has too many bytes, with those of the answers before it."""
+    answer = to_bytes(content)
+    if before + len(answer) > limits.answer:
+        raise beyond("answer", limits.answer, before + len(answer), "the bytes of an answer")
+    return answer
 
 
 def _json(content: bytes) -> Response:
