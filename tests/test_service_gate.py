@@ -373,6 +373,24 @@ def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         assert client.get("/v1/documents/boat").status_code == 200
 
 
+def test_a_request_that_a_stop_cuts_off_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "GRACE", 0.2)
+    service = demo_service(tmp_path)
+    held = Held(service)
+    with listening(service) as url:
+        connection = raw(url, facets_request(url))
+        assert held.begun.wait(10)
+    with connection:
+        head, _, body = until_closed(connection).partition(b"\r\n\r\n")
+    held.go.set()
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 10\r\n" in head
+    assert json.loads(body)["type"] == "urn:tagdex:problem:unavailable"
+    assert "Exception in ASGI application" not in caplog.text
+
+
 def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
     with listening(demo_service(tmp_path, limits={"seconds": 0.3})) as url:
         head = b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"

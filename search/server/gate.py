@@ -148,6 +148,9 @@ class Gate:
         except Problem as problem:
             if not exchange.status:
                 await exchange.refuse(problem)
+        except asyncio.CancelledError:  # by a stop, whose time for running requests is over
+            if not exchange.status:
+                await exchange.refuse(Problem(503, "unavailable", "the service is being stopped", retry_after=10))
         except Exception as error:  # whatever it is, the client learns nothing of it
             fields = {"request_id": exchange.request_id, "route": exchange.route}
             log.ERRORS.error("unforeseen error", exc_info=error, extra={"fields": fields})
