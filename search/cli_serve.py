@@ -204,6 +204,9 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
             name, folder = Path(text).resolve().name, text
         if name in folders:
             raise _usage(f"two indexes are called '{name}': give one another name, as in NAME={folder}")
+        same = next((known for known, path in folders.items() if path.resolve() == Path(folder).resolve()), None)
+        if same is not None:
+            raise _usage(f"'{same}' and '{name}' are one folder, which can only have one writer: name it once")
         folders[name] = Path(folder)
     return folders
 

@@ -179,6 +179,11 @@ def test_what_keeps_it_from_starting_is_one_line(run: Run, index: Path, tmp_path
     both = run("search", "serve", index, index)
     assert (both.code, both.out) == (2, "")
     assert "two indexes are called 'news'" in both.err
+    (tmp_path / "link").symlink_to(index)
+    assert_usage(
+        run("search", "serve", index, f"other={tmp_path / 'link'}"),
+        "'news' and 'other' are one folder, which can only have one writer: name it once",
+    )
 
 
 @pytest.mark.parametrize("content", ["", "# tokens come here\n\n"])
