@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
-from search.server.problems import MEDIA_TYPE, to_bytes
+from search.server.problems import MEDIA_TYPE, Problem, to_bytes
 from search.server.schemas import ProblemOut
 
 _PROBLEM = {"model": ProblemOut, "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}}
@@ -33,6 +34,14 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What else a route may answer, for the OpenAPI document."""
     every = (400, 401, 403, 408, 413, 422, 429, 500, 503)
     return {status: {**_PROBLEM, "description": _MEANINGS[status]} for status in sorted({*every, *statuses})}
+
+
+async def once_each(request: Request) -> None:
+    """Refuse parameters that come twice, of which only the last would count. Raises `Problem`."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise Problem(422, "invalid-request", f"the parameter '{twice[:80]}' stands there more than once")
 
 
 def answer(content: Mapping[str, Any], *, status: int = 200) -> Response:
