@@ -221,6 +221,20 @@ def test_what_is_wrong_in_a_batch_is_named(client: Any, wrong: dict[str, Any], k
     assert problem(answer, 422, kind)["search"] == 1
 
 
+@pytest.mark.parametrize("mode", ["cosine", "keyword", "hybrid"])
+def test_no_boost_makes_a_score_infinite(client: Any, mode: str) -> None:
+    body = {"query": "Anna and Nordal", "mode": mode, "entities": "boost"}
+    hits = client.post("/v1/search", json={**body, "boost": 1_000}).json()["hits"]
+    assert all(isinstance(hit["score"], float) for hit in hits)
+    problem(client.post("/v1/search", json={**body, "boost": 1e308}), 422, "invalid-request")
+
+
+@pytest.mark.parametrize("twice", ["filter=year%3D1&filter=*", "filter=*&index=demo&index=demo"])
+def test_a_parameter_that_comes_twice_is_refused(client: Any, twice: str) -> None:
+    problem(client.delete(f"/v1/documents?{twice}"), 422, "invalid-request")
+    assert client.get("/v1/documents/boat").status_code == 200
+
+
 def test_similar_leaves_the_examples_out(client: Any) -> None:
     hits = client.post("/v1/similar", json={"ids": ["boat"], "texts": ["steel"], "not_ids": ["song"], "k": 9}).json()[
         "hits"
