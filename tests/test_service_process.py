@@ -179,10 +179,13 @@ def test_what_keeps_it_from_starting_is_one_line(run: Run, index: Path, tmp_path
     both = run("search", "serve", index, index)
     assert (both.code, both.out) == (2, "")
     assert "two indexes are called 'news'" in both.err
-    (tmp_path / "link").symlink_to(index)
+
+
+def test_a_folder_under_two_names_keeps_it_from_starting(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "no-index")
     assert_usage(
-        run("search", "serve", index, f"other={tmp_path / 'link'}"),
-        "'news' and 'other' are one folder, which can only have one writer: name it once",
+        run("search", "serve", tmp_path / "no-index", f"other={tmp_path / 'link'}"),
+        "'no-index' and 'other' are one folder, which can only have one writer: name it once",
     )
 
 

@@ -25,7 +25,7 @@ _MEANINGS = {
     422: "The request is not as documented, or beyond a limit.",
     429: "Too many requests are under way.",
     500: "The index is damaged, or something went wrong that nobody foresaw.",
-    503: "The answer took too long, or the index cannot be read.",
+    503: "The answer took too long, the index cannot be read, or the service is being stopped.",
     507: "The disk refused a write.",
 }
 
