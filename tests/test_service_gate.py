@@ -188,7 +188,7 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
         ("/v1/search", {"query": "x", "filter": {"path": "year", "op": "in", "values": [1] * 200}}, "filter"),
         ("/v1/search", {"query": "x", "filter": {"x" * 200: 1}}, "filter"),
         ("/v1/similar", {"ids": ["boat"], "filter": {"id": ["a"] * 100}}, "filter"),
-        ("/v1/facets", {"filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/facets", {"of": 5, "filter": {"id": ["a"] * 100}}, "filter"),
         ("/v1/search/batch", {"searches": [{"query": "x", "filter": f"a = {'x' * 150}{n}"} for n in "12"]}, "filters"),
         ("/v1/search/batch", {"searches": [{"query": "x"}] * 4}, "batch"),
         ("/v1/similar", {"ids": ["a", "b", "c", "d"]}, "batch"),

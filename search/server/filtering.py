@@ -1,9 +1,9 @@
-"""The filters of a request: counted before any is read, equal ones read once, and long ones off the event loop."""
+"""The filters of a request: within its limits, equal ones read once, and long ones off the event loop."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from indexer.errors import FilterError
@@ -13,6 +13,7 @@ from search.server.settings import Limits
 from search.server.threads import Threads
 
 T = TypeVar("T")
+Given = str | dict[str, Any] | None
 
 QUICK = 1_000  # characters that take 4 ms to read at most
 
@@ -20,72 +21,74 @@ _DEEPEST_JSON = 3  # levels of JSON that one level of a filter takes at most, fo
 
 
 class Filters:
-    """Those of one request, as text or as JSON."""
+    """Reads those of one request, as text or as JSON."""
 
-    def __init__(self, limits: Limits, *given: str | dict[str, Any] | None) -> None:
+    def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._size = 0
-        self._read: dict[str, Filter | None] = {}
-        for one in given:
-            self.add(one)
+        self._read: dict[str, Filter] = {}
 
-    def add(self, given: str | dict[str, Any] | None) -> None:
-        """Count one that will be read. Raises `Problem` beyond a limit."""
+    def read(self, given: Given) -> Filter | None:
+        """A filter of the request. Raises `Problem` beyond a limit, `FilterError`."""
         if given is None:
-            return
+            return None
         limits = self._limits
-        size = _size(given, limits)
+        try:
+            key = json.dumps(given)
+        except RecursionError:
+            raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter") from None
+        found = self._read.get(key)
+        if found is None:
+            self._check(given)
+            found = self._read[key] = _tree(given)
+            if found.depth > limits.filter_depth:
+                raise beyond("filter_depth", limits.filter_depth, found.depth, "the levels of a filter")
+        return found
+
+    def _check(self, given: str | dict[str, Any]) -> None:
+        limits = self._limits
+        size = _size(given, limits.filter)
+        if size > limits.filter:
+            got = size if isinstance(given, str) else None
+            raise beyond("filter", limits.filter, got, "the characters and members of a filter")
         if _is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
             raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter")
-        key = json.dumps(given)
-        if key not in self._read:
-            self._read[key] = None
-            self._size += size
+        self._size += size
         if self._size > limits.filters:
             raise beyond("filters", limits.filters, self._size, "the characters of the filters of one request")
 
-    async def run(self, threads: Threads, call: Callable[[], T]) -> T:
-        """The result of a call that reads them: in a thread where that takes long."""
-        return call() if self._size <= QUICK else await threads.run(call)
 
-    def read(self, given: str | dict[str, Any] | None) -> Filter | None:
-        """One that was added. Raises `Problem` beyond a limit, `FilterError`."""
-        if given is None:
-            return None
-        key = json.dumps(given)
-        found = self._read.get(key)
-        if found is None:
-            found = self._read[key] = self._tree(given)
-        return found
-
-    def _tree(self, given: str | dict[str, Any]) -> Filter:
-        if isinstance(given, str) and not given.strip():
-            raise FilterError("the filter is empty: leave it out to search everything")
-        tree = parse(given) if isinstance(given, str) else from_json(given)
-        deepest = self._limits.filter_depth
-        if tree.depth > deepest:
-            raise beyond("filter_depth", deepest, tree.depth, "the levels of a filter")
-        return tree
+async def reading(threads: Threads, given: Iterable[Given], call: Callable[[], T]) -> T:
+    """The result of a call that reads filters: in a thread where that takes long, and others would wait for it."""
+    size = 0
+    for one in given:
+        size += _size(one, QUICK)
+        if size > QUICK:
+            return await threads.run(call)
+    return call()
 
 
-def _size(given: object, limits: Limits) -> int:
+def _tree(given: str | dict[str, Any]) -> Filter:
+    if isinstance(given, str) and not given.strip():
+        raise FilterError("the filter is empty: leave it out to search everything")
+    return parse(given) if isinstance(given, str) else from_json(given)
+
+
+def _size(given: Given, most: int) -> int:
     """The characters of a filter; in JSON those of all its names and texts, and one for each member.
 
-    Raises `Problem` beyond the limit, without having looked at much more than it.
+    Where they are more than `most`, a number above it, without having looked at all of them.
     """
     size, left = 0, [given]
-    while left:
-        value = left.pop()
-        if isinstance(value, str | list | dict):
+    while left and size <= most:
+        value: object = left.pop()
+        if isinstance(value, str):
             size += len(value)
-        if size > limits.filter:
-            got = size if value is given else None
-            raise beyond("filter", limits.filter, got, "the characters and members of a filter")
-        if isinstance(value, dict):
-            left += value
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
+        elif isinstance(value, list | dict):
+            size += len(value)
+            if size <= most:
+                left += value
+                left += value.values() if isinstance(value, dict) else ()
     return size
 
 

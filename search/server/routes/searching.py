@@ -17,7 +17,7 @@ from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
-from search.server.filtering import Filters
+from search.server.filtering import Filters, reading
 from search.server.problems import Problem, as_problem, beyond, to_bytes
 from search.server.routes import problems
 from search.server.schemas import (
@@ -47,8 +47,10 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/search", response_model=SearchAnswer, summary="Search by text or vector")
     async def search(body: SearchRequest) -> Response:
         index = service.index(body.index)
-        filters = Filters(limits, body.filter)
-        asked = await filters.run(service.searching, lambda: asking.search_of(body, service.settings, filters))
+        filters = Filters(limits)
+        asked = await reading(
+            service.searching, [body.filter], lambda: asking.search_of(body, service.settings, filters)
+        )
         analysis = None
         if asking.needs_model(asked, index):
             (analysis,) = await index.model().analyse([asked.text], tags=asked.tags)
@@ -60,9 +62,6 @@ def search_routes(service: Service) -> APIRouter:
     async def search_batch(body: BatchRequest) -> Response:
         asking.check_batch(len(body.searches), limits, "searches")
         filters = Filters(limits)
-        for number, one in enumerate(body.searches):
-            with _naming(number):
-                filters.add(one.filter)
 
         def read(number: int, one: SearchRequest) -> tuple[OpenIndex, Asked]:
             with _naming(number):
@@ -70,8 +69,10 @@ def search_routes(service: Service) -> APIRouter:
                 asking.needs_model(asked, index)
                 return index, asked
 
-        searches = await filters.run(
-            service.searching, lambda: [read(number, one) for number, one in enumerate(body.searches)]
+        searches = await reading(
+            service.searching,
+            [one.filter for one in body.searches],
+            lambda: [read(number, one) for number, one in enumerate(body.searches)],
         )
         analyses: list[Analysis | None] = [None] * len(searches)
         ways = {(index.name, asked.tags): index for index, asked in searches}
@@ -99,8 +100,8 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/similar", response_model=SearchAnswer, summary="More like these, less like those")
     async def similar(body: SimilarRequest) -> Response:
         index = service.index(body.index)
-        examples, filters = asking.examples_of(body, limits), Filters(limits, body.filter)
-        query = await filters.run(service.searching, lambda: asking.query_of(body, limits, filters))
+        examples, filters = asking.examples_of(body, limits), Filters(limits)
+        query = await reading(service.searching, [body.filter], lambda: asking.query_of(body, limits, filters))
         if examples.texts or examples.not_texts:
             index.model()
 
@@ -121,9 +122,9 @@ def search_routes(service: Service) -> APIRouter:
     @router.post("/v1/facets", response_model=FacetsAnswer, summary="Count by class, entity and metadata")
     async def facets(body: FacetsRequest) -> Response:
         index = service.index(body.index)
-        filters = Filters(limits, body.filter)
-        text, vector, filter = await filters.run(
-            service.searching, lambda: asking.facet_query_of(body, limits, filters)
+        filters = Filters(limits)
+        text, vector, filter = await reading(
+            service.searching, [body.filter], lambda: asking.facet_query_of(body, limits, filters)
         )
         subject: str | FloatArray | None = text if vector is None else vector
         embedded: FloatArray | None = None
