@@ -38,10 +38,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 async def once_each(request: Request) -> None:
     """Refuse parameters that come twice, of which only the last would count. Raises `Problem`."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise Problem(422, "invalid-request", f"the parameter '{twice[:80]}' stands there more than once")
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name in seen:
+            raise Problem(422, "invalid-request", f"the parameter '{name[:80]}' is given more than once")
+        seen.add(name)
 
 
 def answer(content: Mapping[str, Any], *, status: int = 200) -> Response:
