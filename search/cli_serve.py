@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,8 @@ import click
 
 from indexer.collector import collect_as_usual
 from indexer.command import model_options
+
+TOKEN_VARIABLE = "SEARCH_SERVE_TOKEN"
 
 
 @click.command()
@@ -24,7 +27,7 @@ from indexer.command import model_options
 @click.option(
     "--token",
     "tokens",
-    envvar="SEARCH_SERVE_TOKEN",
+    envvar=TOKEN_VARIABLE,
     multiple=True,
     metavar="SCOPES:TOKEN",
     help="A token that is accepted, as in read:… or read,write:…; better set as SEARCH_SERVE_TOKEN, which no list of "
@@ -52,6 +55,20 @@ from indexer.command import model_options
 )
 @click.option(
     "--max-filter-depth", type=click.IntRange(1, 100), default=32, show_default=True, help="Levels of a filter."
+)
+@click.option(
+    "--max-filters",
+    type=click.IntRange(min=1),
+    default=100_000,
+    show_default=True,
+    help="Characters of all filters of one request.",
+)
+@click.option(
+    "--max-answer",
+    type=click.IntRange(min=1),
+    default=32 * 2**20,
+    show_default=True,
+    help="Bytes of an answer to searches.",
 )
 @click.option(
     "--max-requests",
@@ -101,6 +118,8 @@ def serve(
     max_text: int,
     max_filter: int,
     max_filter_depth: int,
+    max_filters: int,
+    max_answer: int,
     max_requests: int,
     timeout: float,
     workers: int | None,
@@ -129,9 +148,7 @@ def serve(
     from search.server.service import Service
     from search.server.settings import Limits, Settings
 
-    lines = token_file.read_text(encoding="utf-8").splitlines() if token_file is not None else []
-    given = [*tokens, *(line for line in lines if line.strip() and not line.startswith("#"))]
-    accepted = Tokens(parse_token(text) for text in given)
+    accepted = Tokens(parse_token(text) for text in given_tokens(tokens, token_file))
     run.check_address(host, tokens=bool(accepted))
     limits = Limits(
         body=max_body,
@@ -141,6 +158,8 @@ def serve(
         text=max_text,
         filter=max_filter,
         filter_depth=max_filter_depth,
+        filters=max_filters,
+        answer=max_answer,
         seconds=timeout,
         requests=max_requests,
     )
@@ -160,6 +179,22 @@ def serve(
         run.serve(service, listener, on_start=lambda url: click.echo(f"serving at {url}", err=True))
 
 
+def given_tokens(tokens: Sequence[str], file: Path | None) -> list[str]:
+    """The tokens of `--token`, or of its variable, and those of a file.
+
+    Raises `UsageError` where the file or the variable is given and holds none: whoever gives one wants no open service.
+    """
+    if not tokens and not os.environ.get(TOKEN_VARIABLE, "set").strip():
+        raise _usage(f"{TOKEN_VARIABLE} is set, but holds no token: give it one, or unset it to serve without")
+    if file is None:
+        return list(tokens)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    written = [line for line in lines if line.strip() and not line.startswith("#")]
+    if not written:
+        raise _usage(f"{file} holds no token: write one on a line of its own, or leave --token-file out")
+    return [*tokens, *written]
+
+
 def named_folders(given: Sequence[str]) -> dict[str, Path]:
     """The folders of `search serve` by their names: NAME=FOLDER, or the folder's own name."""
     folders: dict[str, Path] = {}
@@ -168,9 +203,13 @@ def named_folders(given: Sequence[str]) -> dict[str, Path]:
         if not equals or "/" in name:
             name, folder = Path(text).resolve().name, text
         if name in folders:
-            raise click.UsageError(
-                f"two indexes are called '{name}': give one another name, as in NAME={folder}",
-                ctx=click.get_current_context(),
-            )
+            raise _usage(f"two indexes are called '{name}': give one another name, as in NAME={folder}")
+        same = next((known for known, path in folders.items() if path.resolve() == Path(folder).resolve()), None)
+        if same is not None:
+            raise _usage(f"'{same}' and '{name}' are one folder, which can only have one writer: name it once")
         folders[name] = Path(folder)
     return folders
+
+
+def _usage(message: str) -> click.UsageError:
+    return click.UsageError(message, ctx=click.get_current_context())

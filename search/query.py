@@ -14,6 +14,9 @@ MODES = ("cosine", "hybrid", "keyword")
 ENTITY_USES = ("filter", "boost")
 """What the query's own entities do: only documents that share any are hits; those that do are raised."""
 
+MAX_BOOST = 1_000.0
+"""Beyond it a cosine would be lost in the rounding, and at last the score, which is infinite, in JSON."""
+
 FUSIONS = ("rrf", "weighted")
 """How the two rankings of a hybrid search become one: by their ranks; by their scores."""
 
@@ -72,8 +75,8 @@ class Query:
             raise QueryError(f"mmr must be between 0 and 1, got {self.mmr}")
         if self.entities is not None and self.entities not in ENTITY_USES:
             raise QueryError(f"unknown use of entities '{self.entities}'; there are {', '.join(ENTITY_USES)}")
-        if not 0.0 <= self.boost < math.inf:
-            raise QueryError(f"boost must be a number from 0 on, got {self.boost}")
+        if not 0.0 <= self.boost <= MAX_BOOST:
+            raise QueryError(f"boost must be between 0 and {MAX_BOOST:,g}, got {self.boost}")
         if self.passages < 0:
             raise QueryError(f"passages must be at least 0, got {self.passages}")
         if self.neighbours < 0:

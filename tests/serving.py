@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,12 @@ def raw(url: str, data: bytes, *, close: bool = False) -> socket.socket:
     if close:
         connection.close()
     return connection
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """What comes on a connection until the service closes it, by its end or by a reset."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            received += piece
+    return received

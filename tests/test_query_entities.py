@@ -268,9 +268,10 @@ def test_a_vector_names_no_entities(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"entities": "x"}, "unknown use of entities 'x'; there are filter, boost"),
-        ({"boost": -0.1}, "boost must be a number from 0 on, got -0.1"),
-        ({"boost": float("nan")}, "boost must be a number from 0 on, got nan"),
-        ({"boost": float("inf")}, "boost must be a number from 0 on, got inf"),
+        ({"boost": -0.1}, "boost must be between 0 and 1,000, got -0.1"),
+        ({"boost": float("nan")}, "boost must be between 0 and 1,000, got nan"),
+        ({"boost": float("inf")}, "boost must be between 0 and 1,000, got inf"),
+        ({"boost": 1e308}, "boost must be between 0 and 1,000, got 1e.308"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,37 @@ def test_without_a_cross_encoder_nothing_is_reranked(client: Any) -> None:
     problem(client.post("/v1/search", json={"query": "boat", "rerank": True}), 422, "invalid-query")
 
 
+def test_filters_of_a_batch_that_are_equal_count_once(tmp_path: Path) -> None:
+    with client_of(demo_service(tmp_path, limits={"filters": 300})) as client:
+        long = "year < 2020 and not title = " + "x" * 200
+        searches = [{"query": "boat", "filter": filter} for filter in (long, long, "year = 2023", long, {"not": long})]
+        answer = client.post("/v1/search/batch", json={"searches": searches[:4]})
+        assert [{hit["id"] for hit in one["hits"]} for one in answer.json()["answers"]] == [
+            {"steel", "ball"}, {"steel", "ball"}, {"boat", "atom"}, {"steel", "ball"}
+        ]  # fmt: skip
+        content = problem(client.post("/v1/search/batch", json={"searches": searches}), 422, "limit-exceeded")
+        assert (content["limit"], content["search"]) == ("filters", 4)
+
+
+def test_long_filters_leave_others_their_answers(tmp_path: Path) -> None:
+    """They are read in a thread: in the event loop nobody would be answered meanwhile."""
+    filters = [" or ".join(["a=1"] * 1_420) + f" or a={number}" for number in range(100, 140)]
+    searches = [{"query": "boat", "k": 1, "filter": filter} for filter in filters]
+    with client_of(demo_service(tmp_path, limits={"filters": 1_000_000})) as client:
+        answers: list[Any] = []
+        asking = threading.Thread(
+            target=lambda: answers.append(client.post("/v1/search/batch", json={"searches": searches}))
+        )
+        begun, waited = time.monotonic(), []
+        asking.start()
+        while asking.is_alive():
+            waited.append(client.get("/healthz").elapsed.total_seconds())
+        asking.join()
+        took = time.monotonic() - begun
+    assert answers[0].status_code == 200
+    assert max(waited) < took / 3
+
+
 @pytest.mark.parametrize("mode", ["keyword", "hybrid"])
 def test_facets_of_a_mode(client: Any, service: Service, mode: str) -> None:
     answer = client.post("/v1/facets", json={"query": "boat", "mode": mode, "names": ["year"], "of": 2}).json()
@@ -206,9 +238,35 @@ def test_a_batch_answers_each_search_as_alone(client: Any) -> None:
     assert answers == [client.post("/v1/search", json=one).json() for one in searches]
 
 
-def test_what_is_wrong_in_a_batch_is_named(client: Any) -> None:
-    answer = client.post("/v1/search/batch", json={"searches": [{"query": "a"}, {"query": " "}]})
-    assert problem(answer, 422, "invalid-query")["search"] == 1
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"query": " "}, "invalid-query"),
+        ({"query": "a", "filter": "year >"}, "invalid-filter"),
+        ({"query": "a", "filter": {"label": "no such class"}}, "invalid-filter"),
+        ({"query": "a", "neighbours": 1}, "invalid-query"),
+        ({"vector": [1.0, 2.0]}, "invalid-query"),
+        ({"query": "a", "k": 1_001}, "limit-exceeded"),
+        ({"query": "a", "filter": "x" * 10_001}, "limit-exceeded"),
+    ],
+)
+def test_what_is_wrong_in_a_batch_is_named(client: Any, wrong: dict[str, Any], kind: str) -> None:
+    answer = client.post("/v1/search/batch", json={"searches": [{"query": "a"}, wrong, wrong]})
+    assert problem(answer, 422, kind)["search"] == 1
+
+
+@pytest.mark.parametrize("mode", ["cosine", "keyword", "hybrid"])
+def test_no_boost_makes_a_score_infinite(client: Any, mode: str) -> None:
+    body = {"query": "Anna and Nordal", "mode": mode, "entities": "boost"}
+    hits = client.post("/v1/search", json={**body, "boost": 1_000}).json()["hits"]
+    assert all(isinstance(hit["score"], float) for hit in hits)
+    problem(client.post("/v1/search", json={**body, "boost": 1e308}), 422, "invalid-request")
+
+
+@pytest.mark.parametrize("twice", ["filter=year%3D1&filter=*", "filter=*&index=demo&index=demo"])
+def test_a_parameter_that_comes_twice_is_refused(client: Any, twice: str) -> None:
+    problem(client.delete(f"/v1/documents?{twice}"), 422, "invalid-request")
+    assert client.get("/v1/documents/boat").status_code == 200
 
 
 def test_similar_leaves_the_examples_out(client: Any) -> None:

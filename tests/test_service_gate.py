@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,25 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
-from serving import READER, WRITER, client_of, demo_service, listening, problem, raw
+from serving import READER, WRITER, client_of, demo_service, listening, problem, raw, until_closed
 
 from indexer.errors import TagdexError
-from search.server import log, run
+from search.server import gate, log, run
 from search.server.app import routes_of
 from search.server.auth import TokenError, Tokens, needed_scope, parse_token
 from search.server.settings import Limits
 
-LIMITS = {"body": 4_000, "batch": 3, "k": 20, "text": 100, "filter": 200, "filter_depth": 4, "requests": 4}
+LIMITS = {
+    "body": 4_000,
+    "batch": 3,
+    "k": 20,
+    "text": 100,
+    "filter": 200,
+    "filter_depth": 4,
+    "filters": 300,
+    "requests": 4,
+    "passages": 30,
+}
 
 # Every route, what it needs, and a request that it answers.
 ROUTES: list[tuple[str, str, str | None, dict[str, Any]]] = [
@@ -84,6 +95,19 @@ def test_every_route_with_no_wrong_and_insufficient_tokens(
     assert ask(f"bearer {right}").status_code in (200, 404)
 
 
+@pytest.mark.parametrize("end", ["%0A", "%0D", "%00", "%C2%85"])
+def test_a_path_with_a_control_character_reaches_no_route(guarded: Any, end: str) -> None:
+    """`$` of a route's pattern is also true before a last newline, where a scope would be of another path."""
+    for token in (READER, WRITER):
+        headers = {"Authorization": f"Bearer {token}"}
+        document = {"documents": [{"id": "evil", "text": "b"}]}
+        problem(guarded.post(f"/v1/documents{end}", json=document, headers=headers), 404, "not-found")
+        problem(guarded.delete(f"/v1/documents{end}?filter=*", headers=headers), 404, "not-found")
+        problem(guarded.delete(f"/v1/documents/boat{end}", headers=headers), 404, "not-found")
+        problem(guarded.get(f"/healthz{end}"), 404, "not-found")
+    assert guarded.get("/v1/documents/boat", headers={"Authorization": f"Bearer {READER}"}).status_code == 200
+
+
 def test_the_list_above_has_every_route(tmp_path: Path) -> None:
     document = routes_of(demo_service(tmp_path)).openapi()
     served = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
@@ -97,6 +121,9 @@ def test_the_list_above_has_every_route(tmp_path: Path) -> None:
 def test_what_is_not_known_to_be_open_needs_a_token() -> None:
     assert needed_scope("GET", "/v2/anything") == "read"
     assert needed_scope("PATCH", "/v1/documents/x") == "write"
+    for path in ("/v1/documents\n", "/v2/documents", "/", "/healthz", "/page/x", "/v1/search\n"):
+        assert needed_scope("POST", path) == needed_scope("DELETE", path) == "write"
+    assert needed_scope("DELETE", "/v1/search") == "write"
     assert needed_scope("GET", "/page/../v1/indexes") is None  # no file of that name: 404
 
 
@@ -144,6 +171,8 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
         ("/v1/search", {"query": "x", "k": 21}, "k"),
         ("/v1/search", {"query": "x", "k": 10, "offset": 11}, "k"),
         ("/v1/search", {"query": "x", "facets": {"of": 21}}, "k"),
+        ("/v1/search", {"query": "x", "passages": 4}, "passages"),
+        ("/v1/search", {"query": "x", "k": 2, "passages": 4, "neighbours": 2}, "passages"),
         ("/v1/search", {"query": "x" * 101}, "text"),
         ("/v1/search", {"query": "x", "filter": "year = 1 or " * 17 + "year = 1"}, "filter"),
         ("/v1/search", {"query": "x", "filter": "not not not not year = 1"}, "filter_depth"),
@@ -154,6 +183,13 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
         ),
         ("/v1/search", {"query": "x", "filter": {"not": {"and": ["year = 1 or " * 17 + "year = 1"]}}}, "filter"),
         ("/v1/search", {"query": "x", "filter": {"not": {"and": ["not not not year = 1"]}}}, "filter_depth"),
+        ("/v1/search", {"query": "x", "filter": {"path": "title", "op": "=", "value": "x" * 200}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"path": "year", "op": "in", "values": [1] * 200}}, "filter"),
+        ("/v1/search", {"query": "x", "filter": {"x" * 200: 1}}, "filter"),
+        ("/v1/similar", {"ids": ["boat"], "filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/facets", {"of": 5, "filter": {"id": ["a"] * 100}}, "filter"),
+        ("/v1/search/batch", {"searches": [{"query": "x", "filter": f"a = {'x' * 150}{n}"} for n in "12"]}, "filters"),
         ("/v1/search/batch", {"searches": [{"query": "x"}] * 4}, "batch"),
         ("/v1/similar", {"ids": ["a", "b", "c", "d"]}, "batch"),
         ("/v1/similar", {"texts": ["x" * 101]}, "text"),
@@ -169,6 +205,30 @@ def test_a_form_of_another_site_changes_nothing(limited: Any) -> None:
 def test_limits_are_named(limited: Any, path: str, body: dict[str, Any], limit: str) -> None:
     content = problem(limited.post(path, json=body), 422, "limit-exceeded")
     assert (content["limit"], content["maximum"]) == (limit, LIMITS[limit])
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/search", {"query": "boat"}),
+        ("/v1/search", {"query": "boat", "mode": "keyword", "explain": True}),
+        ("/v1/similar", {"ids": ["boat"]}),
+        ("/v1/facets", {"names": ["year", "label", "entity:PER", "tags"]}),
+    ],
+)
+def test_an_answer_is_refused_by_its_length(tmp_path: Path, path: str, body: dict[str, Any]) -> None:
+    with client_of(demo_service(tmp_path, limits={"answer": 200})) as client:
+        content = problem(client.post(path, json=body), 422, "limit-exceeded")
+        assert (content["limit"], content["maximum"]) == ("answer", 200)
+
+
+def test_answers_of_a_batch_are_refused_by_their_length_together(tmp_path: Path) -> None:
+    search = {"query": "boat", "k": 5}
+    with client_of(demo_service(tmp_path, limits={"answer": 1_500})) as client:
+        assert 750 < len(client.post("/v1/search", json=search).content) < 1_500
+        answer = client.post("/v1/search/batch", json={"searches": [search] * 3})
+        content = problem(answer, 422, "limit-exceeded")
+        assert (content["limit"], content["maximum"], content["search"]) == ("answer", 1_500, 1)
 
 
 def test_a_body_is_refused_by_its_length_and_while_it_comes(limited: Any) -> None:
@@ -313,6 +373,24 @@ def test_an_answer_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         assert client.get("/v1/documents/boat").status_code == 200
 
 
+def test_a_request_that_a_stop_cuts_off_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(run, "GRACE", 0.2)
+    service = demo_service(tmp_path)
+    held = Held(service)
+    with listening(service) as url:
+        connection = raw(url, facets_request(url))
+        assert held.begun.wait(10)
+    with connection:
+        head, _, body = until_closed(connection).partition(b"\r\n\r\n")
+    held.go.set()
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nretry-after: 10\r\n" in head
+    assert json.loads(body)["type"] == "urn:tagdex:problem:unavailable"
+    assert "Exception in ASGI application" not in caplog.text
+
+
 def test_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> None:
     with listening(demo_service(tmp_path, limits={"seconds": 0.3})) as url:
         head = b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
@@ -329,6 +407,71 @@ def test_a_head_that_does_not_come_is_given_up(tmp_path: Path, monkeypatch: pyte
         for begun in (b"", b"GET / HTTP/1.1\r\nHost"):
             with raw(url, begun) as connection:
                 assert connection.recv(10) == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "path", "token", "kind"),
+    [
+        (401, "/v1/search", "no token", "application/json"),
+        (401, "/v1/documents", "no token", "application/x-ndjson"),
+        (403, "/v1/documents", READER, "application/x-ndjson"),
+        (404, "/v1/documents%0A", WRITER, "application/json"),
+        (404, "/v1/documents?index=none", WRITER, "application/x-ndjson"),
+        (422, "/v1/documents", WRITER, "application/x-ndjson"),
+        (408, "/v1/search", READER, "application/json"),
+    ],
+)
+def test_an_early_answer_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, path: str, token: str, kind: str
+) -> None:
+    """More bytes of the body would keep it for ever, past every time that a connection has."""
+    monkeypatch.setattr(gate, "PASSED_SECONDS", 0.1)
+    tokens = (f"read:{READER}", f"write:{WRITER}")
+    with listening(demo_service(tmp_path, tokens=tokens, limits={"seconds": 1})) as url:
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: 1000\r\n\r\n"
+        )
+        with raw(url, head.encode() + b"{\n") as connection:
+            connection.settimeout(5)
+            answer = connection.recv(65_536)
+            with suppress(OSError):
+                connection.sendall(b" ")
+            answer += until_closed(connection)
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nconnection: close\r\n" in answer
+
+
+MANY = 100
+PAGES = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * MANY + b"GET / HTTP/1.1\r\nConnection: close\r\n"
+PAGES += b"Host: localhost\r\n\r\n"  # more than the system takes without anybody reading it
+
+
+def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 0.3)
+    with listening(demo_service(tmp_path)) as url, raw(url, PAGES) as connection:
+        time.sleep(1.5)
+        assert until_closed(connection).count(b"HTTP/1.1 200") < MANY
+
+
+def test_a_client_that_reads_slowly_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "UNREAD_SECONDS", 1)
+    with listening(demo_service(tmp_path)) as url, raw(url, PAGES) as connection:
+        received = b""
+        while piece := connection.recv(65_536):
+            received += piece
+            time.sleep(0.02)
+    assert received.count(b"HTTP/1.1 200") == MANY + 1
+
+
+def test_a_body_that_is_refused_is_not_asked_for(guarded: Any) -> None:
+    for authorization, status in ((f"Bearer {READER}", b"413"), ("Bearer none", b"401")):
+        head = (
+            f"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nAuthorization: {authorization}\r\n"
+            "Content-Length: 99999999999\r\nExpect: 100-continue\r\n\r\n"
+        )
+        with raw(str(guarded.base_url), head.encode()) as connection:
+            assert until_closed(connection).startswith(b"HTTP/1.1 " + status)
 
 
 def test_bodies_held_at_a_time_are_bounded(tmp_path: Path) -> None:

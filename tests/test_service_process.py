@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Run, assert_fails
+from command_line import Run, assert_fails, assert_usage
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
@@ -238,6 +238,35 @@ def test_what_keeps_it_from_starting_is_one_line(run: Run, index: Path, tmp_path
     both = run("search", "serve", index, index, "--port", "0")
     assert (both.code, both.out) == (2, "")
     assert "two indexes are called 'news'" in both.err
+
+
+def test_a_folder_under_two_names_keeps_it_from_starting(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "no-index")
+    assert_usage(
+        run("search", "serve", tmp_path / "no-index", f"other={tmp_path / 'link'}"),
+        "'no-index' and 'other' are one folder, which can only have one writer: name it once",
+    )
+
+
+@pytest.mark.parametrize("content", ["", "# tokens come here\n\n"])
+def test_a_token_file_without_a_token_keeps_it_from_starting(run: Run, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "tokens.txt"
+    file.write_text(content)
+    assert_usage(
+        run("search", "serve", tmp_path / "no-index", "--token-file", file),
+        f"{file} holds no token: write one on a line of its own, or leave --token-file out",
+    )
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_variable_for_tokens_keeps_it_from_starting(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("SEARCH_SERVE_TOKEN", value)
+    assert_usage(
+        run("search", "serve", tmp_path / "no-index"),
+        "SEARCH_SERVE_TOKEN is set, but holds no token: give it one, or unset it to serve without",
+    )
 
 
 def test_an_address_that_is_taken_is_said_so(run: Run, index: Path) -> None:

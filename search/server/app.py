@@ -18,6 +18,7 @@ from search.server.gate import Gate, openai_error
 from search.server.openapi import openapi_of
 from search.server.page_files import page_routes
 from search.server.problems import MEDIA_TYPE, Problem, as_problem, to_bytes
+from search.server.routes import once_each
 from search.server.routes.about import about_routes
 from search.server.routes.documents import document_routes, errors_of
 from search.server.routes.searching import search_routes
@@ -51,7 +52,7 @@ def routes_of(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     for router in (search_routes(service), document_routes(service), text_routes(service)):
-        app.include_router(router, dependencies=bearer)
+        app.include_router(router, dependencies=[*bearer, Depends(once_each)])
     app.include_router(about_routes(service))
     app.routes.extend(page_routes())
     app.add_exception_handler(Problem, _on_problem)

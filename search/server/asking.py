@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from indexer.errors import FilterError
 from indexer.fields import has_lone_surrogate
-from indexer.filters import Filter, from_json, parse
+from indexer.filters import Filter
 from indexer.records import FloatArray
 from search.paging import check_pages
 from search.query import Query
+from search.server.filtering import Filters
 from search.server.problems import Problem, beyond
 from search.server.schemas import FacetsRequest, SearchRequest, SimilarRequest, WantedFacets
 from search.server.service import OpenIndex
 from search.server.settings import Limits, Settings
 from search.similar import Examples
-
-_DEEPEST_JSON = 3  # levels of JSON that one level of a filter takes at most, for a limit before it is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +54,7 @@ class Asked:
         return self.query.entities is not None
 
 
-def search_of(body: SearchRequest, settings: Settings) -> Asked:
+def search_of(body: SearchRequest, settings: Settings, filters: Filters) -> Asked:
     """A search as it was asked for. Raises `Problem`, `QueryError`, `FilterError`."""
     limits = settings.limits
     if (body.query is None) == (body.vector is None):
@@ -66,18 +63,23 @@ def search_of(body: SearchRequest, settings: Settings) -> Asked:
         check_text(body.query, limits)
     if body.facets is not None:
         check_facets(body.facets, limits)
-    query = query_of(body, limits, reranker=settings.reranker)
+    query = query_of(body, limits, filters, reranker=settings.reranker)
     if body.cursor is not None:
         check_pages(query)
     return Asked(query, body.query or "", vector_of(body.vector), body.facets, body.explain, body.cursor)
 
 
-def query_of(body: SearchRequest | SimilarRequest, limits: Limits, *, reranker: str | None = None) -> Query:
+def query_of(
+    body: SearchRequest | SimilarRequest, limits: Limits, filters: Filters, *, reranker: str | None = None
+) -> Query:
     """The options of a search. A new option of `Query` is passed on here, and declared in `schemas.py`."""
     check_k(body.k + body.offset, limits)
     ranking: dict[str, Any] = {}
     if isinstance(body, SearchRequest):
         check_k(max(body.passages, body.neighbours, body.rerank_top if body.rerank else 0), limits)
+        stretches = body.k * body.passages * (1 + 2 * body.neighbours)
+        if stretches > limits.passages:
+            raise beyond("passages", limits.passages, stretches, "the passages of all hits, with their neighbours,")
         if body.rerank and reranker is None:
             raise Problem(
                 422, "invalid-query", "this service has no cross-encoder: its operator gives one by --reranker"
@@ -97,7 +99,7 @@ def query_of(body: SearchRequest | SimilarRequest, limits: Limits, *, reranker: 
     return Query(
         k=body.k,
         offset=body.offset,
-        filter=filter_of(body.filter, limits),
+        filter=filters.read(body.filter),
         min_score=body.min_score,
         distinct=body.distinct,
         mmr=body.mmr,
@@ -119,34 +121,16 @@ def examples_of(body: SimilarRequest, limits: Limits) -> Examples:
     )
 
 
-def facet_query_of(body: FacetsRequest, limits: Limits) -> tuple[str | None, FloatArray | None, Filter | None]:
+def facet_query_of(
+    body: FacetsRequest, limits: Limits, filters: Filters
+) -> tuple[str | None, FloatArray | None, Filter | None]:
     """The text or the vector whose hits are counted, if any, and the filter."""
     if body.query is not None and body.vector is not None:
         raise Problem(422, "invalid-request", "give either 'query', a text, or 'vector', or neither")
     if body.query is not None:
         check_text(body.query, limits)
     check_facets(body, limits)
-    return body.query, vector_of(body.vector), filter_of(body.filter, limits)
-
-
-def filter_of(given: str | dict[str, Any] | None, limits: Limits) -> Filter | None:
-    """The filter in a request. Raises `Problem` beyond a limit, `FilterError`."""
-    if given is None:
-        return None
-    if isinstance(given, str):
-        _check_length(given, limits)
-        if not given.strip():
-            raise FilterError("the filter is empty: leave it out to search everything")
-        tree = parse(given)
-    else:
-        if _is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
-            raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter")
-        for text in _texts_in(given):
-            _check_length(text, limits)
-        tree = from_json(given)
-    if tree.depth > limits.filter_depth:
-        raise beyond("filter_depth", limits.filter_depth, tree.depth, "the levels of a filter")
-    return tree
+    return body.query, vector_of(body.vector), filters.read(body.filter)
 
 
 def vector_of(values: list[float] | None) -> FloatArray | None:
@@ -196,34 +180,3 @@ def needs_model(asked: Asked, index: OpenIndex) -> bool:
     if asked.embeds:
         index.model()
     return asked.embeds
-
-
-def _check_length(text: str, limits: Limits) -> None:
-    if len(text) > limits.filter:
-        raise beyond("filter", limits.filter, len(text), "the characters of a filter")
-
-
-def _texts_in(value: object) -> Iterator[str]:
-    """The filters in the command line's syntax within a JSON object."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for one in value:
-            yield from _texts_in(one)
-    elif isinstance(value, dict):
-        for key in ("and", "or", "not"):
-            yield from _texts_in(value.get(key))
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True

@@ -15,6 +15,10 @@ SCOPES = (READ, WRITE)
 SHORTEST = 16  # characters of a token
 
 _OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_ASKING = frozenset(
+    {"/v1/search", "/v1/search/batch", "/v1/similar", "/v1/facets", "/v1/tag", "/v1/embeddings"}
+)  # that are POSTs because of their bodies, and change nothing
 _LOOPBACK_NAMES = frozenset({"localhost"})
 
 
@@ -67,13 +71,14 @@ def parse_token(text: str) -> Token:
 def needed_scope(method: str, path: str) -> str | None:
     """The scope that a request needs; `None` where it needs none: the page, the documentation and the health checks.
 
+    A request that is not known to change nothing needs `WRITE`, whatever routes there are.
+
     >>> needed_scope("POST", "/v1/search"), needed_scope("DELETE", "/v1/documents/1"), needed_scope("GET", "/")
     ('read', 'write', None)
     """
-    if path in _OPEN or path.startswith("/page/"):
-        return None
-    documents = path == "/v1/documents" or path.startswith("/v1/documents/")
-    return WRITE if documents and method not in ("GET", "HEAD", "OPTIONS") else READ
+    if method not in _SAFE:
+        return READ if method == "POST" and path in _ASKING else WRITE
+    return None if path in _OPEN or path.startswith("/page/") else READ
 
 
 def is_loopback(host: str) -> bool:

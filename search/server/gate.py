@@ -23,6 +23,7 @@ from search.server.routes.documents import STREAM_TYPES
 from search.server.service import Service
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 GONE = 499  # in the log: the client closed the connection before there was an answer
@@ -59,6 +60,7 @@ class Exchange:
     received: int = 0
     sent: int = 0
     whole: bool = False  # the body has been read to its end
+    waits: bool = False  # the client sends its body after "100 Continue", which the first `receive` tells it
 
     @property
     def method(self) -> str:
@@ -73,6 +75,7 @@ class Exchange:
 
     async def receive(self) -> Message:
         """The next piece of the request."""
+        self.waits = False
         message = await self.arrive()
         self.whole = self.whole or message["type"] != "http.request" or not message.get("more_body", False)
         return message
@@ -88,12 +91,14 @@ class Exchange:
     async def answer(self, message: Message) -> None:
         """Send a part of the answer, with the headers that every answer has."""
         if message["type"] == "http.response.start":
-            if not self.whole and message["status"] != 408:
+            if not self.whole and not self.waits and message["status"] != 408:
                 await self._let_pass()
             self.status = message["status"]
             headers = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode()), *SECURITY_HEADERS]
             if self.scope["path"].startswith("/v1/"):
                 headers.append((b"cache-control", b"no-store"))
+            if not self.whole:  # what is still sent of the body would keep the connection for ever
+                headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         else:
             self.sent += len(message.get("body", b""))
@@ -106,8 +111,6 @@ class Exchange:
             content |= openai_error(problem)
         body = to_bytes(content)
         headers = {"Content-Type": MEDIA_TYPE, "Content-Length": str(len(body)), **problem.headers}
-        if problem.status in (408, 413):  # the rest of the body is not read
-            headers["Connection"] = "close"
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await self.answer({"type": "http.response.start", "status": problem.status, "headers": encoded})
         await self.answer({"type": "http.response.body", "body": b"" if self.scope["method"] == "HEAD" else body})
@@ -136,6 +139,7 @@ class Gate:
         headers = _headers(scope)
         given = headers.get("x-request-id", "")
         exchange = Exchange(scope, receive, send, given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        exchange.waits = headers.get("expect", "").lower() == "100-continue"
         scope["request_id"] = exchange.request_id
         try:
             await self._pass(exchange, headers, exchange.receive)
@@ -144,6 +148,9 @@ class Gate:
         except Problem as problem:
             if not exchange.status:
                 await exchange.refuse(problem)
+        except asyncio.CancelledError:  # by a stop, whose time for running requests is over
+            if not exchange.status:
+                await exchange.refuse(Problem(503, "unavailable", "the service is being stopped", retry_after=10))
         except Exception as error:  # whatever it is, the client learns nothing of it
             fields = {"request_id": exchange.request_id, "route": exchange.route}
             log.ERRORS.error("unforeseen error", exc_info=error, extra={"fields": fields})
@@ -155,6 +162,7 @@ class Gate:
     async def _pass(self, exchange: Exchange, headers: Mapping[str, str], receive: Receive) -> None:
         scope, limits = exchange.scope, self._service.limits
         self._check_host(headers)
+        _check_path(scope["path"])
         self._check_token(scope, headers)
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if scope["method"] == "POST" and scope["path"] == "/v1/documents" and kind in STREAM_TYPES:
@@ -307,6 +315,13 @@ class Gate:
         self._service.metrics.observe(
             method=exchange.method, route=exchange.route, status=exchange.status, seconds=seconds
         )
+
+
+def _check_path(path: str) -> None:
+    """A pattern of a route ends in `$`, which is also true before a last newline: what is checked here by its path
+    would be another request there."""
+    if _CONTROL.search(path):
+        raise Problem(404, "not-found", "there is no path with a control character")
 
 
 def _busy(limit: str, maximum: int, what: str) -> Problem:

@@ -45,7 +45,7 @@ TITLES = {
     "timeout": "The answer took too long",
     "index-damaged": "The index is damaged",
     "storage": "The disk refused a read or a write",
-    "unavailable": "The index cannot be read",
+    "unavailable": "The service cannot answer now",
     "internal": "Something went wrong that nobody foresaw",
 }
 

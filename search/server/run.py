@@ -21,6 +21,8 @@ from search.server.service import Service
 
 GRACE = 7  # seconds that running requests have after a SIGTERM
 HEAD_SECONDS = 10.0  # in which the head of a request must have come
+UNREAD_SECONDS = 60.0  # in which a client must have taken a part of what was sent to it
+UNSENT_BYTES = 128 * 1024  # that the system takes at a time, so that it shows how a client reads
 HEAD_BYTES = 64 * 1024
 BACKLOG = 1_024
 
@@ -30,12 +32,14 @@ class BindError(TagdexError):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which lets a connection go when the head of a request does not come in time."""
+    """uvicorn's, which lets a connection go when the head of a request does not come, or an answer is not read."""
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
+        transport.set_write_buffer_limits(high=0)  # writing is paused while anything waits to be read
         super().connection_made(transport)
         self._expect_head()
 
@@ -46,9 +50,21 @@ class Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
-        if self._late is not None:
-            self._late.cancel()
+        for timer in (self._late, self._unread):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """A client does not take all that is sent to it."""
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        """It has taken all."""
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def _expect_head(self) -> None:
         """Begin or end the time for a head; it is not lengthened by every byte of one."""
@@ -64,6 +80,17 @@ class Protocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
 
+    def _expect_reading(self) -> None:
+        """Begin the time in which what waits to be read must become less."""
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self._give_up_unread, left)
+
+    def _give_up_unread(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()  # to close it would wait until all is read
+
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens on an address. Raises `BindError`."""
@@ -72,6 +99,8 @@ def listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         listener.bind((host.strip("[]"), port))
         listener.listen(BACKLOG)  # whoever reads the address may connect at once, and waits until it is served
     except (OSError, OverflowError) as error:

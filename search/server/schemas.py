@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from search.query import MAX_BOOST
+
 FILTER = "A filter: in the command line's syntax, or as a JSON object (see the schema Filter)."
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -57,7 +59,9 @@ class SearchRequest(WantedHits):
     entities: Annotated[
         Literal["filter", "boost"] | None, Field(description="What the entities that the query names do.")
     ] = None
-    boost: Annotated[Number, Field(ge=0, description="How much sharing all of them adds to a cosine.")] = 0.1
+    boost: Annotated[
+        Number, Field(ge=0, le=MAX_BOOST, description="How much sharing all of them adds to a cosine.")
+    ] = 0.1
     passages: Annotated[int, Field(ge=0, description="How many of its best passages each hit shows.")] = 0
     neighbours: Annotated[int, Field(ge=0, description="How many passages on either side of each of them.")] = 0
     highlight: Annotated[bool, Field(description="Show the best sentence of the best passage.")] = False

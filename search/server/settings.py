@@ -13,11 +13,14 @@ class Limits:
 
     - `body`: bytes of a body, and of one line where documents are streamed. `stream`: bytes of such a stream.
     - `batch`: searches, documents or texts of one request.
-    - `k`: offset + k, and the hits that facets are counted over.
+    - `k`: offset + k, and the hits that facets are counted over. `passages`: k times the passages of
+      each hit, with their neighbours.
     - `text`: characters of a text. `texts`: of all texts of one request that go through the model.
-    - `filter`: characters of a filter. `filter_depth`: levels of a filter.
+    - `filter`: characters of a filter, and members of one in JSON. `filter_depth`: levels of a filter. `filters`:
+      characters of all filters of one request, equal ones counted once.
     - `seconds`: from a request's first byte to its answer; between two pieces of a stream.
     - `requests`: how many are answered or wait at a time, `streams`: how many bring documents as a stream.
+    - `answer`: bytes of an answer to searches; known only when it has been found.
     - `memory`: bytes of all bodies that are held at a time.
     """
 
@@ -25,10 +28,13 @@ class Limits:
     stream: int = 2**30
     batch: int = 256
     k: int = 1_000
+    passages: int = 10_000
     text: int = 100_000
     texts: int = 400_000
     filter: int = 10_000
     filter_depth: int = 32
+    filters: int = 100_000
+    answer: int = 32 * 2**20
     seconds: float = 30.0
     requests: int = 64
     streams: int = 4

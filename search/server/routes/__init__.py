@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
-from search.server.problems import MEDIA_TYPE, beyond, to_bytes
+from search.server.problems import MEDIA_TYPE, Problem, beyond, to_bytes
 from search.server.schemas import ProblemOut
 from search.server.settings import Limits
 
@@ -25,7 +26,7 @@ _MEANINGS = {
     422: "The request is not as documented, or beyond a limit.",
     429: "Too many requests are under way.",
     500: "The index is damaged, or something went wrong that nobody foresaw.",
-    503: "The answer took too long, or the index cannot be read.",
+    503: "The answer took too long, the index cannot be read, or the service is being stopped.",
     507: "The disk refused a write.",
 }
 
@@ -40,6 +41,15 @@ def check_texts(texts: Iterable[str], limits: Limits) -> None:
     """Raise `Problem` where a request's texts would keep the model for too long."""
     if (characters := sum(map(len, texts))) > limits.texts:
         raise beyond("texts", limits.texts, characters, "the characters of all texts of one request")
+
+
+async def once_each(request: Request) -> None:
+    """Refuse parameters that come twice, of which only the last would count. Raises `Problem`."""
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name in seen:
+            raise Problem(422, "invalid-request", f"the parameter '{name[:80]}' is given more than once")
+        seen.add(name)
 
 
 def answer(content: Mapping[str, Any], *, status: int = 200) -> Response:

@@ -22,6 +22,7 @@ from indexer.readers.options import ReadOptions
 from indexer.records import Document, label_json
 from indexer.stored import StoredDocument
 from search.server import asking
+from search.server.filtering import Filters, reading
 from search.server.problems import Problem, as_problem, beyond
 from search.server.routes import answer, problems
 from search.server.schemas import DocumentIn, DocumentOut, DocumentsRequest, RemovedAnswer, WrittenAnswer
@@ -130,7 +131,7 @@ def document_routes(service: Service) -> APIRouter:
                 given = orjson.loads(filter)
             except orjson.JSONDecodeError:
                 raise Problem(422, "invalid-filter", "the filter begins like JSON, but is none") from None
-        tree = asking.filter_of(given, limits)
+        tree = await reading(service.searching, [given], lambda: Filters(limits).read(given))
         if tree is None:
             raise Problem(422, "invalid-filter", "the filter is missing")
         return answer({"index": target.name, "removed": await target.ingest.remove_matching(tree)})
