@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 # A query's rows are too few for MKL to share out among cores; its weights in blocks of so many outputs are not.
 FEW_ROWS = 64
@@ -31,21 +32,26 @@ class Linear(nn.Linear):
 
     def forward(self, states: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        if torch.is_grad_enabled() or not _is_plain(states, self.weight):
-            return super().forward(states)
+        weight, bias = self.weight, self.bias
+        plain = states.dtype is weight.dtype is torch.float32 and states.is_cpu and weight.is_cpu
+        if torch.is_grad_enabled() or not plain:
+            return functional.linear(states, weight, bias)
         rows = states.reshape(-1, self.in_features)
         if torch.get_num_threads() == 1:
-            product = _by_openblas(rows, self.weight, self.bias) if numpy_threads() == 1 else super().forward(rows)
-        elif len(rows) <= FEW_ROWS and self.out_features % BLOCK == 0 and self.bias is not None:
-            product = _by_blocks(rows, self.weight, self.bias)
+            if numpy_threads() != 1:
+                return functional.linear(states, weight, bias)
+            product = _by_openblas(rows, weight, bias)
+        elif len(rows) <= FEW_ROWS and self.out_features % BLOCK == 0 and bias is not None:
+            product = _by_blocks(rows, weight, bias)
         else:
-            product = super().forward(rows)
+            return functional.linear(states, weight, bias)
         return product.view(*states.shape[:-1], self.out_features)
 
 
 def _by_openblas(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product = torch.empty(len(rows), len(weight))
-    np.matmul(rows.numpy(), weight.detach().numpy().T, out=product.numpy())
+    with np.errstate(all="ignore"):  # what is not finite is found in the end, as with torch
+        np.matmul(rows.numpy(), weight.detach().numpy().T, out=product.numpy())
     return product if bias is None else product.add_(bias)
 
 
@@ -54,10 +60,6 @@ def _by_blocks(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     blocks = weight.view(-1, BLOCK, weight.shape[1]).transpose(1, 2)
     product = torch.baddbmm(bias.view(-1, 1, BLOCK), rows.expand(len(blocks), -1, -1), blocks)
     return product.transpose(0, 1).reshape(len(rows), len(weight))
-
-
-def _is_plain(*tensors: Tensor) -> bool:
-    return all(tensor.dtype is torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
 
 
 def use_the_faster(model: nn.Module) -> None:

@@ -61,6 +61,16 @@ def test_it_gives_what_torch_gives(rows: int, outside: int, *, bias: bool) -> No
 
 
 @pytest.mark.usefixtures("way")
+def test_what_is_not_finite_is_given_without_a_warning() -> None:
+    _, ours = pair(16, BLOCK)
+    states = torch.ones(3, 16)
+    states[0], states[1, 0] = 3e38, torch.nan
+    with torch.no_grad():
+        found = ours(10 * states)
+    assert [bool(row.isfinite().all()) for row in found] == [False, False, True]
+
+
+@pytest.mark.usefixtures("way")
 def test_states_of_any_form() -> None:
     plain, ours = pair(16, BLOCK)
     states = torch.randn(3, 5, 16)
