@@ -360,7 +360,7 @@ class TextModel:
                     type=types[kind],
                     start=int(offsets[begin, 0]),
                     end=int(offsets[end - 1, 1]),
-                    score=float(probabilities[begin:end].mean()),
+                    score=float(probabilities[begin] if end == begin + 1 else probabilities[begin:end].mean()),
                 )
                 for kind, begin, end in iob.spans_of_labels(chosen)
             ]
@@ -403,7 +403,7 @@ class TextModel:
                 pooled=pooled[number],
                 label=labels[number],
                 spans=tuple(
-                    Span(span.type, span.start + window.start, span.end + window.start, span.score)
+                    span if window.start == 0 else _moved(span, window.start)
                     for window, own in zip(windows[first:end], spans[first:end], strict=True)
                     for span in own
                 ),
@@ -429,6 +429,10 @@ class TextModel:
             None if score < self.config.class_threshold else Label(name=names[at], score=float(score))
             for at, score in zip(best.tolist(), scores, strict=True)
         ]
+
+
+def _moved(span: Span, by: int) -> Span:
+    return Span(span.type, span.start + by, span.end + by, span.score)
 
 
 def choose_device(name: str) -> torch.device:
