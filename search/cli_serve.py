@@ -51,6 +51,13 @@ TOKEN_VARIABLE = "SEARCH_SERVE_TOKEN"
     "--max-text", type=click.IntRange(min=1), default=100_000, show_default=True, help="Characters of a text."
 )
 @click.option(
+    "--max-texts",
+    type=click.IntRange(min=1),
+    default=400_000,
+    show_default=True,
+    help="Characters of all texts of one request that go through the model.",
+)
+@click.option(
     "--max-filter", type=click.IntRange(min=1), default=10_000, show_default=True, help="Characters of a filter."
 )
 @click.option(
@@ -116,6 +123,7 @@ def serve(
     max_batch: int,
     max_k: int,
     max_text: int,
+    max_texts: int,
     max_filter: int,
     max_filter_depth: int,
     max_filters: int,
@@ -156,6 +164,7 @@ def serve(
         batch=max_batch,
         k=max_k,
         text=max_text,
+        texts=max_texts,
         filter=max_filter,
         filter_depth=max_filter_depth,
         filters=max_filters,

@@ -248,6 +248,17 @@ def test_a_folder_under_two_names_keeps_it_from_starting(run: Run, tmp_path: Pat
     )
 
 
+def test_every_limit_is_the_one_that_its_option_gives(index: Path) -> None:
+    options = {"body": 11_000, "stream": 12_000, "batch": 13, "k": 14, "text": 15, "texts": 16, "filter": 17}
+    options |= {"filter-depth": 18, "filters": 19, "answer": 20_000, "requests": 21}
+    arguments = [part for name, value in options.items() for part in (f"--max-{name}", value)]
+    with serving(index, *arguments, "--timeout", 22) as served:
+        limits = httpx.get(f"{served.url}/v1/indexes").json()["limits"]
+    wanted = {name.replace("-", "_"): value for name, value in options.items()} | {"seconds": 22}
+    assert {name: limits[name] for name in wanted} == wanted
+    assert limits.keys() - wanted.keys() == {"passages", "streams", "memory"}  # which have no option
+
+
 @pytest.mark.parametrize("content", ["", "# tokens come here\n\n"])
 def test_a_token_file_without_a_token_keeps_it_from_starting(run: Run, tmp_path: Path, content: str) -> None:
     file = tmp_path / "tokens.txt"
