@@ -130,6 +130,21 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
             yield path_of(keys), f"a value of type {type(value).__name__} is not JSON"
 
 
+def is_deeper(value: object, limit: int) -> bool:
+    """Whether arrays and objects stand in one another at more than `limit` levels."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
 def too_deep(levels: int = MAX_DEPTH) -> str:
     """What is wrong with a field that is nested deeper."""
     return f"is nested deeper than {levels} levels: flatten it"

@@ -170,7 +170,7 @@ class TextModel:
 
     def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
         """Everything the model says about each text, in the order given; class and entities only with `tags`."""
-        work = self._analysing(texts, tags=tags, step=None)
+        work = self._analysing(texts, tags=tags, in_steps=False)
         while (analyses := next(work)) is None:
             pass
         return analyses
@@ -180,12 +180,12 @@ class TextModel:
 
         A step takes as long as one batch of `batch_tokens`; the first also splits the texts.
         """
-        return self._analysing(texts, tags=tags, step=1)
+        return self._analysing(texts, tags=tags, in_steps=True)
 
     def _analysing(
-        self, texts: Sequence[str], *, tags: bool, step: int | None
+        self, texts: Sequence[str], *, tags: bool, in_steps: bool
     ) -> Generator[list[Analysis] | None, None, None]:
-        """`step`: batches for each core before it gives way, `None` for all."""
+        """With `in_steps` it gives way after one batch for each core."""
         texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
         windows = self.windows(texts)
         if not windows:
@@ -200,7 +200,7 @@ class TextModel:
             return self._run([windows[at] for at in batch], texts, tags=tags)
 
         while left:
-            count = len(left) if step is None else step * self._cores
+            count = self._cores if in_steps else len(left)
             batches, left = left[:count], left[count:]
             results = self._workers.map(run, batches) if self._shares else map(run, batches)
             for batch, found in zip(batches, results, strict=True):

@@ -63,7 +63,7 @@ def _by_blocks(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def use_the_faster(model: nn.Module) -> None:
-    """Let OpenBLAS compute the linear layers of a model where it is faster. Weights, names and training stay."""
+    """Compute the linear layers of a model as `Linear` does, where that is faster. Weights, names and training stay."""
     if openblas_is_faster():
         for module in model.modules():
             if type(module) is nn.Linear:

@@ -288,11 +288,7 @@ class Searcher:
         self._check_filter(query.filter)
         explanation = Explanation()
         asked = replace(self._models.asked(text, query, explanation, analysis=analysis), path=path)
-        with self._held(snapshot) as held:
-            hits = steps.find(held, asked, explanation)
-            if explain:
-                self._explain(held, asked, hits, explanation)
-        return self._answer(hits, asked, explanation)
+        return self._found(asked, explanation, explain=explain, snapshot=snapshot)
 
     def answer_many(self, asked: Sequence[tuple[str | FloatArray, Query, Analysis | None]]) -> list[Answer]:
         """As `answer` or `answer_vector` for several texts or vectors, all from one commit.
@@ -326,11 +322,7 @@ class Searcher:
         """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
         self._check_filter(query.filter)
         explanation, asked = Explanation(), self._asked_vector(vector, query, path=path)
-        with self._held(snapshot) as held:
-            hits = steps.find(held, asked, explanation)
-            if explain:
-                self._explain(held, asked, hits, explanation)
-        return self._answer(hits, asked, explanation)
+        return self._found(asked, explanation, explain=explain, snapshot=snapshot)
 
     def page(
         self,
@@ -474,6 +466,13 @@ class Searcher:
     def similarity(self, first: str, second: str) -> float:
         """Cosine of two texts, in [−1, 1]."""
         return self.model.similarity(first, second)
+
+    def _found(self, asked: Asked, explanation: Explanation, *, explain: bool, snapshot: Snapshot | None) -> Answer:
+        with self._held(snapshot) as held:
+            hits = steps.find(held, asked, explanation)
+            if explain:
+                self._explain(held, asked, hits, explanation)
+        return self._answer(hits, asked, explanation)
 
     def _held(self, snapshot: Snapshot | None) -> AbstractContextManager[Snapshot]:
         """A caller's snapshot, or one of the newest commit."""

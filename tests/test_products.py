@@ -93,12 +93,22 @@ def test_gradients_and_other_precisions_are_torchs() -> None:
         assert torch.equal(ours.bfloat16()(half), plain.bfloat16()(half))
 
 
+@pytest.fixture
+def two_numpy_threads() -> Iterator[None]:
+    if not products.numpy_threads():
+        pytest.skip("this numpy computes without OpenBLAS")
+    before = products.numpy_threads()
+    products._set_numpy_threads(2)
+    yield
+    products._set_numpy_threads(before)
+
+
+@pytest.mark.usefixtures("two_numpy_threads")
 def test_openblas_is_left_alone_where_it_would_take_all_cores() -> None:
     plain, ours = pair(384, 384)
     states = torch.randn(100, 384)
     with torch.inference_mode(), one_thread():
-        if products.numpy_threads() != 1:
-            assert torch.equal(ours(states), plain(states))
+        assert torch.equal(ours(states), plain(states))
 
 
 def test_a_model_computes_by_it_where_it_is_faster_and_by_torch_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,32 +123,29 @@ def test_a_model_computes_by_it_where_it_is_faster_and_by_torch_elsewhere(monkey
     assert np.allclose(*vectors, atol=1e-5)
 
 
+@pytest.mark.usefixtures("two_numpy_threads")
 def test_each_core_has_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """numpy's threads are one while batches are shared out, and what they were afterwards, also after an error."""
-    if not products.numpy_threads():
-        pytest.skip("this numpy computes without OpenBLAS")
     monkeypatch.setattr(products, "openblas_is_faster", lambda: True)
-    before, threads = products.numpy_threads(), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         assert set(Workers().map(lambda _: products.numpy_threads(), range(4))) == {1}
-        assert products.numpy_threads() == before
+        assert products.numpy_threads() == 2
         with pytest.raises(ZeroDivisionError):
             list(Workers().map(lambda number: 1 // number, range(4)))
-        assert products.numpy_threads() == before
+        assert products.numpy_threads() == 2
         torch.set_num_threads(1)
         assert set(Workers().map(lambda _: products.numpy_threads(), range(4))) == {1}
     finally:
         torch.set_num_threads(threads)
-    assert products.numpy_threads() == before
+    assert products.numpy_threads() == 2
 
 
+@pytest.mark.usefixtures("two_numpy_threads")
 @pytest.mark.parametrize("first_leaves_first", [True, False])
 def test_numpy_has_one_thread_until_the_last_has_left(*, first_leaves_first: bool) -> None:
-    if not products.numpy_threads():
-        pytest.skip("this numpy computes without OpenBLAS")
-    before, inside, leave = products.numpy_threads(), threading.Event(), threading.Event()
-    products._set_numpy_threads(2)
+    inside, leave = threading.Event(), threading.Event()
 
     def enter() -> None:
         with products.numpy_in_one_thread():
@@ -146,18 +153,15 @@ def test_numpy_has_one_thread_until_the_last_has_left(*, first_leaves_first: boo
             leave.wait(timeout=60)
 
     other = threading.Thread(target=enter)
-    try:
-        with products.numpy_in_one_thread():
-            other.start()
-            assert inside.wait(timeout=60)
-            if not first_leaves_first:
-                leave.set()
-                other.join()
-            assert products.numpy_threads() == 1
-        if first_leaves_first:
-            assert products.numpy_threads() == 1
+    with products.numpy_in_one_thread():
+        other.start()
+        assert inside.wait(timeout=60)
+        if not first_leaves_first:
             leave.set()
             other.join()
-        assert products.numpy_threads() == 2
-    finally:
-        products._set_numpy_threads(before)
+        assert products.numpy_threads() == 1
+    if first_leaves_first:
+        assert products.numpy_threads() == 1
+        leave.set()
+        other.join()
+    assert products.numpy_threads() == 2

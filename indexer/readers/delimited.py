@@ -8,6 +8,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def _check_header(header: list[str], source: str, line: int) -> None:
             raise InputError(f"two columns are named '{name}': rename one", source=source, line=line)
 
 
-def _cells(count: int) -> str:
+def count_of_cells(count: int) -> str:
     return "1 cell" if count == 1 else f"{count} cells"
 
 
@@ -117,7 +118,7 @@ def _read_rows(file: SourceFile, meter: ByteMeter, *, delimiter: str) -> Iterato
             if problem is None and count == 0:
                 continue
             if problem is None and width not in (None, count):
-                problem = f"this row has {_cells(count)}, the header has {_cells(width or 0)}"
+                problem = f"this row has {count_of_cells(count)}, the header has {count_of_cells(width or 0)}"
         if problem is not None:
             yield first.fault or InputError(problem, source=file.path, line=first.number)
             continue
@@ -129,6 +130,17 @@ def _read_rows(file: SourceFile, meter: ByteMeter, *, delimiter: str) -> Iterato
         width = count
 
 
+@contextmanager
+def fields_of_any_size() -> Iterator[None]:
+    """Let the csv module parse fields of any length."""
+    with _FIELD_SIZE_LOCK:
+        before = csv.field_size_limit(_FIELD_SIZE_LIMIT)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
+
+
 def _first_row(lines: Sequence[str], delimiter: str) -> tuple[list[str], bool]:
     """The cells of the first row in some lines, and whether a quote is open at their end. Raises `csv.Error`."""
     if (
@@ -138,12 +150,8 @@ def _first_row(lines: Sequence[str], delimiter: str) -> tuple[list[str], bool]:
     ):
         return plain.split(delimiter) if plain else [], False  # as the module has it, in a quarter of the time
     rows = csv.reader([*lines, '"'], delimiter=delimiter, strict=True)  # closes an open quote, else is another row
-    with _FIELD_SIZE_LOCK:
-        before = csv.field_size_limit(_FIELD_SIZE_LIMIT)
-        try:
-            cells = next(rows)
-        finally:
-            csv.field_size_limit(before)
+    with fields_of_any_size():
+        cells = next(rows)
     return cells, rows.line_num > len(lines)
 
 

@@ -15,6 +15,7 @@ from indexer.fields import (
     MAX_DEPTH,
     has_lone_surrogate,
     id_problem,
+    is_deeper,
     metadata_problems,
     quote,
     shorten,
@@ -62,7 +63,7 @@ def _document_of(record: Record, options: ReadOptions) -> Document:
     fields = {**record.fields, **record.origin}
     for name, value in fields.items():
         levels = MAX_DEPTH + (name == options.metadata_field)
-        if isinstance(value, dict | list) and _is_deeper_than(levels, value):
+        if isinstance(value, dict | list) and is_deeper(value, levels):
             raise InputError(too_deep(), field=name)
     text = _text_of(fields, options)
     id = _id_of(fields, options)
@@ -71,20 +72,6 @@ def _document_of(record: Record, options: ReadOptions) -> Document:
     for path, problem in metadata_problems(metadata, levels=MAX_DEPTH + 1):  # how deep is checked above
         raise InputError(shorten(problem, _PROBLEM_CHARACTERS), field=path or None)
     return Document(id if id is not None else _content_hash(record.fields), text, metadata)
-
-
-def _is_deeper_than(limit: int, value: Any) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _text_of(fields: Mapping[str, Any], options: ReadOptions) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from indexer import iob
 from indexer.errors import InputError
-from indexer.readers.delimited import _FIELD_SIZE_LIMIT, _FIELD_SIZE_LOCK
+from indexer.readers.delimited import count_of_cells, fields_of_any_size
 from indexer.training import data
 from indexer.training.data import TaggedText
 from indexer.training.lines import DataError, half_character, numbered_objects, text_lines
@@ -320,8 +320,8 @@ def _rows(settings: DataSettings, path: Path, kind: str) -> Iterator[_Row]:
         # Without a header, columns are numbers, and TSV is often ragged: the STS benchmark has more for some sources.
         if width is not None and len(cells) != width and (settings.header or kind == "csv"):
             raise InputError(
-                f"this row has {_cells(len(cells))}, the {'header' if settings.header else 'first row'} has "
-                f"{_cells(width)}: put quotes around a cell that holds the separator",
+                f"this row has {count_of_cells(len(cells))}, the {'header' if settings.header else 'first row'} has "
+                f"{count_of_cells(width)}: put quotes around a cell that holds the separator",
                 source=str(path),
                 line=number,
             )
@@ -334,10 +334,6 @@ def _rows(settings: DataSettings, path: Path, kind: str) -> Iterator[_Row]:
         if names is not None:
             values |= dict(zip(names, cells, strict=True))
         yield _Row(values, path, number)
-
-
-def _cells(count: int) -> str:
-    return "1 cell" if count == 1 else f"{count} cells"
 
 
 def _header(cells: list[str], path: Path, line: int) -> list[str]:
@@ -358,12 +354,8 @@ def _csv_rows(settings: DataSettings, path: Path, kind: str) -> Iterator[tuple[i
     while True:
         begin = rows.line_num + 1
         try:
-            with _FIELD_SIZE_LOCK:  # the csv module has one limit for the whole process, which the readers raise, too
-                before = csv.field_size_limit(_FIELD_SIZE_LIMIT)
-                try:
-                    cells = next(rows)
-                finally:
-                    csv.field_size_limit(before)
+            with fields_of_any_size():
+                cells = next(rows)
         except StopIteration:
             return
         except csv.Error as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from indexer.errors import FilterError
+from indexer.fields import is_deeper
 from indexer.filters import Filter, from_json, parse
 from search.server.problems import beyond
 from search.server.settings import Limits
@@ -51,7 +52,7 @@ class Filters:
         if size > limits.filter:
             got = size if isinstance(given, str) else None
             raise beyond("filter", limits.filter, got, "the characters and members of a filter")
-        if _is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
+        if is_deeper(given, _DEEPEST_JSON * limits.filter_depth):
             raise beyond("filter_depth", limits.filter_depth, None, "the levels of a filter")
         self._size += size
         if self._size > limits.filters:
@@ -90,17 +91,3 @@ def _size(given: Given, most: int) -> int:
                 left += value
                 left += value.values() if isinstance(value, dict) else ()
     return size
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return False
-    return True
