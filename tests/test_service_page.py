@@ -357,7 +357,7 @@ def test_what_names_in_the_query_do(page: Any, address: str) -> None:
     page.fill("#query", "what is made")
     page.wait_for_selector("#about:has-text('No name was found')")
     page.go_back()
-    page.wait_for_selector("#about:has-text('Only these')")
+    page.wait_for_selector("#about:has-text('These were raised')")  # the last that was chosen before one typed
 
 
 def test_why_a_hit_is_there(page: Any, address: str) -> None:

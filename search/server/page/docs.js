@@ -46,7 +46,7 @@ function operation(method, path, { summary, parameters = [], requestBody, respon
 async function start() {
   const place = byId("operations");
   try {
-    const { paths, components } = await (await fetch("/openapi.json")).json();
+    const { paths, components } = await (await fetch(new URL("../openapi.json", import.meta.url))).json();
     place.replaceChildren(
       ...Object.entries(paths).flatMap(([path, methods]) =>
         Object.entries(methods).map(([method, described]) => operation(method, path, described)),
