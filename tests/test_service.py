@@ -26,7 +26,7 @@ from fakes import (
     clustered,
     entries,
 )
-from serving import client_of, demo_service, problem
+from serving import client_of, demo_service, documents, problem
 
 from indexer.api import add_documents
 from indexer.errors import ModelError

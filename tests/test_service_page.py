@@ -193,6 +193,7 @@ def test_facets_that_are_asked_for(page: Any, tmp_path: Path) -> None:
             f"a boat crosses {'Varberg' if number else 'again'}",
             {
                 "price": 10 * number + 0.5,
+                "number": list(range(10)),
                 "at:day": day,
                 **({"year": 2020 + number} if number < 2 else {"year": "2021-05"}),
             },
@@ -242,6 +243,7 @@ def test_facets_that_are_asked_for(page: Any, tmp_path: Path) -> None:
             hits(page, 5)
         page.check("#significant")
         page.wait_for_function("() => location.search.includes('significant')")
+        assert "2 more values" in page.locator("#facets .nothing").all_inner_texts()
         page.click("[aria-label='Stop counting by entity']")
         page.wait_for_selector("#facets h2:has-text('Entities')", state="detached")
         page.goto(f"{url}/?q=boat&facet=nope")
@@ -323,8 +325,9 @@ CONTRAST = """() => {
     }
     return "rgb(255, 255, 255)";
   };
-  return [...document.querySelectorAll("mark, .score, .label, .id, .facts dt, .facts dd, #status, button, .count")].map((node) => {
-    const [a, b] = [light(getComputedStyle(node).color), light(back(node))];
+  return [...document.querySelectorAll("mark, .score, .label, .id, .facts dt, .facts dd, #status, button, .count, input")].map((node) => {
+    const pseudo = node.placeholder ? "::placeholder" : null;
+    const [a, b] = [light(getComputedStyle(node, pseudo).color), light(back(node))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   });
 }"""  # noqa: E501

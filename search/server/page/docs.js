@@ -48,6 +48,7 @@ async function start() {
   try {
     const { paths, components } = await (await fetch(new URL("../openapi.json", import.meta.url))).json();
     place.replaceChildren(
+      element("h2", { text: "Routes" }),
       ...Object.entries(paths).flatMap(([path, methods]) =>
         Object.entries(methods).map(([method, described]) => operation(method, path, described)),
       ),

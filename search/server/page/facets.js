@@ -23,6 +23,7 @@ function facetElement(facet, { active, onToggle, onAway }) {
       }),
     );
   }
+  const more = facet.distinct - facet.values.length;
   const most = Math.max(...facet.values.map(({ count }) => count));
   return element("section", {
     children: [
@@ -30,6 +31,7 @@ function facetElement(facet, { active, onToggle, onAway }) {
       facet.values.length
         ? element("ul", { children: facet.values.map((value) => valueElement(facet, value, { active, onToggle, most })) })
         : element("p", { className: "nothing", text: "No value among these documents" }),
+      ...(more > 0 ? [element("p", { className: "nothing", text: counted(more, "more value") })] : []),
     ],
   });
 }

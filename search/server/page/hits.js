@@ -115,7 +115,7 @@ function facts(metadata) {
     children: Object.entries(metadata).map(([name, value]) =>
       element("div", {
         children: [
-          element("dt", { text: name, attributes: { dir: "auto" } }),
+          element("dt", { text: name }),
           element("dd", { attributes: { dir: "auto" }, text: Array.isArray(value) ? value.map(shown).join(", ") : shown(value) }),
         ],
       }),
