@@ -30,8 +30,8 @@ function facetElement(facet, { active, onToggle, onAway }) {
       heading,
       facet.values.length
         ? element("ul", { children: facet.values.map((value) => valueElement(facet, value, { active, onToggle, most })) })
-        : element("p", { className: "nothing", text: "No value among these documents" }),
-      ...(more > 0 ? [element("p", { className: "nothing", text: counted(more, "more value") })] : []),
+        : element("p", { className: "nothing", text: facet.distinct ? "No value stands out" : "No value among these documents" }),
+      ...(more > 0 && facet.values.length ? [element("p", { className: "nothing", text: counted(more, "more value") })] : []),
     ],
   });
 }
