@@ -467,6 +467,11 @@ def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Pat
         hits(page, 10)
         page.click("#more")
         hits(page, 20)
+        page.route("**/v1/search", lambda route: route.abort())
+        page.click("#more")
+        page.wait_for_selector(".error:has-text('cannot be reached')")
+        assert (page.locator(".hit").count(), page.inner_text("#status")) == (20, "20 results, best first")
+        page.unroute("**/v1/search")
         with IndexWriter(index) as writer:
             new = [Document(f"new {number}", "boat crosses") for number in range(5)]
             writer.write(entries(new, analyser))
@@ -481,6 +486,25 @@ def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Pat
         page.reload()
         hits(page, 40)
         assert set(ids(page)[:5]) == {document.id for document in new}
+
+
+def test_more_hits_of_an_index_that_was_replaced(page: Any, tmp_path: Path) -> None:
+    analyser = DemoAnalyser()
+    many = [Document(f"boat {number}", f"a boat number{number} crosses") for number in range(35)]
+    index = build_index(tmp_path / "many", many, analyser)
+    with listening(Service({"many": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat+crosses")
+        hits(page, 10)
+        page.click("#more")
+        hits(page, 20)
+        index.rename(tmp_path / "old")
+        build_index(index, many[:25], analyser)
+        page.click("#more")
+        page.wait_for_selector(".error:has-text('cursor')")
+        page.click("#more")
+        hits(page, 25)
+        assert page.locator(".error").count() == 0
+        assert page.locator("#more").is_hidden()
 
 
 def test_near_duplicates_variety_and_passages(page: Any, tmp_path: Path) -> None:
@@ -604,6 +628,17 @@ def test_a_token_is_asked_for_once(page: Any, tmp_path: Path) -> None:
         page.wait_for_selector("#token-dialog", state="hidden")
         late[0].continue_()
         hits(page, 4)
+
+
+def test_a_browser_that_stores_nothing_suffices(page: Any, tmp_path: Path) -> None:
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
+    with listening(demo_service(tmp_path, tokens=(f"read:{READER}",))) as url:
+        page.goto(f"{url}/?q=boat")
+        page.fill("#token", READER)
+        page.press("#token", "Enter")
+        hits(page, 5)
+        page.click("#facets button:has-text('2019')")
+        hits(page, 2)
 
 
 def test_nothing_that_is_typed_is_lost(page: Any, address: str) -> None:

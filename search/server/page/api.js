@@ -13,9 +13,11 @@ export class Problem extends Error {
   }
 }
 
+let token = stored();
+
 export async function call(path, body, signal) {
   const headers = {};
-  const token = sessionStorage.getItem(KEY);
+  const sent = token;
   if (token) headers.Authorization = `Bearer ${token}`;
   if (body !== undefined) headers["Content-Type"] = "application/json";
   let response, content;
@@ -34,7 +36,7 @@ export async function call(path, body, signal) {
   }
   if (response.status === 401) {
     // While this one was under way, another request may have been given a token.
-    if (sessionStorage.getItem(KEY) !== token || (await askForToken())) return call(path, body, signal);
+    if (token !== sent || (await askForToken())) return call(path, body, signal);
   }
   if (!response.ok || content === null) {
     throw new Problem(
@@ -47,7 +49,25 @@ export async function call(path, body, signal) {
 }
 
 export function forgetToken() {
-  sessionStorage.removeItem(KEY);
+  keep(null);
+}
+
+function stored() {
+  try {
+    return sessionStorage.getItem(KEY);
+  } catch {
+    return null; // the browser stores nothing: it is asked for after each loading
+  }
+}
+
+function keep(given) {
+  token = given;
+  try {
+    if (given === null) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, given);
+  } catch {
+    // as above
+  }
 }
 
 function contentOf(text) {
@@ -66,13 +86,13 @@ function askForToken() {
     const dialog = byId("token-dialog");
     const field = byId("token");
     field.value = "";
-    byId("token-refused").hidden = sessionStorage.getItem(KEY) === null;
+    byId("token-refused").hidden = token === null;
     dialog.returnValue = "";
     dialog.addEventListener(
       "close",
       () => {
         const given = dialog.returnValue === "use";
-        if (given) sessionStorage.setItem(KEY, field.value.trim());
+        if (given) keep(field.value.trim());
         field.value = "";
         asking = null;
         resolve(given);

@@ -101,7 +101,7 @@ function showState() {
 }
 
 // Do something that takes time, and say so where it takes long. What another has overtaken is given up in silence.
-async function during(own, work) {
+async function during(own, work, failed = showError) {
   const results = byId("results");
   const slow = setTimeout(() => {
     results.setAttribute("aria-busy", "true");
@@ -111,7 +111,7 @@ async function during(own, work) {
     await work();
   } catch (error) {
     if (error.name === "AbortError" || own !== underWay) return;
-    showError(error);
+    failed(error);
   } finally {
     clearTimeout(slow);
     if (own === underWay) results.setAttribute("aria-busy", "false");
@@ -134,12 +134,12 @@ async function ask(signal) {
 async function more() {
   const shown = state.n;
   const n = Math.min(shown + FIRST, maximum);
+  if (typing !== null) return change({}); // those shown are of another search
   if (!hasPages(state)) return change({ n });
-  clearTimeout(typing);
   underWay?.abort();
   const own = (underWay = new AbortController());
   const page = (cursor, k) => call("/v1/search", { ...searchOf(state, k, maximum), cursor }, own.signal);
-  await during(own, async () => {
+  const get = async () => {
     if (following === null) {
       const first = await page("", shown);
       if (own !== underWay) return;
@@ -148,16 +148,27 @@ async function more() {
     }
     const next = following === null ? null : await page(following, n - shown);
     if (own !== underWay) return;
+    byId("error").replaceChildren();
     state = { ...state, n };
     write(state);
     if (next === null) return showMore(false);
     following = next.cursor;
     const before = byId("results").querySelectorAll(".hit").length;
     byId("results").append(...hitElements(next, before));
-    byId("status").textContent = `${counted(before + next.hits.length, "result")}, best first`;
+    showCount(before + next.hits.length);
     showMore(following !== null);
     byId("results").children[before]?.querySelector("button")?.focus();
+  };
+  await during(own, get, (error) => {
+    if (error.status === 422) following = null; // a cursor of an index that has been replaced
+    showCount(byId("results").querySelectorAll(".hit").length);
+    showProblem(error);
+    byId("error").scrollIntoView({ block: "nearest" });
   });
+}
+
+function showCount(hits) {
+  byId("status").textContent = `${counted(hits, "result")}, best first`;
 }
 
 function hitElements({ hits, explanation }, before = 0) {
@@ -191,7 +202,7 @@ function showHits({ hits, facets, explanation }) {
       }),
     );
   } else {
-    byId("status").textContent = `${counted(hits.length, "result")}, best first`;
+    showCount(hits.length);
     results.replaceChildren(...hitElements({ hits, explanation }));
   }
   showMore(hits !== null && hits.length >= state.n);
@@ -208,13 +219,17 @@ function showFacets(facets) {
 }
 
 function showError(error) {
-  const title = error instanceof Problem ? error.title : "The page failed";
-  const held = byId("error").contains(document.activeElement);
   byId("status").textContent = "";
   byId("results").replaceChildren();
   byId("about").replaceChildren();
   following = null;
   showMore(false);
+  showProblem(error);
+}
+
+function showProblem(error) {
+  const title = error instanceof Problem ? error.title : "The page failed";
+  const held = byId("error").contains(document.activeElement);
   byId("error").replaceChildren(
     element("div", {
       className: "box error",
