@@ -158,8 +158,11 @@ def test_more_and_less_like_several(page: Any, address: str) -> None:
     assert chips(page) == ["more like “boat”", "less like ball", "more like atom"]
     linked = page.url
     assert linked == f"{address}/?like=atom&unlike=ball&like-text=boat"
+    page.goto(f"{linked}&q=words")  # by hand
+    hits(page, 3)
+    assert page.input_value("#query") == ""
     with page.expect_request("**/v1/similar") as asked:
-        page.reload()
+        page.goto(linked)
     hits(page, 3)
     sent = asked.value.post_data_json
     assert [sent[name] for name in ("ids", "texts", "not_ids", "not_texts")] == [["atom"], ["boat"], ["ball"], []]

@@ -104,6 +104,7 @@ function showState() {
 async function during(own, work, failed = showError) {
   const results = byId("results");
   const slow = setTimeout(() => {
+    if (own !== underWay) return;
     results.setAttribute("aria-busy", "true");
     byId("status").textContent = "Searching …";
   }, SLOW);

@@ -33,14 +33,15 @@ export function read(search = location.search, kept = history.state) {
   const mode = parameters.get("mode");
   const names = parameters.get("names");
   const n = Number(parameters.get("n"));
+  const examples = [
+    ...Object.entries(EXAMPLES).flatMap(([name, { like, kind }]) =>
+      parameters.getAll(name).map((value) => ({ like, [kind]: value })),
+    ),
+    ...(kept?.examples ?? []),
+  ];
   return {
-    q: parameters.get("q") ?? kept?.q ?? "",
-    examples: [
-      ...Object.entries(EXAMPLES).flatMap(([name, { like, kind }]) =>
-        parameters.getAll(name).map((value) => ({ like, [kind]: value })),
-      ),
-      ...(kept?.examples ?? []),
-    ],
+    q: examples.length ? "" : (parameters.get("q") ?? kept?.q ?? ""), // examples take the place of words
+    examples,
     mode: MODES.includes(mode) ? mode : "cosine",
     index: parameters.get("index"),
     names: NAMES.includes(names) ? names : "",
