@@ -74,8 +74,8 @@ class Models:
         settings, place = self._reader.newest_settings(), self._reader.path
         if settings.entity_types is None:
             raise QueryError(
-                f"{place} was built without entities, so its documents share none with a query; 'indexer retag' with a "
-                "model that finds some adds them"
+                "the index was built without entities, so its documents share none with a query; 'indexer retag' with "
+                "a model that finds some adds them"
             )
         if self.text.entity_types is None:
             raise ModelError(

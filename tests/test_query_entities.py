@@ -416,6 +416,6 @@ def test_the_command_refuses_an_index_without_tags(run: Run, raw_model: str) -> 
     run("indexer", "add", "raw", write_jsonl("r.jsonl", [{"id": "a", "text": "hello"}]), "--model", raw_model)
     assert_fails(
         run("search", "query", "raw", "ada", "--auto-filter"),
-        "raw was built without entities, so its documents share none with a query; 'indexer retag' with a model that "
-        "finds some adds them",
+        "the index was built without entities, so its documents share none with a query; 'indexer retag' with a "
+        "model that finds some adds them",
     )

@@ -26,7 +26,7 @@ from fakes import (
     clustered,
     entries,
 )
-from serving import client_of, demo_service, problem
+from serving import client_of, demo_service, documents, problem
 
 from indexer.api import add_documents
 from indexer.errors import ModelError
@@ -571,3 +571,13 @@ def test_an_index_of_vectors_needs_no_model(tmp_path: Path) -> None:
         added = client.post("/v1/documents", json={"documents": [{"id": "v", "vector": (-vectors[7]).tolist()}]})
         assert added.json()["added"] == 1
         problem(client.post("/v1/documents", json={"documents": [{"id": "w", "text": "b"}]}), 422, "invalid-document")
+
+
+def test_an_index_without_entities_is_told_without_its_folder(tmp_path: Path) -> None:
+    model = DemoAnalyser(heads=False)
+    index = build_index(tmp_path / "index", documents(), model)
+    with client_of(Service({"raw": index}, model=as_text_model(model))) as client:
+        answer = client.post("/v1/search", json={"query": "boat", "entities": "filter"})
+        detail = problem(answer, 422, "invalid-query")["detail"]
+        assert "without entities" in detail
+        assert str(tmp_path) not in detail

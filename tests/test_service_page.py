@@ -10,10 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
@@ -21,10 +23,13 @@ pytest.importorskip("httpx", reason="httpx is not installed")
 
 from fakes import DemoAnalyser, as_text_model, build_index, entries
 from payloads import PAYLOADS
-from serving import READER, demo_service, documents, listening
+from serving import READER, WRITER, demo_service, documents, listening
 
+from indexer.api import add_documents
 from indexer.records import Document
+from indexer.store import IndexWriter
 from search.server.service import Service
+from search.server.settings import Limits, Settings
 
 LONG = os.environ.get("TAGDEX_LONG_TESTS") == "1"
 
@@ -69,6 +74,15 @@ def page(browser: Any) -> Iterator[Any]:
     yield page
     context.close()
     assert wrong == []
+
+
+@contextmanager
+def listening_to(index: Path, docs: list[Document], *names: str) -> Iterator[str]:
+    """The address of a service over these documents, under each of the names."""
+    analyser = DemoAnalyser()
+    build_index(index, docs, analyser)
+    with listening(Service(dict.fromkeys(names or ("some",), index), model=as_text_model(analyser))) as url:
+        yield url
 
 
 def chips(page: Any) -> list[str]:
@@ -144,8 +158,11 @@ def test_more_and_less_like_several(page: Any, address: str) -> None:
     assert chips(page) == ["more like “boat”", "less like ball", "more like atom"]
     linked = page.url
     assert linked == f"{address}/?like=atom&unlike=ball&like-text=boat"
+    page.goto(f"{linked}&q=words")  # by hand
+    hits(page, 3)
+    assert page.input_value("#query") == ""
     with page.expect_request("**/v1/similar") as asked:
-        page.reload()
+        page.goto(linked)
     hits(page, 3)
     sent = asked.value.post_data_json
     assert [sent[name] for name in ("ids", "texts", "not_ids", "not_texts")] == [["atom"], ["boat"], ["ball"], []]
@@ -179,6 +196,7 @@ def test_facets_that_are_asked_for(page: Any, tmp_path: Path) -> None:
             f"a boat crosses {'Varberg' if number else 'again'}",
             {
                 "price": 10 * number + 0.5,
+                "number": list(range(10)),
                 "at:day": day,
                 **({"year": 2020 + number} if number < 2 else {"year": "2021-05"}),
             },
@@ -226,8 +244,9 @@ def test_facets_that_are_asked_for(page: Any, tmp_path: Path) -> None:
             assert chips(page) == [chip]
             page.click("#chips button")
             hits(page, 5)
+        assert page.locator("#facets .nothing").all_inner_texts() == ["2 more values"]
         page.check("#significant")
-        page.wait_for_function("() => location.search.includes('significant')")
+        page.wait_for_selector("#facets section:has-text('Entities') .nothing:text-is('No value stands out')")
         page.click("[aria-label='Stop counting by entity']")
         page.wait_for_selector("#facets h2:has-text('Entities')", state="detached")
         page.goto(f"{url}/?q=boat&facet=nope")
@@ -309,8 +328,9 @@ CONTRAST = """() => {
     }
     return "rgb(255, 255, 255)";
   };
-  return [...document.querySelectorAll("mark, .score, .label, .id, .facts dt, .facts dd, #status, button, .count")].map((node) => {
-    const [a, b] = [light(getComputedStyle(node).color), light(back(node))];
+  return [...document.querySelectorAll("mark, .score, .label, .id, .facts dt, .facts dd, #status, button, .count, input")].map((node) => {
+    const pseudo = node.placeholder ? "::placeholder" : null;
+    const [a, b] = [light(getComputedStyle(node, pseudo).color), light(back(node))];
     return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
   });
 }"""  # noqa: E501
@@ -357,7 +377,7 @@ def test_what_names_in_the_query_do(page: Any, address: str) -> None:
     page.fill("#query", "what is made")
     page.wait_for_selector("#about:has-text('No name was found')")
     page.go_back()
-    page.wait_for_selector("#about:has-text('Only these')")
+    page.wait_for_selector("#about:has-text('These were raised')")  # the last that was chosen before one typed
 
 
 def test_why_a_hit_is_there(page: Any, address: str) -> None:
@@ -427,6 +447,11 @@ def test_any_filter_in_the_address_stands_on_its_chip(page: Any, address: str) -
         ({"or": [None, 1]}, '{"or":[null,1]}'),
         ({"entity": None, "path": 5, "or": 7}, '{"entity":null,"path":5,"or":7}'),
         ({"path": "year", "op": "between", "low": 2020, "high": None}, "year: 2020 or more"),
+        ({"path": "year", "op": "=", "value": {"toString": 1}}, '{"path":"year","op":"=","value":{"toString":1}}'),
+        (
+            {"entity": {"text": "Anna", "match": "exact", "type": {"toString": 1}}},
+            '{"entity":{"text":"Anna","match":"exact","type":{"toString":1}}}',
+        ),
     ]
     for filter, chip in filters:
         page.goto(f"{address}/?{urlencode({'q': 'boat', 'filter': json.dumps(filter)})}")
@@ -437,8 +462,6 @@ def test_any_filter_in_the_address_stands_on_its_chip(page: Any, address: str) -
 
 
 def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Path) -> None:
-    from indexer.store import IndexWriter
-
     analyser = DemoAnalyser()
     many = [Document(f"boat {number}", f"a boat number{number} crosses") for number in range(35)]
     index = build_index(tmp_path / "many", many, analyser)
@@ -447,6 +470,11 @@ def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Pat
         hits(page, 10)
         page.click("#more")
         hits(page, 20)
+        page.route("**/v1/search", lambda route: route.abort())
+        page.click("#more")
+        page.wait_for_selector(".error:has-text('cannot be reached')")
+        assert (page.locator(".hit").count(), page.inner_text("#status")) == (20, "20 results, best first")
+        page.unroute("**/v1/search")
         with IndexWriter(index) as writer:
             new = [Document(f"new {number}", "boat crosses") for number in range(5)]
             writer.write(entries(new, analyser))
@@ -461,6 +489,25 @@ def test_more_hits_come_once_each_while_the_index_grows(page: Any, tmp_path: Pat
         page.reload()
         hits(page, 40)
         assert set(ids(page)[:5]) == {document.id for document in new}
+
+
+def test_more_hits_of_an_index_that_was_replaced(page: Any, tmp_path: Path) -> None:
+    analyser = DemoAnalyser()
+    many = [Document(f"boat {number}", f"a boat number{number} crosses") for number in range(35)]
+    index = build_index(tmp_path / "many", many, analyser)
+    with listening(Service({"many": index}, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat+crosses")
+        hits(page, 10)
+        page.click("#more")
+        hits(page, 20)
+        index.rename(tmp_path / "old")
+        build_index(index, many[:25], analyser)
+        page.click("#more")
+        page.wait_for_selector(".error:has-text('cursor')")
+        page.click("#more")
+        hits(page, 25)
+        assert page.locator(".error").count() == 0
+        assert page.locator("#more").is_hidden()
 
 
 def test_near_duplicates_variety_and_passages(page: Any, tmp_path: Path) -> None:
@@ -539,6 +586,296 @@ def test_a_token_is_asked_for(page: Any, tmp_path: Path) -> None:
         page.keyboard.press("Enter")
         page.wait_for_selector(".hit")
         assert page.evaluate("localStorage.length") == 0
+
+
+def test_a_token_that_is_wrong_can_be_given_anew(page: Any, tmp_path: Path) -> None:
+    def give(token: str) -> None:
+        page.wait_for_selector("#token-dialog[open]")
+        page.fill("#token", token)
+        page.press("#token", "Enter")
+
+    with listening(demo_service(tmp_path, tokens=(f"read:{READER}", f"write:{WRITER}"))) as url:
+        page.goto(f"{url}/?q=boat")
+        page.wait_for_selector("#token-dialog[open]")
+        assert page.locator("#token-refused").is_hidden()
+        give("“a quoted one”")  # which no header can hold
+        assert page.evaluate("document.querySelector('#token').matches(':invalid')")
+        give("a-wrong-one")
+        page.wait_for_selector("#token-refused")
+        page.keyboard.press("Escape")
+        page.wait_for_selector(".error:has-text('A token is needed')")
+        page.click("button:has-text('Try again')")
+        give(WRITER)
+        page.wait_for_selector(".error:has-text('The token does not allow this')")
+        page.click("button:has-text('Use another token')")
+        give(f" {READER} ")
+        hits(page, 5)
+
+
+def test_a_token_is_asked_for_once(page: Any, tmp_path: Path) -> None:
+    """Also where the refusal of one request comes when another has been given a token."""
+    with listening(demo_service(tmp_path, tokens=(f"read:{READER}",))) as url:
+        page.goto(f"{url}/docs")
+        page.evaluate("sessionStorage.setItem('token', 'an-old-token-of-the-service')")
+        page.route("**/v1/indexes", lambda route: route.fetch() and route.fulfill(json=described))
+        described = {
+            "indexes": [{"name": "demo", "model": "demo", "entity_types": None, "class_labels": None, "facets": []}],
+            "limits": {"k": 1000},
+            "reranker": False,
+        }
+        late: list[Any] = []
+        page.route("**/v1/facets", lambda route: route.continue_() if late else late.append(route))
+        page.goto(f"{url}/?like=boat")
+        page.fill("#token", READER)
+        page.press("#token", "Enter")
+        page.wait_for_selector("#token-dialog", state="hidden")
+        late[0].continue_()
+        hits(page, 4)
+
+
+def test_a_browser_that_stores_nothing_suffices(page: Any, tmp_path: Path) -> None:
+    page.add_init_script("Object.defineProperty(window, 'sessionStorage', { get() { throw new Error('denied'); } })")
+    with listening(demo_service(tmp_path, tokens=(f"read:{READER}",))) as url:
+        page.goto(f"{url}/?q=boat")
+        page.fill("#token", READER)
+        page.press("#token", "Enter")
+        hits(page, 5)
+        page.click("#facets button:has-text('2019')")
+        hits(page, 2)
+
+
+def test_nothing_that_is_typed_is_lost(page: Any, address: str) -> None:
+    held: list[Any] = []
+    page.route("**/v1/indexes", lambda route: held.append(route))
+    page.goto(address)
+    page.locator("#query").press_sequentially("the ball")
+    page.unroute("**/v1/indexes")
+    for route in held:
+        with suppress(Exception):  # which the page has given up
+            route.continue_()
+    hits(page, 5)
+    assert (page.input_value("#query"), page.url) == ("the ball", f"{address}/?q=the+ball")
+    page.locator("#query").press_sequentially(" is lost")
+    page.click("#facets button:has-text('2019')")
+    hits(page, 2)
+    assert (page.input_value("#query"), chips(page)) == ("the ball is lost", ["year: 2019"])
+
+
+def test_a_search_that_was_asked_for_stays_in_the_history(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat")
+    hits(page, 5)
+    entries_before = page.evaluate("history.length")
+    page.press("#query", "Enter")
+    assert page.evaluate("history.length") == entries_before
+    for typed in ("ball", "ball game"):
+        page.fill("#query", typed)
+        page.wait_for_url(f"{address}/?q={typed.replace(' ', '+')}")
+    page.go_back()
+    page.wait_for_url(f"{address}/?q=boat")
+    assert page.input_value("#query") == "boat"
+
+
+def test_a_long_query_stands_in_the_history(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(".empty")
+    page.fill("#query", "the boat crosses " * 5_000)
+    hits(page, 5)
+    assert page.url == f"{address}/"
+    page.reload()
+    hits(page, 5)
+    assert page.input_value("#query") == ("the boat crosses " * 5_000)
+
+
+def test_what_the_service_does_not_have_is_left_out(page: Any, tmp_path: Path) -> None:
+    analyser = DemoAnalyser(heads=False)
+    index = build_index(tmp_path / "raw", documents(), analyser)
+    settings = Settings(limits=Limits(k=3))
+    with listening(Service({"raw": index}, settings=settings, model=as_text_model(analyser))) as url:
+        page.goto(f"{url}/?q=boat&index=other&names=filter&rerank=&n=500")
+        hits(page, 3)
+        page.click("#facets button:has-text('2019')")
+        hits(page, 2)
+        page.go_back()
+        hits(page, 3)
+        assert not page.is_visible("#more")
+
+
+def test_an_index_without_a_model_is_searched_by_words(page: Any, tmp_path: Path) -> None:
+    add_documents(tmp_path / "made", [Document("boat", "an electric boat", vector=np.ones(4, dtype=np.float32))])
+    with listening(Service({"made": tmp_path / "made"})) as url:
+        page.goto(f"{url}/?q=boat")
+        hits(page, 1)
+        assert page.input_value("#mode") == "keyword"
+
+
+def test_several_indexes_and_the_back_button(page: Any, tmp_path: Path) -> None:
+    with listening(demo_service(tmp_path, "one", "two")) as url:
+        page.route("**/v1/indexes", lambda route: route.abort())
+        page.goto(f"{url}/?q=boat")
+        page.wait_for_selector(".error")
+        page.unroute("**/v1/indexes")
+        page.click("button:has-text('Try again')")
+        hits(page, 5)
+        assert page.input_value("#index") == "one"
+        page.goto(f"{url}/?q=boat")
+        page.select_option("#index", "two")
+        page.wait_for_url("**/?q=boat&index=two")
+        with page.expect_request("**/v1/search") as asked:
+            page.go_back()
+        assert asked.value.post_data_json["index"] == "one"
+        hits(page, 5)
+        assert (page.input_value("#index"), page.locator(".error").count()) == ("one", 0)
+
+
+def test_numbers_are_exact(page: Any, tmp_path: Path) -> None:
+    numbers = [2**53 + 1, 1234567890123456789, -(2**63)]
+    docs = [Document(str(number), "a boat", {"number": number}) for number in numbers]
+    analyser = DemoAnalyser()
+    with listening(
+        Service({"some": build_index(tmp_path / "i", docs, analyser)}, model=as_text_model(analyser))
+    ) as url:
+        for number in numbers:
+            page.goto(f"{url}/?q=boat&facet=number")
+            hits(page, 3)
+            assert str(number) in page.locator(f".hit:has(.id:text-is('{number}')) dd").inner_text()
+            page.click(f"#facets section >> nth=0 >> button:has-text('{number}')")
+            hits(page, 1)
+            page.reload()
+            hits(page, 1)
+            assert (ids(page), chips(page)) == ([str(number)], [f"number: {number}"])
+            assert page.locator("#facets button[aria-pressed=true]").count() == 1
+
+
+def test_the_keyboard_keeps_its_place(page: Any, address: str, tmp_path: Path) -> None:
+    def focused() -> str:
+        return str(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+
+    page.goto(f"{address}/?q=boat&filter=%22year+%3E+2000%22&filter=%22year+%3E+2001%22")
+    hits(page, 5)
+    page.press("#chips button >> nth=0", "Enter")
+    page.wait_for_url("**/?q=boat&filter=*2001%22")
+    assert focused() == "year > 2001 ×"
+    page.press("#chips button", "Enter")
+    page.wait_for_url("**/?q=boat")
+    assert focused() == "results"
+    page.route("**/v1/search", lambda route: route.abort())
+    page.press("#query", "Enter")
+    page.press("button:has-text('Try again')", "Enter")
+    page.unroute("**/v1/search")
+    page.press("button:has-text('Try again')", "Enter")
+    hits(page, 5)
+    assert focused() == "results"
+    with listening_to(tmp_path / "index", [Document("long", "a boat crosses " * 100)]) as url:
+        for options in ("", "&passages="):
+            page.goto(f"{url}/?q=boat{options}")
+            page.press("button:has-text('Whole text')", "Enter")
+            assert focused() == "a boat crosses " * 100
+
+
+def test_the_skip_link_searches_nothing_anew(page: Any, address: str) -> None:
+    page.goto(f"{address}/?q=boat")
+    hits(page, 5)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.focus("#skip")
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "results"
+    page.focus("#query")
+    page.evaluate("fetch('docs')")
+    page.wait_for_function("() => performance.getEntriesByName(new URL('docs', location).href).length")
+    assert (asked, page.url) == ([f"{address}/docs"], f"{address}/?q=boat")
+
+
+@pytest.mark.parametrize("status", [200, 502])
+def test_an_answer_of_something_else_is_told(page: Any, address: str, status: int) -> None:
+    page.goto(f"{address}/?q=boat")
+    hits(page, 5)
+    page.route("**/v1/*", lambda route: route.fulfill(status=status, body="<h1>Log in</h1>", content_type="text/html"))
+    said = f"Something else answered in its place, with status {status}."
+    page.fill("#where", "year > 2000")
+    page.press("#where", "Enter")
+    page.wait_for_function(f"() => document.querySelector('#where').validationMessage === '{said}'")
+    page.press("#query", "Enter")
+    page.wait_for_selector(f".error:has-text('The service gave no answer'):has-text('{said}')")
+
+
+def test_the_text_that_was_pasted_last_is_shown(page: Any, address: str) -> None:
+    page.goto(address)
+    page.wait_for_selector(".empty")
+    page.click("#look summary")
+    held: list[Any] = []
+    page.route("**/v1/tag", lambda route: route.continue_() if held else held.append(route))
+    page.fill("#text", "Anna sings")
+    page.click("#tag button")
+    page.fill("#text", "Nordal counts")
+    page.click("#tag button")
+    page.wait_for_selector("#tagged mark:has-text('Nordal')")
+    held[0].fulfill(json={"label": None, "entities": []})
+    page.evaluate("new Promise((resolve) => setTimeout(resolve, 200))")
+    assert page.inner_text("#tagged p >> nth=1") == "NordalORG counts"
+    assert page.inner_text("#tagged p >> nth=0") == "1 entity; no class fits well enough"
+
+
+@pytest.mark.parametrize("width", [1100, 360])
+def test_long_words_stay_within_the_page(page: Any, tmp_path: Path, width: int) -> None:
+    long = "w" * 400
+    analyser = DemoAnalyser()
+    index = build_index(
+        tmp_path / "i", [Document(long, f"boat {long} A{long}", {long: long, "n": long * 50})], analyser
+    )
+    with listening(Service({long: index, "other": index}, model=as_text_model(analyser))) as url:
+        page.set_viewport_size({"width": width, "height": 800})
+        for query in ({"q": "boat", "filter": json.dumps(f"id {long}"), "why": ""}, {"q": "boat", "facet": long * 2}):
+            page.goto(f"{url}/?{urlencode(query)}")
+            page.wait_for_selector(".hit, .error")
+            page.locator("#facets-box").evaluate("(box) => { box.open = true; }")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_text_has_the_direction_of_its_script(page: Any, tmp_path: Path) -> None:
+    docs = [Document("he", "שלום boat עולם", {"מה": "שלום"}), Document("en", "boat שלום")]
+    with listening_to(tmp_path / "index", docs) as url:
+        page.goto(f"{url}/?q=boat")
+        hits(page, 2)
+        direction = "(all) => all.map((one) => getComputedStyle(one).direction)"
+        assert page.locator(".hit:has(.id:text-is('he'))").locator(".text, dd").evaluate_all(direction) == ["rtl"] * 2
+        assert page.locator(".hit:has(.id:text-is('en')) .text").evaluate_all(direction) == ["ltr"]
+
+
+def test_an_empty_index_and_one_document(page: Any, tmp_path: Path) -> None:
+    analyser = DemoAnalyser()
+    indexes = {
+        "empty": build_index(tmp_path / "empty", [], analyser),
+        "one": build_index(tmp_path / "one", documents()[:1], analyser),
+    }
+    with listening(Service(indexes, model=as_text_model(analyser))) as url:
+        page.goto(url)
+        page.wait_for_selector(".empty:has-text('The index is empty')")
+        page.select_option("#index", "one")
+        page.wait_for_selector(".empty:has-text('1 document can be searched.')")
+        assert page.locator("#facets .count").first.get_attribute("aria-label") == "1 document"
+        page.click("#facets button:has-text('2019')")
+        page.wait_for_selector(".empty:has-text('1 document matches the filters.')")
+
+
+def test_the_page_works_below_a_path(page: Any, address: str) -> None:
+    """As behind a proxy that takes a prefix away."""
+    page.route("**/some/where/**", lambda route: route.fulfill(response=route.fetch(url=without(route.request.url))))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+
+    def without(url: str) -> str:
+        return url.replace("/some/where/", "/", 1)
+
+    page.goto(f"{address}/some/where/?q=boat")
+    hits(page, 5)
+    page.click("#facets button:has-text('2019')")
+    hits(page, 2)
+    page.click("footer a")
+    page.wait_for_selector("article:has-text('SearchRequest')")
+    page.click("text=Back to the search")
+    page.wait_for_selector(".empty")
+    assert all(url.startswith(f"{address}/some/where/") for url in asked)
 
 
 def test_the_api_is_described(page: Any, address: str) -> None:

@@ -1,10 +1,10 @@
 // The page: reads what is searched for from the address, asks the service, shows the answer.
 
-import { call, Problem } from "./api.js";
+import { call, forgetToken, Problem } from "./api.js";
 import { byId, counted, element } from "./dom.js";
 import { withExample, without } from "./examples.js";
 import { facetElements } from "./facets.js";
-import { hitElement } from "./hits.js";
+import { hitElement, textElement } from "./hits.js";
 import { label, marked } from "./marks.js";
 import { common, facetsOf, hasPages, searchOf, similarOf } from "./query.js";
 import { described, describedExample, FIRST, read, same, SWITCHES, write } from "./state.js";
@@ -15,45 +15,96 @@ const SLOW = 150; // before the page says that it is searching
 
 let state = read();
 let underWay = null;
-let typing = null;
+let looking = null; // at a pasted text
+let typing = null; // a timer, while what stands in the search box has not been searched for
+let typed = false; // whether the newest entry of the history comes from typing, and goes on with it
+let indexes = []; // none until the service has said which it has
+let reranker = false;
 let maximum = 1000;
-let names = {}; // of the facets that each index can count
 let following = null; // the cursor of the hits after those that are shown, where it is known
 
-function change(changes, options) {
-  state = { ...state, n: FIRST, ...changes };
-  write(state, options);
+// What is still being typed changes with the rest. While one types, the history keeps the last of it only.
+function change(changes, { byTyping = false, replace = false } = {}) {
+  const pending = typing === null ? {} : { q: byId("query").value, examples: [] };
+  state = known({ ...state, n: Math.min(FIRST, maximum), ...pending, ...changes });
+  write(state, { replace: replace || (byTyping && typed) });
+  typed = byTyping;
   return show();
 }
 
+// A state without what the service does not have, wherever its address came from.
+function known(wanted) {
+  if (!indexes.length) return wanted;
+  const index = indexOf(wanted);
+  return {
+    ...wanted,
+    index: indexes.length > 1 ? index.name : null,
+    mode: index.model === null ? "keyword" : wanted.mode,
+    names: index.entity_types === null ? "" : wanted.names,
+    rerank: wanted.rerank && reranker,
+    n: Math.min(wanted.n, maximum),
+  };
+}
+
+const indexOf = (wanted) => indexes.find(({ name }) => name === wanted.index) ?? indexes[0];
+
 async function show() {
   clearTimeout(typing);
+  typing = null;
   underWay?.abort();
   const own = (underWay = new AbortController());
-  if (byId("query").value !== state.q) byId("query").value = state.q;
-  byId("mode").value = state.mode;
-  byId("names").value = state.names;
-  for (const name of SWITCHES) byId(name).checked = state[name];
-  if (state.index !== null) byId("index").value = state.index;
-  byId("countable").replaceChildren(
-    ...(names[state.index ?? ""] ?? []).map((value) => element("option", { attributes: { value } })),
-  );
-  document.title = state.q ? `${state.q} – Search` : "Search";
-  showChips();
+  showState();
   following = null;
   await during(own, async () => {
+    if (!indexes.length) await meet(own);
     const answer = await ask(own.signal);
     if (own !== underWay) return;
+    const wrong = byId("error").contains(document.activeElement);
     byId("error").replaceChildren();
     showHits(answer);
     showFacets(answer.facets);
+    if (wrong) byId("results").focus();
   });
 }
 
+const again = () => change({ n: state.n }, { replace: true });
+
+// Learn what the service has.
+async function meet(own) {
+  const answer = await call("/v1/indexes", undefined, own.signal);
+  if (own !== underWay) return;
+  indexes = answer.indexes;
+  reranker = answer.reranker;
+  maximum = answer.limits.k;
+  if (indexes.length > 1) {
+    byId("index").replaceChildren(...indexes.map(({ name }) => element("option", { text: name, attributes: { value: name } })));
+    byId("index").hidden = false;
+  }
+  state = known(state);
+  showState();
+}
+
+function showState() {
+  if (typing === null && byId("query").value !== state.q) byId("query").value = state.q;
+  byId("mode").value = state.mode;
+  byId("names").value = state.names;
+  for (const name of SWITCHES) byId(name).checked = state[name];
+  document.title = state.q ? `${state.q} – Search` : "Search";
+  showChips();
+  if (!indexes.length) return;
+  const index = indexOf(state);
+  byId("index").value = index.name;
+  byId("names-choice").hidden = index.entity_types === null;
+  byId("rerank-choice").hidden = !reranker;
+  for (const option of byId("mode").options) option.disabled = index.model === null && option.value !== "keyword";
+  byId("countable").replaceChildren(...index.facets.map((value) => element("option", { attributes: { value } })));
+}
+
 // Do something that takes time, and say so where it takes long. What another has overtaken is given up in silence.
-async function during(own, work) {
+async function during(own, work, failed = showError) {
   const results = byId("results");
   const slow = setTimeout(() => {
+    if (own !== underWay) return;
     results.setAttribute("aria-busy", "true");
     byId("status").textContent = "Searching …";
   }, SLOW);
@@ -61,7 +112,7 @@ async function during(own, work) {
     await work();
   } catch (error) {
     if (error.name === "AbortError" || own !== underWay) return;
-    showError(error);
+    failed(error);
   } finally {
     clearTimeout(slow);
     if (own === underWay) results.setAttribute("aria-busy", "false");
@@ -70,7 +121,7 @@ async function during(own, work) {
 
 // Hits, `null` where nothing is searched for yet, and facets: of the best hits, or of all that the filters allow.
 async function ask(signal) {
-  const facets = facetsOf(state);
+  const facets = facetsOf(state, maximum);
   const countAll = () => call("/v1/facets", { ...common(state), ...facets }, signal);
   if (state.examples.length) {
     const [answer, counts] = await Promise.all([call("/v1/similar", similarOf(state, state.n), signal), countAll()]);
@@ -84,12 +135,12 @@ async function ask(signal) {
 async function more() {
   const shown = state.n;
   const n = Math.min(shown + FIRST, maximum);
+  if (typing !== null) return change({}); // those shown are of another search
   if (!hasPages(state)) return change({ n });
-  clearTimeout(typing);
   underWay?.abort();
   const own = (underWay = new AbortController());
   const page = (cursor, k) => call("/v1/search", { ...searchOf(state, k, maximum), cursor }, own.signal);
-  await during(own, async () => {
+  const get = async () => {
     if (following === null) {
       const first = await page("", shown);
       if (own !== underWay) return;
@@ -98,16 +149,27 @@ async function more() {
     }
     const next = following === null ? null : await page(following, n - shown);
     if (own !== underWay) return;
+    byId("error").replaceChildren();
     state = { ...state, n };
     write(state);
     if (next === null) return showMore(false);
     following = next.cursor;
     const before = byId("results").querySelectorAll(".hit").length;
     byId("results").append(...hitElements(next, before));
-    byId("status").textContent = `${counted(before + next.hits.length, "result")}, best first`;
+    showCount(before + next.hits.length);
     showMore(following !== null);
     byId("results").children[before]?.querySelector("button")?.focus();
+  };
+  await during(own, get, (error) => {
+    if (error.status === 422) following = null; // a cursor of an index that has been replaced
+    showCount(byId("results").querySelectorAll(".hit").length);
+    showProblem(error);
+    byId("error").scrollIntoView({ block: "nearest" });
   });
+}
+
+function showCount(hits) {
+  byId("status").textContent = `${counted(hits, "result")}, best first`;
 }
 
 function hitElements({ hits, explanation }, before = 0) {
@@ -123,10 +185,14 @@ function showHits({ hits, facets, explanation }) {
   const results = byId("results");
   byId("about").replaceChildren(...(explanation ? aboutElements(explanation, { whole: state.why }) : []));
   if (hits === null) {
-    const what = state.filters.length ? "match the filters" : "can be searched";
+    const { documents, indexed } = facets;
+    const what = state.filters.length ? `${documents === 1 ? "matches" : "match"} the filters` : "can be searched";
     byId("status").textContent = "";
     results.replaceChildren(
-      element("p", { className: "empty", text: `${counted(facets.documents, "document")} ${what}. Type what you are looking for.` }),
+      element("p", {
+        className: "empty",
+        text: indexed ? `${counted(documents, "document")} ${what}. Type what you are looking for.` : "The index is empty: it has no documents yet.",
+      }),
     );
   } else if (!hits.length) {
     byId("status").textContent = "No document fits.";
@@ -137,7 +203,7 @@ function showHits({ hits, facets, explanation }) {
       }),
     );
   } else {
-    byId("status").textContent = `${counted(hits.length, "result")}, best first`;
+    showCount(hits.length);
     results.replaceChildren(...hitElements({ hits, explanation }));
   }
   showMore(hits !== null && hits.length >= state.n);
@@ -154,26 +220,40 @@ function showFacets(facets) {
 }
 
 function showError(error) {
-  const title = error instanceof Problem ? error.title : "The page failed";
   byId("status").textContent = "";
   byId("results").replaceChildren();
   byId("about").replaceChildren();
   following = null;
   showMore(false);
+  showProblem(error);
+}
+
+function showProblem(error) {
+  const title = error instanceof Problem ? error.title : "The page failed";
+  const held = byId("error").contains(document.activeElement);
   byId("error").replaceChildren(
     element("div", {
       className: "box error",
       children: [
         element("h2", { text: title }),
         element("p", { text: error.message }),
-        element("button", { text: "Try again", attributes: { type: "button" }, on: { click: show } }),
+        element("button", { text: "Try again", attributes: { type: "button" }, on: { click: again } }),
+        ...(error.status === 403 ? [element("button", { text: "Use another token", attributes: { type: "button" }, on: { click: anotherToken } })] : []),
         ...state.facets.map((name) => element("button", { text: `Stop counting by ${name}`, attributes: { type: "button" }, on: { click: () => uncount(name) } })),
       ],
     }),
   );
+  if (held) byId("error").querySelector("button").focus();
 }
 
+function anotherToken() {
+  forgetToken();
+  again();
+}
+
+// Of the chips that take the place of the old ones, the next one has the keyboard when one has been removed.
 function showChips() {
+  const at = [...byId("chips").querySelectorAll("button")].indexOf(document.activeElement);
   const chips = state.filters.map((filter) => [described(filter), () => toggle(filter)]);
   chips.unshift(...state.examples.map((one) => [describedExample(one), () => change({ examples: without(state.examples, one) })]));
   byId("chips").replaceChildren(
@@ -181,14 +261,17 @@ function showChips() {
       element("li", {
         children: [
           element("button", {
-            text: `${text} ×`,
             attributes: { type: "button", "aria-label": `Remove: ${text}` },
             on: { click: remove },
+            children: [element("bdi", { text }), " ×"],
           }),
         ],
       }),
     ),
   );
+  if (at < 0) return;
+  const left = byId("chips").querySelectorAll("button");
+  (left[Math.min(at, left.length - 1)] ?? byId("results")).focus({ preventScroll: true });
 }
 
 function toggle(filter) {
@@ -243,7 +326,7 @@ const uncount = (name) => change({ facets: state.facets.filter((one) => one !== 
 async function accepted(field, wanted) {
   field.setCustomValidity("");
   try {
-    await call("/v1/facets", { index: state.index ?? undefined, top: 1, ...wanted });
+    await call("/v1/facets", { index: state.index ?? undefined, top: 1, of: 1, ...wanted });
   } catch (error) {
     field.setCustomValidity(error.message);
     field.reportValidity();
@@ -257,16 +340,22 @@ async function tag(event) {
   event.preventDefault();
   const text = byId("text").value;
   const place = byId("tagged");
+  looking?.abort();
+  const own = (looking = new AbortController());
   place.replaceChildren(element("p", { text: "Looking …" }));
   try {
-    const found = await call("/v1/tag", { index: state.index ?? undefined, text });
+    const found = await call("/v1/tag", { index: state.index ?? undefined, text }, own.signal);
+    if (own !== looking) return;
     const points = Array.from(text);
-    const summary = `${counted(found.entities.length, "entity").replace("entitys", "entities")}; `;
-    place.replaceChildren(
-      element("p", { children: found.label ? [summary, "class ", label(found.label)] : [summary, "no class fits well enough"] }),
-      element("p", { className: "text box", children: marked(points, found.entities) }),
-    );
+    const { class_labels, entity_types } = indexOf(state);
+    const summary = [
+      ...(entity_types === null ? [] : [counted(found.entities.length, "entity").replace("entitys", "entities")]),
+      ...(entity_types === null || class_labels === null ? [] : ["; "]),
+      ...(class_labels === null ? [] : found.label ? [label(found.label)] : ["no class fits well enough"]),
+    ];
+    place.replaceChildren(element("p", { children: summary }), textElement(marked(points, found.entities), "text box"));
   } catch (error) {
+    if (own !== looking) return;
     place.replaceChildren(
       element("div", {
         className: "box error",
@@ -277,7 +366,9 @@ async function tag(event) {
   }
 }
 
-async function start() {
+function start() {
+  const early = byId("query").value; // typed before this page's scripts had come
+  if (early) state = { ...state, q: early, examples: [] };
   byId("facets-box").open = matchMedia("(min-width: 48rem)").matches;
   byId("options").open = state.names !== "" || SWITCHES.some((name) => state[name] && byId("options").contains(byId(name)));
   for (const field of [byId("where"), byId("facet"), byId("text")]) field.addEventListener("input", () => field.setCustomValidity(""));
@@ -287,7 +378,7 @@ async function start() {
   });
   byId("query").addEventListener("input", () => {
     clearTimeout(typing);
-    typing = setTimeout(() => change({ q: byId("query").value, examples: [] }, { replace: true }), TYPING);
+    typing = setTimeout(() => change({}, { byTyping: true }), TYPING);
   });
   byId("mode").addEventListener("change", () => change({ mode: byId("mode").value }));
   byId("names").addEventListener("change", () => change({ names: byId("names").value }));
@@ -299,34 +390,23 @@ async function start() {
   byId("like-text").addEventListener("click", () => exampleText(true));
   byId("unlike-text").addEventListener("click", () => exampleText(false));
   byId("facet-form").addEventListener("submit", count);
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // an address with #results would be another entry of the history
+    byId("results").focus();
+    byId("results").scrollIntoView();
+  });
   window.addEventListener("popstate", () => {
-    state = read();
+    state = known(read());
+    typed = false;
     show();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "/" && !event.target.closest("input, textarea, select")) {
+    if (event.key === "/" && !event.ctrlKey && !event.metaKey && !event.target.closest("input, textarea, select")) {
       event.preventDefault();
       byId("query").focus();
     }
   });
-  try {
-    const { indexes, limits, reranker } = await call("/v1/indexes");
-    maximum = limits.k;
-    byId("rerank-choice").hidden = !reranker;
-    byId("names-choice").hidden = indexes.every((index) => index.entity_types === null);
-    names = Object.fromEntries(indexes.map((index) => [indexes.length > 1 ? index.name : "", index.facets]));
-    if (indexes.length > 1) {
-      byId("index").append(...indexes.map(({ name }) => element("option", { text: name, attributes: { value: name } })));
-      byId("index").hidden = false;
-      if (!indexes.some(({ name }) => name === state.index)) state.index = indexes[0].name;
-    } else {
-      state.index = null;
-    }
-  } catch (error) {
-    showError(error);
-    return;
-  }
-  await show();
+  show();
 }
 
 start();

@@ -46,8 +46,9 @@ function operation(method, path, { summary, parameters = [], requestBody, respon
 async function start() {
   const place = byId("operations");
   try {
-    const { paths, components } = await (await fetch("/openapi.json")).json();
+    const { paths, components } = await (await fetch(new URL("../openapi.json", import.meta.url))).json();
     place.replaceChildren(
+      element("h2", { text: "Routes" }),
       ...Object.entries(paths).flatMap(([path, methods]) =>
         Object.entries(methods).map(([method, described]) => operation(method, path, described)),
       ),

@@ -1,6 +1,7 @@
 // What the results have in common, with counts; a click filters by it, another takes the filter away.
 
-import { element } from "./dom.js";
+import { counted, element } from "./dom.js";
+import { written } from "./json.js";
 import { DATE_END, same } from "./state.js";
 
 // `chosen`: names of facets that were asked for, each with a button that puts it away.
@@ -22,13 +23,15 @@ function facetElement(facet, { active, onToggle, onAway }) {
       }),
     );
   }
+  const more = facet.distinct - facet.values.length;
   const most = Math.max(...facet.values.map(({ count }) => count));
   return element("section", {
     children: [
       heading,
       facet.values.length
         ? element("ul", { children: facet.values.map((value) => valueElement(facet, value, { active, onToggle, most })) })
-        : element("p", { className: "nothing", text: "No value among these documents" }),
+        : element("p", { className: "nothing", text: facet.distinct ? "No value stands out" : "No value among these documents" }),
+      ...(more > 0 && facet.values.length ? [element("p", { className: "nothing", text: counted(more, "more value") })] : []),
     ],
   });
 }
@@ -38,16 +41,16 @@ function valueElement(facet, value, { active, onToggle, most }) {
   const button = element("button", {
     attributes: {
       type: "button",
-      "data-filter": JSON.stringify(filter),
+      "data-filter": written(filter),
       "aria-pressed": String(active.some((one) => same(one, filter))),
     },
     on: { click: () => onToggle(filter) },
     children: [
-      element("span", { text: shown(value) }),
+      element("span", { className: "value", text: shown(value), attributes: { dir: "auto" } }),
       element("span", {
         className: "count",
         text: value.count.toLocaleString("en"),
-        attributes: { "aria-label": `${value.count} documents` },
+        attributes: { "aria-label": counted(value.count, "document") },
       }),
     ],
   });
@@ -74,7 +77,7 @@ function filterOf({ name, path }, { value, type, below }) {
   if (type) return { entity: { type, text: value, match: "exact" } };
   const unit = unitOf(name);
   if (!unit) return { path, op: "=", value };
-  if (unit.startsWith("histogram")) return { path, op: "between", low: value, high: below === null ? null : before(below) };
+  if (unit.startsWith("histogram")) return { path, op: "between", low: value, high: below === null ? null : before(Number(below)) };
   const within = { path, op: "between", low: value, high: value + DATE_END };
   return unit === "year" ? { or: [within, { path, op: "=", value: Number(value) }] } : within;
 }

@@ -1,6 +1,7 @@
 // The list of hits.
 
 import { element } from "./dom.js";
+import { written } from "./json.js";
 import { emphasised, label, marked } from "./marks.js";
 import { partsElement } from "./why.js";
 
@@ -41,26 +42,32 @@ export function hitElement(hit, number, { onExample, parts }) {
 
 // The text, or so much of it as there is room for, with a button for the rest.
 function excerpt(points, hit, actions) {
-  const text = element("p", { className: "text" });
+  const text = textElement();
   const best = hit.highlight;
   const from = best && best.end > hit.passage.start + SHOWN ? best.start : hit.passage.start;
   const start = points.length > SHOWN ? from : 0;
   const end = Math.min(points.length, start + SHOWN);
   text.append(start > 0 ? "… " : "", ...emphasised(points, hit.entities, best, start, end), end < points.length ? " …" : "");
   if (start > 0 || end < points.length) {
-    actions.append(wholeButton(() => text.replaceChildren(...emphasised(points, hit.entities, best))));
+    const whole = () => {
+      text.replaceChildren(...emphasised(points, hit.entities, best));
+      return text;
+    };
+    actions.append(wholeButton(whole));
   }
   return text;
 }
 
-// A button that shows the whole text, once.
+// A button that shows the whole text, once; the keyboard goes on from the element that `show` returns.
 function wholeButton(show) {
   const button = element("button", {
     text: "Whole text",
     attributes: { type: "button" },
     on: {
       click: () => {
-        show();
+        const text = show();
+        text.tabIndex = -1;
+        text.focus({ preventScroll: true });
         button.remove();
       },
     },
@@ -72,7 +79,7 @@ function wholeButton(show) {
 function passagesElement(points, hit, actions) {
   const around = (stretches) =>
     stretches.map(({ start, end }) =>
-      element("p", { className: "text around", children: marked(points, hit.entities, start, end) }),
+      textElement(marked(points, hit.entities, start, end), "text around"),
     );
   const list = element("ol", {
     className: "passages",
@@ -82,18 +89,24 @@ function passagesElement(points, hit, actions) {
         children: [
           element("span", { className: "score", text: `score ${passage.score.toFixed(3)}` }),
           ...around(passage.before ?? []),
-          element("p", {
-            className: "text",
-            children: emphasised(points, hit.entities, hit.highlight, passage.start, passage.end),
-          }),
+          textElement(emphasised(points, hit.entities, hit.highlight, passage.start, passage.end)),
           ...around(passage.after ?? []),
         ],
       }),
     ),
   });
-  const whole = () => element("p", { className: "text", children: emphasised(points, hit.entities, hit.highlight) });
-  actions.append(wholeButton(() => list.replaceWith(whole())));
+  const whole = () => {
+    const text = textElement(emphasised(points, hit.entities, hit.highlight));
+    list.replaceWith(text);
+    return text;
+  };
+  actions.append(wholeButton(whole));
   return list;
+}
+
+// A paragraph of a text, in the direction of its own script.
+export function textElement(children = [], className = "text") {
+  return element("p", { className, attributes: { dir: "auto" }, children });
 }
 
 function facts(metadata) {
@@ -103,11 +116,11 @@ function facts(metadata) {
       element("div", {
         children: [
           element("dt", { text: name }),
-          element("dd", { text: Array.isArray(value) ? value.map(shown).join(", ") : shown(value) }),
+          element("dd", { attributes: { dir: "auto" }, text: Array.isArray(value) ? value.map(shown).join(", ") : shown(value) }),
         ],
       }),
     ),
   });
 }
 
-const shown = (value) => (value !== null && typeof value === "object" ? JSON.stringify(value) : String(value));
+const shown = (value) => (value !== null && typeof value === "object" ? written(value) : String(value));

@@ -7,6 +7,7 @@ const VARIED = 0.7; // λ of maximal marginal relevance
 const PASSAGES = 3;
 const TOP = 8; // values of each facet
 const RERANKED = 50; // how many of the best a cross-encoder reads
+const COUNTED = 100; // hits that facets are counted over
 
 // What every request says: the index, and all filters.
 export function common(state) {
@@ -45,9 +46,14 @@ export function similarOf(state, k) {
 }
 
 // Which facets are counted: those that were asked for, before the usual ones. What stands out does so against the rest.
-export function facetsOf(state) {
+export function facetsOf(state, maximum) {
   const compared = state.filters.length > 0 || (!state.examples.length && state.q.trim() !== "");
-  return { names: [...state.facets, "default"], top: TOP, significant: state.significant && compared };
+  return {
+    names: [...state.facets, "default"],
+    top: Math.min(TOP, maximum),
+    of: Math.min(COUNTED, maximum),
+    significant: state.significant && compared,
+  };
 }
 
 // Whether more hits come page by page, so that none is repeated or left out while the index changes.
