@@ -10,15 +10,32 @@ from __future__ import annotations
 import sqlite3
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 from pyroaring import BitMap
 
-from indexer.fields import Scalar, normalise_entity
-from indexer.filters import DocumentFacts, Filter, HasEntity, HasLabel, allowed, matches
-from indexer.filters.ast import And, HasId, In, Not, Or
+from indexer.fields import Kind, Scalar, flatten, normalise_entity, prefix_upper_bound
+from indexer.filters import (
+    And,
+    Between,
+    Compare,
+    Everything,
+    Exists,
+    Filter,
+    HasEntity,
+    HasId,
+    HasLabel,
+    In,
+    Not,
+    Or,
+    allowed,
+)
+from indexer.filters.ast import Op
 from indexer.filters.sql import leaves
 from indexer.settings import read_setting
 from indexer.stored import StoredDocument, read_documents
@@ -58,7 +75,10 @@ def changed_docs(connection: sqlite3.Connection, after: int, *, most: int) -> Bi
 
 @dataclass(frozen=True)
 class Delta:
-    """Documents that changed between two commits: the numbers of all, and those that are still there."""
+    """Documents that changed between two commits: the numbers of all, and those that are still there.
+
+    What these have is put in order once, so that thousands of conditions do not look at each of them as often.
+    """
 
     docs: BitMap
     documents: Collection[StoredDocument]
@@ -66,49 +86,99 @@ class Delta:
     def matching(self, leaf: Filter) -> BitMap:
         """Those for which a condition, not And, Or or Not, holds now."""
         match leaf:
-            case HasEntity(str(type), str(text), "exact"):
-                return self.by_entity.get((type, normalise_entity(text)), _NONE)
-            case HasLabel(str(name)):
-                return self.by_label.get(name, _NONE)
+            case Compare(path, op, value):
+                return BitMap(self._values_at(path, leaf.kind).compared(op, value))
+            case In(path, values):
+                kinds = zip(leaf.kinds, values, strict=True)
+                return BitMap(chain.from_iterable(self._values_at(path, kind).equal(value) for kind, value in kinds))
+            case Between(path, low, high):
+                return BitMap(self._values_at(path, leaf.kind).between(low, high))
+            case Exists(path):
+                return BitMap(chain(self._paths.equal(path), self._paths.beginning(f"{path}.")))
+            case HasLabel(name):
+                return BitMap(self._labels.docs if name is None else self._labels.equal(name))
+            case HasEntity(of, text, how):
+                norms = self._entities.get(of, _NO_VALUES)
+                if text is None:
+                    return BitMap(norms.docs)
+                norm = normalise_entity(text)
+                return BitMap(norms.beginning(norm) if how == "prefix" else norms.equal(norm))
+            case HasId(ids):
+                return BitMap(chain.from_iterable(map(self._ids.equal, ids)))
+            case Everything():
+                return BitMap(document.doc for document in self.documents)
             case _:
-                return BitMap(doc for doc, facts in self._facts if matches(leaf, facts))
+                raise TypeError(f"{type(leaf).__name__} is made of conditions")
+
+    def _values_at(self, path: str, kind: Kind) -> _Values:
+        return self._fields.get((path, kind), _NO_VALUES)
 
     @cached_property
-    def by_entity(self) -> dict[tuple[str, str], BitMap]:
-        """Those that have an entity, by its type and normalised text."""
-        found: dict[tuple[str, str], BitMap] = {}
+    def _fields(self) -> dict[tuple[str, Kind], _Values]:
+        """The values of metadata, by their path and kind."""
+        found: dict[tuple[str, Kind], list[tuple[Scalar, int]]] = {}
+        for document in self.documents:
+            for path, kind, value in flatten(document.metadata):
+                found.setdefault((path, kind), []).append((value, document.doc))
+        return {at: _Values(pairs) for at, pairs in found.items()}
+
+    @cached_property
+    def _paths(self) -> _Values:
+        """The paths of metadata that have a value."""
+        return _Values((path, doc) for (path, _), values in self._fields.items() for doc in values.docs)
+
+    @cached_property
+    def _entities(self) -> dict[str | None, _Values]:
+        """The normalised texts of entities, by their type, and of all of them by `None`."""
+        found: dict[str | None, list[tuple[Scalar, int]]] = {}
         for document in self.documents:
             for span in document.spans:
-                norm = normalise_entity(document.text[span.start : span.end])
-                found.setdefault((span.type, norm), BitMap()).add(document.doc)
-        return found
+                pair = normalise_entity(document.text[span.start : span.end]), document.doc
+                found.setdefault(span.type, []).append(pair)
+                found.setdefault(None, []).append(pair)
+        return {of: _Values(pairs) for of, pairs in found.items()}
 
     @cached_property
-    def by_label(self) -> dict[str, BitMap]:
-        """Those that have a class, by its name."""
-        found: dict[str, BitMap] = {}
-        for document in self.documents:
-            if document.label is not None:
-                found.setdefault(document.label.name, BitMap()).add(document.doc)
-        return found
+    def _labels(self) -> _Values:
+        return _Values((document.label.name, document.doc) for document in self.documents if document.label is not None)
 
     @cached_property
-    def _facts(self) -> list[tuple[int, DocumentFacts]]:
-        return [
-            (
-                document.doc,
-                DocumentFacts(
-                    document.id,
-                    document.metadata,
-                    document.label.name if document.label else None,
-                    tuple((span.type, document.text[span.start : span.end]) for span in document.spans),
-                ),
-            )
-            for document in self.documents
-        ]
+    def _ids(self) -> _Values:
+        return _Values((document.id, document.doc) for document in self.documents)
 
 
-_NONE = BitMap()
+class _Values:
+    """Values of one kind in order, each with a document that has it; `docs` are these, in the same order."""
+
+    def __init__(self, pairs: Iterable[tuple[Scalar, int]]) -> None:
+        ordered = sorted(pairs)
+        self._values: list[Any] = [value for value, _ in ordered]
+        self.docs = [doc for _, doc in ordered]
+
+    def compared(self, op: Op, value: Scalar) -> list[int]:
+        """The documents of values that compare so with this one."""
+        if op in ("=", "!="):
+            return self.equal(value) if op == "=" else self.compared("<", value) + self.compared(">", value)
+        place = (bisect_left if op in ("<", ">=") else bisect_right)(self._values, value)
+        return self.docs[:place] if op in ("<", "<=") else self.docs[place:]
+
+    def equal(self, value: Scalar) -> list[int]:
+        return self.between(value, value)
+
+    def between(self, low: Scalar | None, high: Scalar | None) -> list[int]:
+        """The documents of values that lie between, ends included; `None` leaves a side open."""
+        start = 0 if low is None else bisect_left(self._values, low)
+        end = len(self._values) if high is None else bisect_right(self._values, high)
+        return self.docs[start:end]
+
+    def beginning(self, prefix: str) -> list[int]:
+        """The documents of texts that begin so."""
+        above = prefix_upper_bound(prefix)
+        end = len(self._values) if above is None else bisect_left(self._values, above)
+        return self.docs[bisect_left(self._values, prefix) : end]
+
+
+_NO_VALUES = _Values(())
 
 
 class Postings:

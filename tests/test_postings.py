@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from fakes import DemoAnalyser, build_index, entries
+from hypothesis import HealthCheck, given, settings
 from pyroaring import BitMap
+from test_filter_index import DOCUMENTS, FACTS
+from test_filters import filters
 
 from indexer import postings as postings_module
-from indexer.filters import Everything, Filter, HasEntity, HasId, In, Or, allowed, parse
-from indexer.postings import LogPosition
+from indexer.fields import Kind, Scalar, flatten
+from indexer.filters import Everything, Filter, HasEntity, HasId, In, Or, allowed, matches, parse
+from indexer.filters.sql import leaves
+from indexer.postings import Delta, LogPosition
 from indexer.reader import IndexReader
-from indexer.records import Document
+from indexer.records import Document, Metadata
 from indexer.settings import settings_of
 from indexer.store import Entry, IndexWriter
+from indexer.stored import StoredDocument
 
 MODEL = DemoAnalyser()
 FILTERS = [
@@ -167,6 +174,41 @@ def test_many_entities_in_one_filter(tmp_path: Path) -> None:
                 assert found == allowed(snapshot.connection, wanted)
                 assert len(found) == 200 + number
             writer.write(entries([Document(f"more{number}", "Name3 and Nobody")], MODEL))
+
+
+CHANGED = Delta(
+    BitMap(range(len(DOCUMENTS))),
+    [
+        StoredDocument(doc, made.id, made.text, json.dumps(made.metadata), b"", analysis.label, (), analysis.spans)
+        for doc, (made, analysis) in enumerate(DOCUMENTS)
+    ],
+)
+
+
+@given(filters())
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_changed_is_what_plain_python_allows(filter: Filter) -> None:
+    for leaf in leaves(filter):
+        assert CHANGED.matching(leaf) == BitMap(doc for doc, facts in enumerate(FACTS) if matches(leaf, facts)), leaf
+
+
+def test_what_changed_is_read_once_for_all_conditions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattened = []
+
+    def counted(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
+        flattened.append(metadata)
+        return flatten(metadata)
+
+    for module in ("indexer.postings", "indexer.filters.matching"):
+        monkeypatch.setattr(f"{module}.flatten", counted, raising=False)
+    wanted = Or(tuple(parse(f"n {op} {n}") for n in range(100) for op in ("=", "!=", "<", ">=")))
+    with IndexReader(path) as reader, IndexWriter(path) as writer:
+        with reader.snapshot() as snapshot:
+            snapshot.allowed(wanted)
+        writer.write(entries([Document(f"d{n}", "Ada has a ball", {"m": n}) for n in range(30)], MODEL))
+        with reader.snapshot() as snapshot:
+            assert snapshot.allowed(wanted) == allowed(snapshot.connection, wanted)
+    assert len(flattened) == 30
 
 
 def test_an_index_without_changes_has_all_its_documents(tmp_path: Path) -> None:
