@@ -15,11 +15,12 @@ from fakes import DemoAnalyser, as_text_model, build_index, entries, unit_fp16
 from pyroaring import BitMap
 
 from indexer import planner
-from indexer.filters import Compare, Everything, Filter, Not, parse
+from indexer.fields import Kind, Scalar, flatten
+from indexer.filters import Compare, Everything, Filter, Not, Or, parse
 from indexer.planner import PLANS, SearchPlan
 from indexer.postings import Postings
 from indexer.reader import IndexReader
-from indexer.records import Document
+from indexer.records import Document, Metadata
 from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
 from search import Searcher
@@ -225,6 +226,21 @@ def test_the_conditions_that_matched(searcher: Searcher, filter: str, expected: 
     answer = searcher.answer("text 3", Query(k=41, filter=parse(filter)), explain=True)
     (parts,) = [parts for parts in answer.explanation.hits if parts.id == "d03"]
     assert list(parts.matched) == expected
+
+
+def test_conditions_are_not_evaluated_hit_by_hit(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattened = []
+
+    def counted(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
+        flattened.append(metadata)
+        return flatten(metadata)
+
+    monkeypatch.setattr("indexer.filters.matching.flatten", counted)
+    filter = Or(tuple(parse(f"n != {n}") for n in range(100)))
+    answer = searcher.answer("text 3", Query(k=41, filter=filter), explain=True)
+    matched = {parts.id: parts.matched for parts in answer.explanation.hits}
+    assert matched["d03"] == tuple(f"n != {n}" for n in range(100) if n != 3)
+    assert len(flattened) <= len(answer.hits)
 
 
 def test_entities_and_classes_that_matched(tmp_path: Path) -> None:

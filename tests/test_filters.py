@@ -367,6 +367,12 @@ def test_keys_of_undoes_path_of() -> None:
 # Limits
 
 
+def test_keys_of_a_long_path() -> None:
+    started = time.perf_counter()
+    assert keys_of("a" * 1_000_000) == ("a" * 1_000_000,)
+    assert time.perf_counter() - started < 3
+
+
 def test_parse_refuses_deep_nesting() -> None:
     for deep in ["(" * 101 + "a = 1" + ")" * 101, "not " * 101 + "a = 1", "not (" * 100_000]:
         with pytest.raises(FilterError, match="nested too deeply; 100 levels"):

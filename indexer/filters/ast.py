@@ -266,20 +266,21 @@ def keys_of(path: str) -> tuple[str, ...]:
     (('author', 'name'), ('a.b',))
     """
     _check_text("a path", path)
-    keys, escaped = [""], False
+    keys: list[list[str]] = [[]]
+    escaped = False
     for character in path:
         if escaped and character not in ".\\":
             break
         if escaped or character not in ".\\":
-            keys[-1] += character
+            keys[-1].append(character)
             escaped = False
         elif character == "\\":
             escaped = True
         else:
-            keys.append("")
+            keys.append([])
     if escaped:
         raise FilterError(f"path {path!r}: a backslash stands only before a dot or another backslash")
-    return tuple(keys)
+    return tuple(map("".join, keys))
 
 
 def checked_kind(value: object) -> Kind:
