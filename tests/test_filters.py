@@ -219,6 +219,8 @@ def test_parse(text: str, expected: Filter) -> None:
         ("flag < true", 7, "true and false have no order"),
         ("flag = True", 7, "write true for the boolean"),
         ("a = null", 4, "null counts as missing"),
+        ("a != NULL", 5, "null counts as missing"),
+        ("a in [b, Null]", 9, "null counts as missing"),
         ("a = .5", 4, "expected a number as JSON writes it"),
         ("a = 5.", 4, "expected a number as JSON writes it"),
         ("a = 9223372036854775808", 4, "must fit in 64 bits"),
