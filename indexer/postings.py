@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import threading
 from bisect import bisect_left, bisect_right
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,7 @@ from indexer.filters import (
     Or,
     allowed,
 )
-from indexer.filters.ast import Op
+from indexer.filters.ast import Op, without_origins
 from indexer.filters.sql import leaves
 from indexer.settings import read_setting
 from indexer.stored import StoredDocument, read_documents
@@ -181,27 +182,39 @@ class _Values:
 _NO_VALUES = _Values(())
 
 
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    """What a filter allows, the last change that this knows, and what it takes with its filter."""
+
+    documents: BitMap
+    last: int
+    nbytes: int
+
+
 class Postings:
     """Remembers bitmaps, in at most so many bytes; those that were not used for longest go first. Shared by threads."""
 
     def __init__(self, max_bytes: int = 64 * 2**20) -> None:
         self._room = max_bytes
-        self._known: dict[Filter, tuple[BitMap, int]] = {}  # with the change that each is right for
+        self._known: OrderedDict[Filter, _Remembered] = OrderedDict()
         self._deltas: dict[tuple[int, int], Delta | None] = {}
         self._mutex = threading.Lock()
 
     def allowed(self, connection: sqlite3.Connection, filter: Filter, position: LogPosition) -> BitMap:
         """The documents that the filter allows, not to be changed; `position` is that of the read transaction."""
-        return allowed(connection, filter, known=_At(self, connection, position))
+        found = self.get(filter, connection, position)
+        if found is not None:
+            return found
+        return allowed(connection, without_origins(filter), known=_At(self, connection, position))
 
     def get(self, filter: Filter, connection: sqlite3.Connection, position: LogPosition) -> BitMap | None:
         """The bitmap of a filter, brought forward if need be; `None` where it must be read by SQL."""
         with self._mutex:
-            entry = self._known.pop(filter, None)
+            entry = self._known.get(filter)
             if entry is None:
                 return None
-            self._known[filter] = entry  # the last to go
-        documents, last = entry
+            self._known.move_to_end(filter)  # the last to go
+        documents, last = entry.documents, entry.last
         if last == position.last:
             return documents
         # What And, Or and Not give follows from their parts.
@@ -213,23 +226,23 @@ class Postings:
         found = delta.matching(filter)
         if found or not documents.isdisjoint(delta.docs):
             documents = (documents - delta.docs) | found
-        self.put(filter, documents, position)
+        self.put(without_origins(filter), documents, position)
         return documents
 
     def put(self, filter: Filter, documents: BitMap, position: LogPosition) -> None:
         """Remember; two threads may do so at once, with the same result. A newer one stays."""
+        entry = _Remembered(documents, position.last, _bytes_of(filter, documents))
         with self._mutex:
             before = self._known.get(filter)
             if before is not None:
-                if before[1] >= position.last:
+                if before.last >= position.last:
                     return
-                self._room += _bytes_of(filter, before[0])
+                self._room += before.nbytes
                 del self._known[filter]
-            self._known[filter] = documents, position.last
-            self._room -= _bytes_of(filter, documents)
+            self._known[filter] = entry
+            self._room -= entry.nbytes
             while self._room < 0:
-                oldest = next(iter(self._known))
-                self._room += _bytes_of(oldest, self._known.pop(oldest)[0])
+                self._room += self._known.popitem(last=False)[1].nbytes
 
     def delta(self, connection: sqlite3.Connection, after: int, last: int) -> Delta | None:
         """What changed after one change up to another; `None` for too much. The latest few are remembered."""
@@ -262,10 +275,26 @@ class _At:
 
 def _bytes_of(filter: Filter, documents: BitMap) -> int:
     """About what a filter and its bitmap take: of the bitmap two bytes a document, or a bit for each number."""
-    values = sum(sys.getsizeof(value) + 24 for leaf in leaves(filter) for value in _listed(leaf))
+    values = sum(sys.getsizeof(value) + 24 for leaf in leaves(filter) for value in _held(leaf))
     return 768 + values + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
 
 
-def _listed(leaf: Filter) -> Sequence[Scalar]:
-    """The values that a condition lists, of which there may be very many."""
-    return leaf.values if isinstance(leaf, In) else leaf.ids if isinstance(leaf, HasId) else ()
+def _held(leaf: Filter) -> Sequence[Scalar | None]:
+    """The texts and values of a condition, which may be long, or very many."""
+    match leaf:
+        case Compare(path, _, value):
+            return path, value
+        case In(path, values):
+            return path, *values
+        case Between(path, low, high):
+            return path, low, high
+        case Exists(path):
+            return (path,)
+        case HasLabel(name):
+            return (name,)
+        case HasEntity(of, text):
+            return of, text
+        case HasId(ids):
+            return ids
+        case _:
+            return ()

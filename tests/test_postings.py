@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,21 @@ from test_filters import filters
 
 from indexer import postings as postings_module
 from indexer.fields import Kind, Scalar, flatten
-from indexer.filters import Everything, Filter, HasEntity, HasId, In, Or, allowed, matches, parse
+from indexer.filters import (
+    Between,
+    Compare,
+    Everything,
+    Exists,
+    Filter,
+    HasEntity,
+    HasId,
+    HasLabel,
+    In,
+    Or,
+    allowed,
+    matches,
+    parse,
+)
 from indexer.filters.sql import leaves
 from indexer.postings import Delta, LogPosition
 from indexer.reader import IndexReader
@@ -232,3 +247,38 @@ def test_the_values_that_a_filter_lists_count_as_well() -> None:
         assert tracemalloc.get_traced_memory()[0] < 1.5 * 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: Compare("a", "=", text),
+        lambda text: Between("a", text, None),
+        lambda text: Compare(text, "=", 1),
+        Exists,
+        HasLabel,
+        lambda text: HasEntity("ORG", text, "exact"),
+    ],
+    ids=range(6),
+)
+def test_long_texts_in_a_filter_count_as_well(make: Callable[[str], Filter]) -> None:
+    postings, position = postings_module.Postings(max_bytes=2**20), LogPosition(1, 0)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            postings.put(make(f"{number}{'x' * 20_000}"), BitMap([1]), position)
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_filter_is_remembered_without_the_text_around_it(path: Path) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        tracemalloc.start()
+        try:
+            for number in range(100):
+                filter = parse(f"entity PER:x{number} or not label = sport {' ' * 20_000}")
+                assert snapshot.allowed(filter) is snapshot.allowed(filter)
+            assert tracemalloc.get_traced_memory()[0] < 2**20
+        finally:
+            tracemalloc.stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NoReturn, cast
 
 from indexer.errors import FilterError
@@ -257,6 +257,22 @@ def any_of(filters: Iterable[Filter]) -> Filter:
     if not parts:
         return Not(Everything())
     return parts[0] if len(parts) == 1 else Or(parts)
+
+
+def without_origins(filter: Filter) -> Filter:
+    """An equal filter that does not hold on to the text in which it was written."""
+    match filter:
+        case HasLabel() | HasEntity():
+            return filter if filter.origin is None else replace(filter, origin=None)
+        case And(parts) | Or(parts):
+            bare = tuple(map(without_origins, parts))
+            same = all(before is after for before, after in zip(parts, bare, strict=True))
+            return filter if same else And(bare) if isinstance(filter, And) else Or(bare)
+        case Not(part):
+            inner = without_origins(part)
+            return filter if inner is part else Not(inner)
+        case _:
+            return filter
 
 
 def keys_of(path: str) -> tuple[str, ...]:
