@@ -276,7 +276,7 @@ class _At:
 def _bytes_of(filter: Filter, documents: BitMap) -> int:
     """About what a filter and its bitmap take: of the bitmap two bytes a document, or a bit for each number."""
     values = sum(sys.getsizeof(value) + 24 for leaf in leaves(filter) for value in _held(leaf))
-    return 768 + values + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
+    return 640 + values + (min(2 * len(documents), documents.max() // 8 + 1) if documents else 0)
 
 
 def _held(leaf: Filter) -> Sequence[Scalar | None]:

@@ -360,12 +360,12 @@ def test_searches_leave_what_is_remembered_as_it_is(searcher: Searcher) -> None:
     searcher.similar("d03", filter="n < 20")
     searcher.search_many(["text", "more"], filter="n < 20")
     with searcher._reader.snapshot() as snapshot:
-        known = copy.deepcopy(searcher._reader.postings._known)
+        known = copy.deepcopy(dict(searcher._reader.postings._known))
     assert {text: searcher.search("text", k=50, filter=text) for text in filters} == first
     with searcher._reader.snapshot() as snapshot:
-        assert searcher._reader.postings._known == known
-        for filter, (documents, _) in known.items():
-            assert snapshot.allowed(filter) == documents
+        assert dict(searcher._reader.postings._known) == known
+        for filter, entry in known.items():
+            assert snapshot.allowed(filter) == entry.documents
 
 
 def test_no_more_filters_are_remembered_than_there_is_room_for(path: Path) -> None:
