@@ -201,9 +201,17 @@ _FINAL_DOT = re.compile(r"(?<=\w)\.+(?=\s|$|['’ʼ])")
 
 
 def _shortened(form: str) -> str:
-    form = _POSSESSIVE.sub("", _SIGN.sub("", form))
+    form = _without_possessives(_SIGN.sub("", form))
     form = _INITIALS.sub(lambda match: match.group().replace(".", ""), form)
     return _FINAL_DOT.sub("", form)
+
+
+def _without_possessives(form: str) -> str:
+    """Without all of them at the end, in one pass: a text may be nothing but thousands of them."""
+    end = len(form)
+    while match := _POSSESSIVE.search(form, max(0, end - 2), end):
+        end = match.start()
+    return form[:end]
 
 
 def prefix_upper_bound(prefix: str) -> str | None:

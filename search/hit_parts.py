@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pyroaring import BitMap
 
-from indexer.filters import And, DocumentFacts, Filter, Not, Or, format_filter, matches
+from indexer.filters import And, Filter, Not, Or, format_filter
 from indexer.records import FloatArray
 from indexer.snapshot import Snapshot
 from indexer.vectors import normalise
@@ -93,6 +94,18 @@ class HitParts:
             yield f"  matched: {'; '.join(self.matched)}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Condition:
+    """A condition of a filter, the documents for which it is true without its `not`, and whether it has one."""
+
+    text: str
+    docs: BitMap
+    negated: bool
+
+    def matches(self, doc: int) -> bool:
+        return (doc in self.docs) is not self.negated
+
+
 def parts_of(
     snapshot: Snapshot,
     ranked: Sequence[Ranked],
@@ -109,6 +122,7 @@ def parts_of(
     """
     unit = None if vector is None else normalise(vector[None])[0].astype(np.float64)
     rows = {} if unit is None else snapshot.vectors_of(sorted(document.vid for document in ranked))
+    conditions = [] if filter is None or not hits else _evaluated(snapshot, filter)
     found = []
     for document, hit in zip(ranked, hits, strict=True):
         shares: tuple[LayerPart, ...] = ()
@@ -130,27 +144,20 @@ def parts_of(
                 boost=document.boost,
                 rerank=document.rerank,
                 fusion=document.fusion,
-                matched=() if filter is None else tuple(map(format_filter, matched(filter, hit))),
+                matched=tuple(condition.text for condition in conditions if condition.matches(document.doc)),
             )
         )
     return tuple(found)
 
 
-def matched(filter: Filter, hit: Hit) -> list[Filter]:
-    """The conditions of a filter that are true for a hit, in order, each once; a negated one counts where it is false.
-
-    >>> ada = Hit("a", 0.5, "", {"year": 2020}, None, (), BestPassage(0, 0))
-    >>> [format_filter(part) for part in matched(parse("year >= 2020 and not (lang = de or year = 1)"), ada)]
-    ['year >= 2020', 'not lang = de', 'not year = 1']
-    """
-    facts = DocumentFacts(
-        hit.id,
-        hit.metadata,
-        None if hit.label is None else hit.label.name,
-        tuple((entity.type, entity.text) for entity in hit.entities),
-    )
-    conditions = dict.fromkeys(_conditions(filter, negated=False))
-    return [condition for condition in conditions if matches(condition, facts)]
+def _evaluated(snapshot: Snapshot, filter: Filter) -> list[_Condition]:
+    """The conditions of a filter in order, each once; of a negated one, those documents match for which it is false."""
+    found = []
+    for condition in dict.fromkeys(_conditions(filter, negated=False)):
+        negated = isinstance(condition, Not)
+        docs = snapshot.allowed(condition.part if isinstance(condition, Not) else condition)
+        found.append(_Condition(format_filter(condition), docs, negated))
+    return found
 
 
 def _conditions(filter: Filter, *, negated: bool) -> Iterator[Filter]:

@@ -15,11 +15,12 @@ from fakes import DemoAnalyser, as_text_model, build_index, entries, unit_fp16
 from pyroaring import BitMap
 
 from indexer import planner
-from indexer.filters import Compare, Everything, Filter, Not, parse
+from indexer.fields import Kind, Scalar, flatten
+from indexer.filters import Compare, Everything, Filter, Not, Or, parse
 from indexer.planner import PLANS, SearchPlan
 from indexer.postings import Postings
 from indexer.reader import IndexReader
-from indexer.records import Document
+from indexer.records import Document, Metadata
 from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
 from search import Searcher
@@ -227,6 +228,21 @@ def test_the_conditions_that_matched(searcher: Searcher, filter: str, expected: 
     assert list(parts.matched) == expected
 
 
+def test_conditions_are_not_evaluated_hit_by_hit(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattened = []
+
+    def counted(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
+        flattened.append(metadata)
+        return flatten(metadata)
+
+    monkeypatch.setattr("indexer.filters.matching.flatten", counted)
+    filter = Or(tuple(parse(f"n != {n}") for n in range(100)))
+    answer = searcher.answer("text 3", Query(k=41, filter=filter), explain=True)
+    matched = {parts.id: parts.matched for parts in answer.explanation.hits}
+    assert matched["d03"] == tuple(f"n != {n}" for n in range(100) if n != 3)
+    assert len(flattened) <= len(answer.hits)
+
+
 def test_entities_and_classes_that_matched(tmp_path: Path) -> None:
     path = build_index(tmp_path / "tagged", [Document("a", "Ada sings a song")], MODEL)
     filter = "entity PER:ADA and not entity ORG and (label = sport or label = music)"
@@ -344,12 +360,12 @@ def test_searches_leave_what_is_remembered_as_it_is(searcher: Searcher) -> None:
     searcher.similar("d03", filter="n < 20")
     searcher.search_many(["text", "more"], filter="n < 20")
     with searcher._reader.snapshot() as snapshot:
-        known = copy.deepcopy(searcher._reader.postings._known)
+        known = copy.deepcopy(dict(searcher._reader.postings._known))
     assert {text: searcher.search("text", k=50, filter=text) for text in filters} == first
     with searcher._reader.snapshot() as snapshot:
-        assert searcher._reader.postings._known == known
-        for filter, (documents, _) in known.items():
-            assert snapshot.allowed(filter) == documents
+        assert dict(searcher._reader.postings._known) == known
+        for filter, entry in known.items():
+            assert snapshot.allowed(filter) == entry.documents
 
 
 def test_no_more_filters_are_remembered_than_there_is_room_for(path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import chain
@@ -218,6 +219,8 @@ def test_parse(text: str, expected: Filter) -> None:
         ("flag < true", 7, "true and false have no order"),
         ("flag = True", 7, "write true for the boolean"),
         ("a = null", 4, "null counts as missing"),
+        ("a != NULL", 5, "null counts as missing"),
+        ("a in [b, Null]", 9, "null counts as missing"),
         ("a = .5", 4, "expected a number as JSON writes it"),
         ("a = 5.", 4, "expected a number as JSON writes it"),
         ("a = 9223372036854775808", 4, "must fit in 64 bits"),
@@ -364,6 +367,12 @@ def test_keys_of_undoes_path_of() -> None:
 
 
 # Limits
+
+
+def test_keys_of_a_long_path() -> None:
+    started = time.perf_counter()
+    assert keys_of("a" * 1_000_000) == ("a" * 1_000_000,)
+    assert time.perf_counter() - started < 3
 
 
 def test_parse_refuses_deep_nesting() -> None:
@@ -949,3 +958,10 @@ def test_the_form_of_a_name_is_its_own_form(text: str) -> None:
     form = normalise_entity(text)
     assert normalise_entity(form) == form
     assert bool(form) == bool(text.split())
+
+
+def test_a_name_of_many_possessives_takes_no_longer_than_others() -> None:
+    started = time.perf_counter()
+    assert normalise_entity("x" + "'s" * 10_000) == "x"
+    assert normalise_entity("x." + "'s." * 10_000) == "x"
+    assert time.perf_counter() - started < 2

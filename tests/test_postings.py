@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fakes import DemoAnalyser, build_index, entries
+from hypothesis import HealthCheck, given, settings
 from pyroaring import BitMap
+from test_filter_index import DOCUMENTS, FACTS
+from test_filters import filters
 
 from indexer import postings as postings_module
-from indexer.filters import Everything, Filter, HasEntity, HasId, In, Or, allowed, parse
-from indexer.postings import LogPosition
+from indexer.fields import Kind, Scalar, flatten
+from indexer.filters import (
+    Between,
+    Compare,
+    Everything,
+    Exists,
+    Filter,
+    HasEntity,
+    HasId,
+    HasLabel,
+    In,
+    Or,
+    allowed,
+    matches,
+    parse,
+)
+from indexer.filters.sql import leaves
+from indexer.postings import Delta, LogPosition
 from indexer.reader import IndexReader
-from indexer.records import Document
+from indexer.records import Document, Metadata
 from indexer.settings import settings_of
 from indexer.store import Entry, IndexWriter
+from indexer.stored import StoredDocument
 
 MODEL = DemoAnalyser()
 FILTERS = [
@@ -169,6 +191,41 @@ def test_many_entities_in_one_filter(tmp_path: Path) -> None:
             writer.write(entries([Document(f"more{number}", "Name3 and Nobody")], MODEL))
 
 
+CHANGED = Delta(
+    BitMap(range(len(DOCUMENTS))),
+    [
+        StoredDocument(doc, made.id, made.text, json.dumps(made.metadata), b"", analysis.label, (), analysis.spans)
+        for doc, (made, analysis) in enumerate(DOCUMENTS)
+    ],
+)
+
+
+@given(filters())
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_changed_is_what_plain_python_allows(filter: Filter) -> None:
+    for leaf in leaves(filter):
+        assert CHANGED.matching(leaf) == BitMap(doc for doc, facts in enumerate(FACTS) if matches(leaf, facts)), leaf
+
+
+def test_what_changed_is_read_once_for_all_conditions(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flattened = []
+
+    def counted(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
+        flattened.append(metadata)
+        return flatten(metadata)
+
+    for module in ("indexer.postings", "indexer.filters.matching"):
+        monkeypatch.setattr(f"{module}.flatten", counted, raising=False)
+    wanted = Or(tuple(parse(f"n {op} {n}") for n in range(100) for op in ("=", "!=", "<", ">=")))
+    with IndexReader(path) as reader, IndexWriter(path) as writer:
+        with reader.snapshot() as snapshot:
+            snapshot.allowed(wanted)
+        writer.write(entries([Document(f"d{n}", "Ada has a ball", {"m": n}) for n in range(30)], MODEL))
+        with reader.snapshot() as snapshot:
+            assert snapshot.allowed(wanted) == allowed(snapshot.connection, wanted)
+    assert len(flattened) == 30
+
+
 def test_an_index_without_changes_has_all_its_documents(tmp_path: Path) -> None:
     with (
         IndexWriter(tmp_path / "index", create=settings_of(MODEL)) as writer,
@@ -190,3 +247,38 @@ def test_the_values_that_a_filter_lists_count_as_well() -> None:
         assert tracemalloc.get_traced_memory()[0] < 1.5 * 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda text: Compare("a", "=", text),
+        lambda text: Between("a", text, None),
+        lambda text: Compare(text, "=", 1),
+        Exists,
+        HasLabel,
+        lambda text: HasEntity("ORG", text, "exact"),
+    ],
+    ids=range(6),
+)
+def test_long_texts_in_a_filter_count_as_well(make: Callable[[str], Filter]) -> None:
+    postings, position = postings_module.Postings(max_bytes=2**20), LogPosition(1, 0)
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            postings.put(make(f"{number}{'x' * 20_000}"), BitMap([1]), position)
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_filter_is_remembered_without_the_text_around_it(path: Path) -> None:
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        tracemalloc.start()
+        try:
+            for number in range(100):
+                filter = parse(f"entity PER:x{number} or not label = sport {' ' * 20_000}")
+                assert snapshot.allowed(filter) is snapshot.allowed(filter)
+            assert tracemalloc.get_traced_memory()[0] < 2**20
+        finally:
+            tracemalloc.stop()

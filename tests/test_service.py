@@ -482,6 +482,21 @@ def test_documents_are_removed_by_id_and_by_filter(writable: Any) -> None:
         assert writable.delete("/v1/documents", params=wrong).status_code == 422
 
 
+@pytest.mark.parametrize("value", [str(2**64), "1e400", "NaN", r'"\ud800"'])
+def test_a_filter_that_a_search_refuses_removes_nothing(writable: Any, value: str) -> None:
+    tree = f'{{"path": "year", "op": "!=", "value": {value}}}'
+    body = f'{{"query": "steel", "filter": {tree}}}'
+    refused = writable.post("/v1/search", content=body, headers={"Content-Type": "application/json"})
+    answer = writable.delete("/v1/documents", params={"filter": tree})
+    assert problem(answer, 422, "invalid-filter")["detail"] == problem(refused, 422, "invalid-filter")["detail"]
+    assert writable.get("/v1/indexes").json()["indexes"][0]["documents"] == 5
+
+
+@pytest.mark.parametrize("text", ['{"not":' * 3_000, f'{{"id": {"1" * 5_000}}}'], ids=["deep", "long"])
+def test_a_filter_that_cannot_be_read_is_refused(writable: Any, text: str) -> None:
+    problem(writable.delete("/v1/documents", params={"filter": text}), 422, "invalid-filter")
+
+
 def test_commits_of_others_are_served_at_once(writable: Any, tmp_path: Path) -> None:
     add_documents(tmp_path / "demo", [Document("late", "a late text")], model=as_text_model(DemoAnalyser()))
     hits = writable.post("/v1/search", json={"query": "a late text", "k": 1}).json()["hits"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NoReturn, cast
 
 from indexer.errors import FilterError
@@ -259,6 +259,22 @@ def any_of(filters: Iterable[Filter]) -> Filter:
     return parts[0] if len(parts) == 1 else Or(parts)
 
 
+def without_origins(filter: Filter) -> Filter:
+    """An equal filter that does not hold on to the text in which it was written."""
+    match filter:
+        case HasLabel() | HasEntity():
+            return filter if filter.origin is None else replace(filter, origin=None)
+        case And(parts) | Or(parts):
+            bare = tuple(map(without_origins, parts))
+            same = all(before is after for before, after in zip(parts, bare, strict=True))
+            return filter if same else And(bare) if isinstance(filter, And) else Or(bare)
+        case Not(part):
+            inner = without_origins(part)
+            return filter if inner is part else Not(inner)
+        case _:
+            return filter
+
+
 def keys_of(path: str) -> tuple[str, ...]:
     r"""The keys that `fields.path_of` joined; raises FilterError where it cannot have made the path.
 
@@ -266,20 +282,21 @@ def keys_of(path: str) -> tuple[str, ...]:
     (('author', 'name'), ('a.b',))
     """
     _check_text("a path", path)
-    keys, escaped = [""], False
+    keys: list[list[str]] = [[]]
+    escaped = False
     for character in path:
         if escaped and character not in ".\\":
             break
         if escaped or character not in ".\\":
-            keys[-1] += character
+            keys[-1].append(character)
             escaped = False
         elif character == "\\":
             escaped = True
         else:
-            keys.append("")
+            keys.append([])
     if escaped:
         raise FilterError(f"path {path!r}: a backslash stands only before a dot or another backslash")
-    return tuple(keys)
+    return tuple(map("".join, keys))
 
 
 def checked_kind(value: object) -> Kind:

@@ -283,7 +283,7 @@ class _Parser:
             return word == "true"
         if word.lower() in ("true", "false"):
             scanner.fail(f"write {word.lower()} for the boolean, or quotes around a text", at)
-        if word == "null":
+        if word.lower() == "null":
             scanner.fail("null counts as missing: write not exists and the field; a text needs quotes", at)
         if _JSON_NUMBER.fullmatch(word):
             return self.number(word, at)

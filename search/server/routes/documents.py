@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
@@ -128,8 +128,8 @@ def document_routes(service: Service) -> APIRouter:
         given: str | dict[str, Any] = filter
         if filter.lstrip().startswith("{"):
             try:
-                given = orjson.loads(filter)
-            except orjson.JSONDecodeError:
+                given = json.loads(filter)  # as bodies are read; orjson rounds integers beyond 64 bits
+            except (ValueError, RecursionError):
                 raise Problem(422, "invalid-filter", "the filter begins like JSON, but is none") from None
         tree = await reading(service.searching, [given], lambda: Filters(limits).read(given))
         if tree is None:
