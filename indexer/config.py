@@ -32,11 +32,12 @@ class TagdexConfig:
     - `pool_layers`: indices into the backbone's hidden states, in the order of concatenation.
     - `layer_weights`: one factor for each pooled layer; `None` means 1.0 for each.
     - `normalize_layers`: L2-normalise each layer's mean before it is weighted.
-    - `tag_layers`: the layers whose token states, concatenated, feed the tag head.
+    - `tag_layers`: the layers whose states of each word, concatenated, feed the tag head.
     - `class_labels`, `entity_types`: the heads' outputs; `None` where the model has no such head.
     - `class_head`: "linear" (on the first token's last state), or "pooled" (one hidden layer of width
       `class_head_width` on the means of the pooled layers).
-    - `tag_head`: "linear", or "contextual" (projection, then a bidirectional LSTM of width `tag_head_width`).
+    - `tag_head`: "linear" (on the state of each word's first token), or "contextual" (on the mean of its tokens:
+      projection, then a bidirectional LSTM of width `tag_head_width`).
     - `tag_shapes`: the contextual head also reads each word's case and form in the raw text; see `shapes.py`.
     - `max_length`: tokens of one window, special tokens and prefix included.
     - `prefix`: text put before every text; it is pooled, but never tagged.

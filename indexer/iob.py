@@ -18,7 +18,7 @@ Offsets = npt.NDArray[np.int64]
 """(n, 2): start and end of words or tokens, code points, end exclusive."""
 
 IGNORED = -100
-"""Label of a token that carries none: padding, special tokens, and all but the first token of a word."""
+"""Label of a word that carries none: padding, and a word without a token."""
 
 # Soft hyphen, zero-width space and joiners: tokenizers drop them, so they stand inside words or in none.
 _INVISIBLE = r"\u00ad\u200b-\u200d\u2060\ufeff"
@@ -65,20 +65,21 @@ def _in_handle(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def first_tokens(words: Offsets, tokens: Offsets) -> npt.NDArray[np.int64]:
-    """For each word the index of its first token, −1 for a word without one. Shape (words,).
+def tokens_of_words(words: Offsets, tokens: Offsets) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The tokens of all words, one word's behind the other's (n,), and how many each word has (words,).
 
     A token belongs to the word that its first character stands in; empty tokens (special ones) belong to none.
     `tokens` must not start with white space: see `trim_offsets`.
     """
-    first = [-1] * len(words)
+    own: list[list[int]] = [[] for _ in range(len(words))]
     starts, ends = words.T.tolist()
     for token, (start, end) in enumerate(tokens.tolist()):  # of a sentence, arrays would take four times as long
         if end > start:
             word = bisect_right(starts, start) - 1
-            if word >= 0 and start < ends[word] and first[word] < 0:
-                first[word] = token
-    return np.array(first, dtype=np.int64)
+            if word >= 0 and start < ends[word]:
+                own[word].append(token)
+    flat = [token for of_word in own for token in of_word]
+    return np.array(flat, dtype=np.int64), np.array([len(of_word) for of_word in own], dtype=np.int64)
 
 
 def trim_offsets(text: str, tokens: Offsets) -> Offsets:

@@ -23,7 +23,7 @@ from indexer.folders import no_panic
 from indexer.passages import split_passages
 from indexer.precision import choose
 from indexer.records import Analysis, FloatArray, Label, Passage, Span
-from indexer.shapes import Shape, Shapes, token_shapes, word_shapes
+from indexer.words import WordBatch, Words, cut_words, pad_words
 
 # Halves of a pair, which are no characters and which tokenizers refuse; what replaces one is as long.
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -53,19 +53,6 @@ class Window:
     end: int
     ids: list[int]
     offsets: list[tuple[int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """The words of a window's text: their `offsets`, their `first` tokens (−1: none), the offsets of all `tokens`."""
-
-    offsets: iob.Offsets
-    first: npt.NDArray[np.int64]
-    tokens: iob.Offsets
-
-    def shapes(self, piece: str) -> Shapes:
-        """The `Shape` of each token, int64 (tokens,)."""
-        return token_shapes(word_shapes(piece, self.offsets), self.first, self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +136,10 @@ class TextModel:
             raise ModelError(f"a text is longer than one window of {self.config.max_length} tokens: split it first")
         return self.pad(windows)
 
-    def shapes(self, texts: Sequence[str]) -> Tensor:
-        """The shapes of the tokens that `tensors` gives for the same texts, int64 (batch, seq)."""
+    def word_batch(self, texts: Sequence[str]) -> WordBatch:
+        """The words of the texts that `tensors` gives, for the tag head."""
         pairs = zip(self.windows(texts), texts, strict=True)
-        return self.pad_shapes([self.words(window, text).shapes(text) for window, text in pairs])
+        return self.pad_words([self.words(window, text) for window, text in pairs])
 
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
@@ -301,14 +288,12 @@ class TextModel:
         """One batch through the model."""
         ids, mask = self.pad(windows)
         words: list[Words] = []
-        shapes = None
-        pieces = [texts[window.text][window.start : window.end] for window in windows]
         if tags and self.entity_types is not None:
-            words = [self.words(window, piece) for window, piece in zip(windows, pieces, strict=True)]
-            if self.config.tag_shapes:
-                shapes = self.pad_shapes([cut.shapes(piece) for cut, piece in zip(words, pieces, strict=True)])
+            words = [self.words(window, texts[window.text][window.start : window.end]) for window in windows]
         with torch.inference_mode():
-            outputs = self.model(ids, mask, shapes=shapes, classes=tags, tags=tags)
+            outputs = self.model(
+                ids, mask, words=self.pad_words(words) if words else None, classes=tags, tags=bool(words)
+            )
         assert_finite(outputs.layer_means, name=self.name)
         return BatchResult(
             means=outputs.layer_means.float().cpu().numpy(),
@@ -328,28 +313,23 @@ class TextModel:
             mask[row, : len(window.ids)] = 1
         return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
 
-    def pad_shapes(self, shapes: Sequence[Shapes]) -> Tensor:
-        """The shapes of the tokens of each window, padded as `pad` does it: int64 (windows, longest)."""
-        padded = np.full((len(shapes), max(map(len, shapes))), int(Shape.NONE), dtype=np.int64)
-        for row, own in enumerate(shapes):
-            padded[row, : len(own)] = own
-        return torch.from_numpy(padded).to(self.device)
-
     def words(self, window: Window, piece: str) -> Words:
         """The words of a window, whose text is `piece`."""
-        offsets, tokens = iob.split_words(piece), self.token_offsets(window, piece)
-        return Words(offsets=offsets, first=iob.first_tokens(offsets, tokens), tokens=tokens)
+        whole = self.config.tag_head == "contextual"
+        return cut_words(piece, self.token_offsets(window, piece), whole=whole, shapes=self.config.tag_shapes)
+
+    def pad_words(self, words: Sequence[Words]) -> WordBatch:
+        """The words of each window, padded, on the model's device."""
+        return pad_words(words, self.device)
 
     def decode(self, logits: npt.NDArray[np.float32], words: Sequence[Words]) -> list[list[Span]]:
-        """Tag logits (batch, seq, labels) → spans of each window, by Viterbi over its words."""
+        """Tag logits (windows, words, labels) → spans of each window, by Viterbi over its words."""
         types = self.entity_types or ()
         lengths = np.array([len(cut.offsets) for cut in words], dtype=np.int64)
-        first = np.full((len(words), int(lengths.max(initial=0))), -1, dtype=np.int64)
+        emissions = iob.log_softmax(logits)
         for row, cut in enumerate(words):
-            first[row, : lengths[row]] = cut.first
-        emissions = iob.log_softmax(np.take_along_axis(logits, np.maximum(first, 0)[:, :, None], axis=1))
-        emissions[first < 0, 1:] = -np.inf  # a word without a token is O
-        emissions[first < 0, 0] = 0.0
+            if not cut.known.all():  # a word without a token is O
+                emissions[row, : lengths[row]][~cut.known] = [0.0] + [-np.inf] * (logits.shape[2] - 1)
         labels = iob.viterbi(emissions, lengths)
         spans: list[list[Span]] = [[] for _ in words]
         for row in np.flatnonzero(labels.any(axis=1)).tolist():

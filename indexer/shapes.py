@@ -14,7 +14,7 @@ import numpy.typing as npt
 from indexer.iob import SIGNS, Offsets
 
 Shapes = npt.NDArray[np.int64]
-"""(n,): a `Shape` for each word or token."""
+"""(n,): a `Shape` for each word."""
 
 # From this share on capitals say nothing of a word, in texts of at least so many words with letters that have case;
 # the first words of sentences, which are capitalised anyway, do not count.
@@ -27,33 +27,32 @@ _REMEMBERED = 65_536  # words whose shape is kept: frequent ones are looked up i
 
 
 class Shape(IntEnum):
-    """What a token looks like. The values stand in checkpoints: new ones go to the end.
+    """What a word looks like. The values stand in checkpoints: new ones go to the end.
 
     In a text of which most words are capitalised, or none is, case says little; it has shapes of its own there.
     """
 
-    NONE = 0  # padding, special tokens, the prefix, what belongs to no word
-    CONTINUATION = 1  # a token that does not begin its word
-    UNKNOWN = 2  # what dropout puts in a shape's place while a head is trained
-    LOWER = 3
-    LOWER_WITHOUT_CAPITALS = 4  # in a text without any capital
-    TITLE = 5  # Capitalised
-    TITLE_FIRST = 6  # the first word of a text, a line or a sentence
-    TITLE_IN_HEADLINE = 7  # in a text of which most words are capitalised
-    UPPER = 8  # CAPITALS
-    UPPER_IN_CAPITALS = 9  # in a text that is written in capitals
-    INITIAL = 10  # one capital letter
-    MIXED = 11  # iPhone, McDonald
-    DIGITS = 12
-    DIGITS_LOWER = 13  # 2nd, b2b
-    DIGITS_UPPER = 14  # F16, Covid19
-    NO_CASE = 15  # letters of a script without case
-    SENTENCE_END = 16
-    PUNCTUATION = 17  # and symbols
-    HANDLE = 18  # @name, the sign included
-    TAG_LOWER = 19  # #name
-    TAG_UPPER = 20  # #Name
-    LINK = 21  # parts of a link or an address
+    NONE = 0  # padding
+    UNKNOWN = 1  # what dropout puts in a shape's place while a head is trained
+    LOWER = 2
+    LOWER_WITHOUT_CAPITALS = 3  # in a text without any capital
+    TITLE = 4  # Capitalised
+    TITLE_FIRST = 5  # the first word of a text, a line or a sentence
+    TITLE_IN_HEADLINE = 6  # in a text of which most words are capitalised
+    UPPER = 7  # CAPITALS
+    UPPER_IN_CAPITALS = 8  # in a text that is written in capitals
+    INITIAL = 9  # one capital letter
+    MIXED = 10  # iPhone, McDonald
+    DIGITS = 11
+    DIGITS_LOWER = 12  # 2nd, b2b
+    DIGITS_UPPER = 13  # F16, Covid19
+    NO_CASE = 14  # letters of a script without case
+    SENTENCE_END = 15
+    PUNCTUATION = 16  # and symbols
+    HANDLE = 17  # @name, the sign included
+    TAG_LOWER = 18  # #name
+    TAG_UPPER = 19  # #Name
+    LINK = 20  # parts of a link or an address
 
 
 _CAPITALISED = {Shape.TITLE, Shape.TITLE_FIRST, Shape.UPPER, Shape.INITIAL, Shape.MIXED, Shape.DIGITS_UPPER}
@@ -136,18 +135,6 @@ def form(word: str) -> Shape:
     capital = word[0].isupper() or word[0].istitle()  # "ǅ" is a capital before small letters
     rest = word[1:]
     return Shape.TITLE if capital and rest == rest.lower() else Shape.MIXED
-
-
-def token_shapes(words: Shapes, first: npt.NDArray[np.int64], tokens: Offsets) -> Shapes:
-    """The shape of each token: its word's if it begins one. Shape (tokens,).
-
-    `words` and `first` are the words' shapes and first tokens (`iob.first_tokens`), `tokens` the offsets that these
-    come from.
-    """
-    shapes = np.where(tokens[:, 1] > tokens[:, 0], int(Shape.CONTINUATION), int(Shape.NONE))
-    known = first >= 0
-    shapes[first[known]] = words[known]
-    return shapes
 
 
 def _table(changes: dict[Shape, Shape]) -> Shapes:

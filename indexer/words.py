@@ -1,4 +1,4 @@
-"""The words of texts as the tag head reads them: of each the mean of its tokens' states, and its shape."""
+"""The words of texts as the tag head reads them: the mean state of their tokens, or the first's, and their shapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one text: their `offsets`, their `tokens` one behind the other, how many each has, their `shapes`.
+    """The words of one text: `offsets`, the `tokens` that are read one behind the other, how many of each, `shapes`.
 
     All int64: `offsets` (words, 2), `tokens` (n,), `counts` (words,), `shapes` (words,), NONE where nobody reads them.
     """
@@ -36,10 +36,15 @@ class Words:
         return known
 
 
-def cut_words(text: str, tokens: iob.Offsets, *, shapes: bool) -> Words:
-    """The words of a text whose tokens have these offsets; see `iob.split_words` and `iob.tokens_of_words`."""
+def cut_words(text: str, tokens: iob.Offsets, *, whole: bool, shapes: bool) -> Words:
+    """The words of a text whose tokens have these offsets; see `iob.split_words` and `iob.tokens_of_words`.
+
+    `whole`: all tokens of a word are read, not its first alone. `shapes`: so is what it looks like.
+    """
     offsets = iob.split_words(text)
     own, counts = iob.tokens_of_words(offsets, tokens)
+    if not whole:
+        own, counts = own[(counts.cumsum() - counts)[counts > 0]], np.minimum(counts, 1)
     return Words(offsets, own, counts, word_shapes(text, offsets) if shapes else np.full_like(counts, int(Shape.NONE)))
 
 
@@ -47,7 +52,7 @@ def cut_words(text: str, tokens: iob.Offsets, *, shapes: bool) -> Words:
 class WordBatch:
     """The words of a batch of texts, padded.
 
-    - `tokens`: int64 (2, n), text and token of each token of the words, in the order of the words.
+    - `tokens`: int64 (2, n), text and token of each token that is read, in the order of the words.
     - `starts`: int64 (batch · words,), where each word's begin in `tokens`.
     - `mask`, `shapes`: int64 (batch, words), 1 for a word and its `Shape`.
     """
@@ -73,7 +78,7 @@ def pad_words(words: Sequence[Words], device: torch.device) -> WordBatch:
 
 
 def word_means(states: Sequence[Tensor], words: WordBatch) -> Tensor:
-    """The mean of each word's token states, of several layers behind each other; zeros for a word without a token.
+    """The mean state of each word's tokens that are read, of several layers behind each other; zeros without a token.
 
     *Shapes:* `states` L × (batch, seq, width) in any float type; returns fp32 (batch, words, L · width).
     """

@@ -17,8 +17,10 @@ from indexer import iob
 from indexer.heads import ContextualTagHead
 from indexer.model import TextModel
 from indexer.training.data import TaggedText
+from indexer.words import word_means
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
+SHAPED = {"entity_types": ["PER"], "tag_head": "contextual", "tag_head_width": 8, "tag_shapes": True}
 TEXTS = [
     TaggedText("we met Ada in London", (("PER", 7, 10), ("LOC", 14, 20))),
     TaggedText("we met ada in london", ()),
@@ -44,35 +46,40 @@ def test_the_script_says_how_it_is_called() -> None:
     assert "--no-shapes" in found.output
 
 
-def test_token_states_hold_the_shapes_that_the_product_computes(stages: Any, tmp_path: Path) -> None:
+def test_word_states_hold_the_words_and_shapes_that_the_product_computes(stages: Any, tmp_path: Path) -> None:
     features, _ = stages
-    loaded = tiny()
-    states = features.Encoder(loaded, tmp_path).token_states("few", TEXTS, exact=True)
+    loaded = tiny(**SHAPED)
+    states = features.Encoder(loaded, tmp_path).word_states("few", TEXTS, exact=True)
     model = TextModel(loaded, device="cpu")
     for number, text in enumerate(TEXTS):
         start, end = states.starts[number : number + 2]
-        assert states.shapes[start:end].tolist() == model.shapes([text.text])[0].tolist()
-    again = features.Encoder(loaded, tmp_path).token_states("few", TEXTS, exact=True)
+        words = model.word_batch([text.text])
+        assert states.shapes[start:end].tolist() == words.shapes[0].tolist()
+        with torch.no_grad():
+            whole = loaded.model.backbone(*model.tensors([text.text]), output_hidden_states=True).hidden_states
+        expected = word_means([whole[layer] for layer in (-1, -2, -3, -4)], words)[0]
+        np.testing.assert_allclose(states.states[start:end], expected, atol=2e-3)
+    again = features.Encoder(loaded, tmp_path).word_states("few", TEXTS, exact=True)
     assert again.digest() == states.digest()
 
 
 def test_another_backbone_has_states_of_its_own_in_the_same_cache(stages: Any, tmp_path: Path) -> None:
     features, _ = stages
-    first = features.Encoder(tiny(), tmp_path).token_states("few", TEXTS, exact=True)
-    second = features.Encoder(tiny(seed=1), tmp_path).token_states("few", TEXTS, exact=True)
+    first = features.Encoder(tiny(), tmp_path).word_states("few", TEXTS, exact=True)
+    second = features.Encoder(tiny(seed=1), tmp_path).word_states("few", TEXTS, exact=True)
     assert (first.states != second.states).any()
 
 
 def test_a_share_of_the_texts_is_seen_in_other_case(stages: Any) -> None:
     _, tag_head = stages
-    model = TextModel(tiny(), device="cpu")
+    model = TextModel(tiny(**SHAPED), device="cpu")
     texts = [text.text for text in TEXTS[:3]]
-    shapes = model.shapes(texts)
+    shapes = model.word_batch(texts).shapes
     settings = tag_head.TagSettings(small_letters=1.0, capitals=0.0)
     changed = tag_head.other_case(shapes, settings, random.Random(0))
-    assert torch.equal(changed, model.shapes([text.lower() for text in texts]))
+    assert torch.equal(changed, model.word_batch([text.lower() for text in texts]).shapes)
     changed = tag_head.other_case(shapes, replace(settings, small_letters=0.0, capitals=1.0), random.Random(0))
-    assert torch.equal(changed, model.shapes([text.upper() for text in texts]))
+    assert torch.equal(changed, model.word_batch([text.upper() for text in texts]).shapes)
     as_it_is = replace(settings, small_letters=0.0)
     assert torch.equal(tag_head.other_case(shapes, as_it_is, random.Random(0)), shapes)
 
@@ -80,11 +87,9 @@ def test_a_share_of_the_texts_is_seen_in_other_case(stages: Any) -> None:
 def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path: Path) -> None:
     features, tag_head = stages
     encoder = features.Encoder(tiny(), tmp_path)
-    states = encoder.token_states("few", TEXTS, exact=True)
+    states = encoder.word_states("few", TEXTS, exact=True)
     dev = {f"{name} dev": tag_head.dev_set(encoder, name, TEXTS) for name in ("ewt", "btc")}
-    settings = tag_head.TagSettings(
-        width=16, dropout=0.0, epochs=24, batch_tokens=64, learning_rate=0.02, averaging=0.5
-    )
+    settings = tag_head.TagSettings(width=16, dropout=0.0, epochs=24, batch_words=64, learning_rate=0.02, averaging=0.5)
     settings = replace(settings, averaging=0.5, small_letters=0.0, capitals=0.0)
     train = [states] * 9
     head, report = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
@@ -101,9 +106,9 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
 def test_training_can_end_with_a_chosen_epoch_and_is_up_to_there_the_same(stages: Any, tmp_path: Path) -> None:
     features, tag_head = stages
     encoder = features.Encoder(tiny(), tmp_path)
-    states = encoder.token_states("few", TEXTS, exact=True)
+    states = encoder.word_states("few", TEXTS, exact=True)
     dev = {f"{name} dev": tag_head.dev_set(encoder, name, TEXTS) for name in ("ewt", "btc")}
-    settings = tag_head.TagSettings(width=8, epochs=4, batch_tokens=64)
+    settings = tag_head.TagSettings(width=8, epochs=4, batch_words=64)
     _, whole = tag_head.cached_tag_head(encoder, "student", [states] * 9, dev, settings, "all")
     _, part = tag_head.cached_tag_head(encoder, "last", [states] * 9, dev, settings, "three", keep=3)
     assert part["epoch"] == 3
@@ -121,8 +126,7 @@ def test_words_have_the_mean_of_what_several_heads_think(stages: Any, tmp_path: 
     first, second = (tag_head.word_probabilities([head], dev) for head in heads)
     for number, mean in enumerate(tag_head.word_probabilities(heads, dev)):
         np.testing.assert_allclose(mean, (first[number] + second[number]) / 2, atol=1e-6)
-        there = dev.first[number] >= 0
-        np.testing.assert_allclose(mean.sum(axis=1), there, atol=1e-5)
+        np.testing.assert_allclose(mean.sum(axis=1), dev.words[number].known, atol=1e-5)
     for labels, probability in tag_head.predict_words(dev, first):
         assert len(labels) == len(probability)
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from indexer import iob
 from indexer.model import TextModel
 from indexer.records import Span
+from indexer.words import cut_words
 
 INF = float("inf")
 
@@ -76,36 +77,56 @@ def test_words_hold_every_visible_character_once_and_in_order(text: str) -> None
 # Words and tokens
 
 
-def test_first_tokens_takes_the_first_of_several() -> None:
+def tokens_of(words: iob.Offsets, tokens: iob.Offsets) -> list[list[int]]:
+    """The tokens of each word."""
+    own, counts = iob.tokens_of_words(words, tokens)
+    assert counts.shape == (len(words),)
+    return [part.tolist() for part in np.split(own, counts.cumsum())[:-1]] if len(words) else []
+
+
+def test_tokens_of_words_takes_all_of_several() -> None:
     words, tokens = offsets((0, 6), (7, 9)), offsets((0, 0), (0, 3), (3, 6), (7, 9), (0, 0))
-    assert iob.first_tokens(words, tokens).tolist() == [1, 3]
+    assert tokens_of(words, tokens) == [[1, 2], [3]]
 
 
-def test_first_tokens_of_bytes_that_share_one_character() -> None:
-    assert iob.first_tokens(offsets((0, 1)), offsets((0, 1), (0, 1), (0, 1), (0, 1))).tolist() == [0]
+def test_bytes_that_share_one_character_are_all_its_tokens() -> None:
+    assert tokens_of(offsets((0, 1)), offsets((0, 1), (0, 1), (0, 1), (0, 1))) == [[0, 1, 2, 3]]
 
 
 def test_a_word_without_a_token_has_none() -> None:
     words, tokens = offsets((0, 2), (3, 4), (5, 7)), offsets((0, 2), (5, 7))
-    assert iob.first_tokens(words, tokens).tolist() == [0, -1, 1]
+    assert tokens_of(words, tokens) == [[0], [], [1]]
 
 
 def test_a_token_over_two_words_belongs_to_the_first() -> None:
     words, tokens = offsets((0, 1), (1, 2), (3, 5)), offsets((0, 2), (3, 5))
-    assert iob.first_tokens(words, tokens).tolist() == [0, -1, 1]
+    assert tokens_of(words, tokens) == [[0], [], [1]]
 
 
 def test_a_token_that_starts_between_words_belongs_to_none() -> None:
-    assert iob.first_tokens(offsets((0, 1), (4, 6)), offsets((0, 1), (2, 6))).tolist() == [0, -1]
+    assert tokens_of(offsets((0, 1), (4, 6)), offsets((0, 1), (2, 6))) == [[0], []]
 
 
 def test_empty_tokens_belong_to_no_word() -> None:
-    assert iob.first_tokens(offsets((0, 2)), offsets((0, 0), (1, 1))).tolist() == [-1]
+    assert tokens_of(offsets((0, 2)), offsets((0, 0), (1, 1))) == [[]]
 
 
-def test_first_tokens_without_words_or_tokens() -> None:
-    assert iob.first_tokens(offsets(), offsets((0, 1))).shape == (0,)
-    assert iob.first_tokens(offsets((0, 1)), offsets()).tolist() == [-1]
+def test_tokens_that_stand_in_another_order_than_words() -> None:
+    assert tokens_of(offsets((0, 2), (3, 5)), offsets((3, 5), (0, 1), (1, 2))) == [[1, 2], [0]]
+
+
+def test_tokens_of_words_without_words_or_tokens() -> None:
+    assert tokens_of(offsets(), offsets((0, 1))) == []
+    assert tokens_of(offsets((0, 1)), offsets()) == [[]]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_word_is_read_whole_or_by_its_first_token(*, whole: bool) -> None:
+    tokens = offsets((0, 0), (0, 3), (3, 6), (9, 11), (11, 12), (12, 13))
+    cut = cut_words("abcdef · xyz!", tokens, whole=whole, shapes=False)
+    assert cut.counts.tolist() == ([2, 0, 2, 1] if whole else [1, 0, 1, 1])
+    assert cut.tokens.tolist() == ([1, 2, 3, 4, 5] if whole else [1, 3, 5])
+    assert cut.known.tolist() == [True, False, True, True]
 
 
 def test_trim_offsets_moves_past_white_space() -> None:

@@ -27,6 +27,7 @@ from indexer.training.scoring import forward, predict_spans
 from indexer.training.sets import read_set
 from indexer.training.settings import build_config
 from indexer.training.states import cached_states
+from indexer.words import word_means
 
 CONTEXTUAL = {"tag_head": "contextual", "tag_head_width": 16, "tag_layers": [-1, -2]}
 TEXTS = ["Hello there", "Ada Lovelace met the ACME people in London, of all places", "hi", "", "日本語 and 😀"]
@@ -36,8 +37,8 @@ def shapes_of(text: str) -> list[str]:
     return [Shape(shape).name for shape in word_shapes(text, iob.split_words(text))]
 
 
-def with_shapes(**fields: Any) -> Loaded:
-    return multi_task(**(CONTEXTUAL | {"tag_shapes": True} | fields))
+def with_shapes(tokenizer: Any = None, **fields: Any) -> Loaded:
+    return multi_task(tokenizer, **(CONTEXTUAL | {"tag_shapes": True} | fields))
 
 
 # Words
@@ -87,32 +88,62 @@ def test_tables_give_the_shapes_of_small_letters_and_of_capitals(text: str) -> N
     assert CAPITALS[shapes].tolist() == word_shapes(text.upper(), words).tolist()
 
 
-# Tokens
+# Words of a batch
 
 
 @pytest.mark.parametrize(
     "tokenizer", [wordpiece(), byte_bpe((" met",)), metaspace(("met",))], ids=["bert", "bpe", "spm"]
 )
-def test_the_first_token_of_a_word_has_its_shape(tokenizer: Any) -> None:
+def test_a_word_has_its_tokens_and_its_shape(tokenizer: Any) -> None:
     text = "Xyzzy met É1 ok"
-    model = TextModel(tiny(tokenizer), device="cpu")
+    model = TextModel(with_shapes(tokenizer), device="cpu")
     (window,) = model.windows([text])
     words = model.words(window, text)
-    shapes = words.shapes(text)
-    assert shapes.shape == (len(window.ids),)
-    assert shapes[words.first].tolist() == [Shape.TITLE_FIRST, Shape.LOWER, Shape.DIGITS_UPPER, Shape.LOWER]
-    others = np.setdiff1d(np.arange(len(shapes)), words.first)
-    visible = words.tokens[others, 1] > words.tokens[others, 0]  # neither special nor white space alone
-    assert set(shapes[others][~visible].tolist()) == {Shape.NONE}
-    assert set(shapes[others][visible].tolist()) == {Shape.CONTINUATION}
+    assert words.shapes.tolist() == [Shape.TITLE_FIRST, Shape.LOWER, Shape.DIGITS_UPPER, Shape.LOWER]
+    tokens = model.token_offsets(window, text)[words.tokens]
+    owner = np.repeat(np.arange(4), words.counts)
+    assert set(owner) == {0, 1, 2, 3}
+    assert len(owner) > 4  # of several tokens
+    assert all(words.offsets[owner, 0] <= tokens[:, 0])
+    assert all(tokens[:, 1] <= words.offsets[owner, 1])
 
 
-def test_tokens_of_the_prefix_and_padding_have_no_shape() -> None:
+def test_the_prefix_and_padding_have_no_words() -> None:
     model = TextModel(with_shapes(prefix="Query: "), device="cpu")
-    shapes = model.shapes(["Ada met", "Ada"])
-    assert shapes[1].tolist().count(Shape.TITLE_FIRST) == 1
-    assert shapes[0].tolist() == [0] * 7 + [Shape.TITLE_FIRST, Shape.LOWER, 0]  # [CLS], q, ##u, ##e, ##r, ##y, :
-    assert shapes[1].tolist() == [0] * 7 + [Shape.TITLE_FIRST, 0, 0]
+    words = model.word_batch(["Ada met", "Ada"])
+    assert words.tokens.tolist() == [[0, 0, 1], [7, 8, 7]]  # behind [CLS], q, ##u, ##e, ##r, ##y, :
+    assert words.starts.tolist() == [0, 1, 2, 3]
+    assert words.mask.tolist() == [[1, 1], [1, 0]]
+    assert words.shapes.tolist() == [[Shape.TITLE_FIRST, Shape.LOWER], [Shape.TITLE_FIRST, Shape.NONE]]
+
+
+@pytest.mark.parametrize("tag_head", ["linear", "contextual"])
+def test_a_word_is_read_as_its_first_token_or_the_mean_of_all(tag_head: str) -> None:
+    model = TextModel(multi_task(tag_head=tag_head), device="cpu")
+    texts = ["xyzzyplugh met Ada", "plover"]
+    words, batch = model.word_batch(texts), model.tensors(texts)
+    with torch.no_grad():
+        states = model.model.backbone(*batch, output_hidden_states=True).hidden_states
+        found = word_means([states[-1], states[0]], words)
+        given = model.model(*batch, words=words, classes=False, embedding=False).tag_logits
+        expected = model.model.tag_head(word_means([states[-1]], words), words.mask)
+    torch.testing.assert_close(given, expected)
+    joined = torch.cat([states[-1], states[0]], dim=2)
+    assert found.shape == (2, 3, 64)
+    for row, text in enumerate(texts):
+        (window,) = model.windows([text])
+        all_tokens = iob.tokens_of_words(iob.split_words(text), model.token_offsets(window, text))
+        for word, tokens in enumerate(np.split(all_tokens[0], all_tokens[1].cumsum())[:-1]):
+            assert word > 0 or len(tokens) > 1
+            read = joined[row, tokens] if tag_head == "contextual" else joined[row, tokens[:1]]
+            torch.testing.assert_close(found[row, word], read.mean(dim=0), rtol=0, atol=1e-5)
+    assert not found[1, 1:].any()
+
+
+def test_texts_without_words_have_one_row_of_padding() -> None:
+    model = TextModel(with_shapes(), device="cpu")
+    assert model.word_batch(["", "  "]).mask.tolist() == [[0], [0]]
+    assert [analysis.spans for analysis in model.analyse(["", "  "])] == [(), ()]
 
 
 # The head
@@ -121,9 +152,9 @@ def test_tokens_of_the_prefix_and_padding_have_no_shape() -> None:
 def test_padding_does_not_change_the_logits() -> None:
     model = TextModel(with_shapes(), device="cpu")
     with torch.no_grad():
-        together = model.model(*model.tensors(TEXTS), shapes=model.shapes(TEXTS)).tag_logits
+        together = model.model(*model.tensors(TEXTS), words=model.word_batch(TEXTS)).tag_logits
         for row, text in enumerate(TEXTS):
-            alone = model.model(*model.tensors([text]), shapes=model.shapes([text])).tag_logits
+            alone = model.model(*model.tensors([text]), words=model.word_batch([text])).tag_logits
             torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], rtol=0, atol=1e-5)
 
 
@@ -143,7 +174,7 @@ def test_case_reaches_the_tags_and_nothing_else() -> None:
     for loaded, differ in ((with_shapes(), True), (multi_task(**CONTEXTUAL), False)):
         model = TextModel(loaded, device="cpu")
         with torch.no_grad():
-            lower, mixed = (model.model(*model.tensors([text]), shapes=model.shapes([text])) for text in texts)
+            lower, mixed = (model.model(*model.tensors([text]), words=model.word_batch([text])) for text in texts)
         assert torch.equal(lower.tag_logits, mixed.tag_logits) is not differ
         assert torch.equal(lower.class_logits, mixed.class_logits)
         assert torch.equal(lower.layer_means, mixed.layer_means)
@@ -160,7 +191,7 @@ def test_a_head_that_reads_shapes_asks_for_them() -> None:
 def test_dropout_hides_shapes_of_words_in_training_alone() -> None:
     torch.manual_seed(0)
     table = ShapeEmbedding(dropout=0.5)
-    shapes = torch.tensor([[Shape.NONE, Shape.CONTINUATION] + [int(Shape.TITLE)] * 400])
+    shapes = torch.tensor([[Shape.NONE, Shape.UNKNOWN] + [int(Shape.TITLE)] * 400])
     dropped = table.train()(shapes)
     hidden = (dropped == table.table.weight[Shape.UNKNOWN]).all(dim=2)[0]
     kept = (dropped == table.table(shapes)).all(dim=2)[0]
@@ -195,17 +226,18 @@ def test_a_head_learns_case_from_shapes_and_cannot_without() -> None:
             **CONTEXTUAL,
         )
         model = TextModel(loaded, device="cpu")
-        batch, kinds = model.tensors(texts), model.shapes(texts)
-        labels = torch.zeros(batch[0].shape, dtype=torch.int64)
-        apple = model.tokenizer.token_to_id("apple")
-        labels[(batch[0] == apple) & torch.tensor(companies).ge(0)[:, None]] = 1
+        batch, words = model.tensors(texts), model.word_batch(texts)
+        labels = torch.zeros_like(words.mask)
+        for row, place in enumerate(companies):
+            if place >= 0:
+                labels[row, texts[row][:place].count(" ")] = 1
         torch.manual_seed(0)
         with torch.no_grad():
             for parameter in loaded.model.tag_head.parameters():
                 parameter.mul_(0.3)
         optimizer = torch.optim.Adam(loaded.model.tag_head.parameters(), lr=0.02)
         for _ in range(60):
-            logits = loaded.model(*batch, shapes=kinds, embedding=False, classes=False).tag_logits
+            logits = loaded.model(*batch, words=words, embedding=False, classes=False).tag_logits
             loss = torch.nn.functional.cross_entropy(logits[:2].flatten(end_dim=1), labels[:2].flatten())
             optimizer.zero_grad()
             loss.backward()
@@ -304,7 +336,8 @@ def test_cached_states_give_what_the_whole_model_gives(tmp_path: Path) -> None:
     assert sum(map(len, product)) > 0
     assert predict_spans(model, encoded) == product
     assert predict_spans(model, encoded, states) == product
-    unseen = replace(encoded, shapes=[np.full_like(shapes, Shape.UNKNOWN) for shapes in encoded.shapes or []])
+    hidden = [replace(words, shapes=np.full_like(words.shapes, Shape.UNKNOWN)) for words in encoded.words or []]
+    unseen = replace(encoded, words=hidden)
     with torch.no_grad():
         logits, without = (forward(model, one, [0, 1], states).tag_logits for one in (encoded, unseen))
     assert not torch.allclose(logits, without, atol=0.1)

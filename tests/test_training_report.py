@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from models import multi_task
 
 from indexer import iob
@@ -63,12 +62,12 @@ def test_spans_stand_on_the_right_words_of_every_window() -> None:
     spans = tuple(("PER", at, at + 3) for at in range(len(LONG)) if LONG.startswith("ada", at))
     encoded = encode(DataSettings(task="tags", path="x"), [TaggedText(LONG, spans)], text_model)
     assert encoded.labels is not None
+    assert encoded.words is not None
     begins = iob.label_names(["LOC", "PER"]).index("B-PER")
     assert sum(int((labels == begins).sum()) for labels in encoded.labels) == len(spans) == 40
-    for window, labels in zip(encoded.windows, encoded.labels, strict=True):
+    for window, words, labels in zip(encoded.windows, encoded.words, encoded.labels, strict=True):
         piece = LONG[window.start : window.end]
-        for token in np.flatnonzero(labels == begins):
-            start, end = window.offsets[token]
+        for start, end in words.offsets[labels == begins]:
             assert piece[start:end] == "ada"
     product = [(s.type, s.start, s.end) for s in text_model.analyse([LONG])[0].spans]
     assert predict_spans(text_model, encoded) == [product]

@@ -239,7 +239,7 @@ def test_all_three_tasks_learn_together(folder: Path, strategy: str) -> None:
         folder,
         "run",
         [CLASSES, SPANS, SCORES, PAIRS],
-        {"train": "all", "epochs": 3, "accumulate": 2, "layer_decay": 0.9, "head_learning_rate": 1e-2},
+        {"train": "all", "epochs": 4, "accumulate": 2, "layer_decay": 0.9, "head_learning_rate": 1e-2},
         mix={"strategy": strategy},
         matryoshka={"dimensions": [32]},
     )

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer import iob
-from indexer.model import TextModel, Window, Words
+from indexer.model import TextModel, Window
 from indexer.training.data import TaggedText
 from indexer.training.sets import ClassExample, Example, PairExample
 from indexer.training.settings import DataSettings
+from indexer.words import Words
 
 Ints = npt.NDArray[np.int64]
 
@@ -26,8 +27,7 @@ class Encoded:
     - `windows`: all windows; `Window.text` is the number of the text in `texts`.
     - `rows`: the windows of each unit of training: one window for class and tags, the windows of the texts of a pair.
     - `classes`: the class of each window, int64 (windows,), or None.
-    - `labels`: of each window the label of each of its tokens, or None.
-    - `shapes`: of each window the shape of each of its tokens, or None where the tag head does not read them.
+    - `words`: the words of each window, or None; `labels`: of each window the label of each of its words, or None.
     - `scores`: of each pair, fp32 (rows,), or None. `keys`: of each pair its texts' numbers among distinct ones.
     - `cut`: texts longer than one window; `lost`: spans that such a cut went through.
     """
@@ -37,8 +37,8 @@ class Encoded:
     windows: list[Window]
     rows: list[tuple[int, ...]]
     classes: Ints | None = None
+    words: list[Words] | None = None
     labels: list[Ints] | None = None
-    shapes: list[Ints] | None = None
     scores: npt.NDArray[np.float32] | None = None
     keys: list[tuple[int, ...]] | None = None
     cut: int = 0
@@ -86,7 +86,7 @@ def _encode_tags(settings: DataSettings, examples: Sequence[TaggedText], model: 
     texts = [example.text for example in examples]
     windows = model.windows(texts)
     types = {name: index for index, name in enumerate(model.entity_types or ())}
-    labels, shapes, found = [], [], 0
+    words, labels, found = [], [], 0
     for window in windows:
         inside = [
             (types[kind], start - window.start, end - window.start)
@@ -94,11 +94,9 @@ def _encode_tags(settings: DataSettings, examples: Sequence[TaggedText], model: 
             if kind in types and window.start <= start and end <= window.end
         ]
         found += len(inside)
-        piece = texts[window.text][window.start : window.end]
-        words = model.words(window, piece)
-        labels.append(token_labels(window, words, inside))
-        if model.config.tag_shapes:
-            shapes.append(words.shapes(piece))
+        cut = model.words(window, texts[window.text][window.start : window.end])
+        words.append(cut)
+        labels.append(np.where(cut.known, iob.labels_of_spans(inside, cut.offsets), iob.IGNORED))
     known = sum(kind in types for example in examples for kind, _, _ in example.spans)
     rows: list[tuple[int, ...]] = [(index,) for index in range(len(windows))]
     return Encoded(
@@ -106,19 +104,11 @@ def _encode_tags(settings: DataSettings, examples: Sequence[TaggedText], model: 
         texts,
         windows,
         rows,
+        words=words,
         labels=labels,
-        shapes=shapes if model.config.tag_shapes else None,
         cut=_cut(windows),
         lost=known - found,
     )
-
-
-def token_labels(window: Window, words: Words, spans: Sequence[tuple[int, int, int]]) -> Ints:
-    """The IOB2 label of each token of a window: that of the word it begins, `iob.IGNORED` for the others."""
-    labels = np.full(len(window.ids), iob.IGNORED, dtype=np.int64)
-    known = np.flatnonzero(words.first >= 0)
-    labels[words.first[known]] = iob.labels_of_spans(spans, words.offsets)[known]
-    return labels
 
 
 def _encode_pairs(settings: DataSettings, examples: Sequence[PairExample], model: TextModel) -> Encoded:

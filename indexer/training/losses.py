@@ -19,9 +19,9 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def tag_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the tokens that carry a label. *Shapes:* (batch, seq, labels), int64 (batch, seq).
+    """Cross-entropy over the words that carry a label. *Shapes:* (batch, words, labels), int64 (batch, words).
 
-    0 where no token does: a text of nothing that is a word.
+    0 where no word does: a text of nothing that is a word.
     """
     flat, targets = logits.float().flatten(end_dim=1), labels.flatten()
     if not bool((targets != IGNORED).any()):

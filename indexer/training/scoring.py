@@ -49,11 +49,11 @@ def forward(
     if states is not None:
         return head_outputs(model, encoded, states, windows)
     ids, mask = model.pad([encoded.windows[index] for index in windows])
-    shapes = None if encoded.shapes is None else model.pad_shapes([encoded.shapes[index] for index in windows])
+    words = None if encoded.words is None else model.pad_words([encoded.words[index] for index in windows])
     outputs: Outputs = model.model(
         ids,
         mask,
-        shapes=shapes,
+        words=words,
         embedding=embedding or encoded.task == "similarity",
         classes=encoded.task == "class",
         tags=encoded.task == "tags",
@@ -156,12 +156,10 @@ def predict_spans(model: TextModel, encoded: Encoded, states: States | None = No
     spans: Spans = [[] for _ in encoded.texts]
 
     def take(batch: Sequence[int], outputs: Outputs) -> None:
-        if outputs.tag_logits is None:
+        if outputs.tag_logits is None or encoded.words is None:
             return
-        windows = [encoded.windows[index] for index in batch]
-        words = [model.words(one, encoded.texts[one.text][one.start : one.end]) for one in windows]
-        decoded = model.decode(outputs.tag_logits.float().cpu().numpy(), words)
-        for window, found in zip(windows, decoded, strict=True):
+        decoded = model.decode(outputs.tag_logits.float().cpu().numpy(), [encoded.words[index] for index in batch])
+        for window, found in zip([encoded.windows[index] for index in batch], decoded, strict=True):
             spans[window.text] += [(s.type, s.start + window.start, s.end + window.start) for s in found]
 
     _each_batch(model, encoded, states, take)

@@ -19,13 +19,14 @@ from indexer.encoder import pool_layers
 from indexer.heads import Outputs, PooledClassHead
 from indexer.model import UNMASKED, TextModel
 from indexer.training.encoded import Encoded
+from indexer.words import word_means
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """The head's input for each window: `values` (windows, …) for class, (tokens, width) for tags.
+    """The head's input for each window: `values` (windows, …) for class, (words, width) for tags.
 
-    `starts` (windows + 1,) is where each window's tokens begin; a class head has one row for each window.
+    `starts` (windows + 1,) is where each window's words begin; a class head has one row for each window.
     """
 
     values: npt.NDArray[np.floating]
@@ -38,17 +39,17 @@ def cached_states(
     """The states of a set, from a file in `folder` or computed and written there.
 
     For class fp32: the first token's last state (windows, width), or for a pooled head the layers' means (windows, L,
-    width). For tags fp16, or fp32 where fp16 cannot hold one: the token states of the tagged layers, concatenated
-    (tokens, width · layers). The file's
-    name is a hash of the model's fingerprint, the layers and the tokens. `on_batch` is called with the batches that
-    are done and their number.
+    width). For tags fp16, or fp32 where fp16 cannot hold one: what stands for each word in the tagged layers,
+    concatenated (words, width · layers). The file's name is a hash of the model's fingerprint, the layers, the
+    tokens and the words. `on_batch` is called with the batches that are done and their number.
     """
     layers = _layers(model, encoded.task)
-    facts = [model.fingerprint, encoded.task, layers, [window.ids for window in encoded.windows]]
+    words = [(cut.tokens.tolist(), cut.counts.tolist()) for cut in encoded.words or ()]
+    facts = [model.fingerprint, encoded.task, layers, [window.ids for window in encoded.windows], words]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     tags = encoded.task == "tags"
-    lengths = [len(window.ids) for window in encoded.windows]
-    starts = np.concatenate([[0], np.cumsum(lengths if tags else np.ones(len(lengths)))]).astype(np.int64)
+    lengths = [len(counts) for _, counts in words] if tags else [1] * len(encoded.windows)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     path = folder / f"states-{name}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +69,12 @@ def head_outputs(model: TextModel, encoded: Encoded, states: States, windows: Se
         head: Any = model.model.class_head
         logits: Tensor = head(rows if isinstance(head, PooledClassHead) else rows[:, None, :])
         return Outputs(layer_means=None, class_logits=logits, tag_logits=None)
-    longest = max(len(part) for part in parts)
-    padded = np.zeros((len(parts), longest, states.values.shape[1]), dtype=np.float32)
-    mask = np.zeros((len(parts), longest), dtype=np.int64)
+    words = model.pad_words([encoded.words[window] for window in windows] if encoded.words else [])
+    padded = np.zeros((*words.mask.shape, states.values.shape[1]), dtype=np.float32)
     for row, part in enumerate(parts):
         padded[row, : len(part)] = part
-        mask[row, : len(part)] = 1
     head = model.model.tag_head
-    shapes = None if encoded.shapes is None else model.pad_shapes([encoded.shapes[window] for window in windows])
-    logits = head(torch.from_numpy(padded).to(model.device), torch.from_numpy(mask).to(model.device), shapes)
+    logits = head(torch.from_numpy(padded).to(model.device), words.mask, words.shapes)
     return Outputs(layer_means=None, class_logits=None, tag_logits=logits)
 
 
@@ -98,7 +96,12 @@ def _compute(
 ) -> bool:
     """Write the states to `path`. False, and nothing that could be used there, where one is too large for `dtype`."""
     width, tags = model.model.width, encoded.task == "tags"
-    shape = (int(starts[-1]), *((width * len(layers),) if tags else _shape(layers, width)))
+    shape = (
+        max(1, int(starts[-1])),
+        *(  # an empty file cannot be mapped
+            (width * len(layers),) if tags else _shape(layers, width)
+        ),
+    )
     values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     lengths = [len(window.ids) for window in encoded.windows]
     padding = model.model.backbone.config.model_type not in UNMASKED
@@ -112,15 +115,17 @@ def _compute(
             )
             if not layers:
                 found = result.last_hidden_state[:, 0]
-            elif tags:
-                found = torch.cat([result.hidden_states[layer] for layer in layers], dim=2)
+            elif encoded.words:
+                words = model.pad_words([encoded.words[index] for index in batch])
+                found = word_means([result.hidden_states[layer] for layer in layers], words)
             else:
                 found = pool_layers([result.hidden_states[layer] for layer in layers], mask)
         rows = found.float().cpu().numpy()
         if dtype == np.float16 and np.abs(rows).max() > np.finfo(np.float16).max:
             return False
         for row, index in enumerate(batch):
-            values[starts[index] : starts[index + 1]] = rows[row, : lengths[index]] if tags else rows[row]
+            end = starts[index + 1]
+            values[starts[index] : end] = rows[row, : end - starts[index]] if tags else rows[row]
         if on_batch is not None:
             on_batch(done, len(plan))
     values.flush()

@@ -1,4 +1,4 @@
-"""The frozen backbone, once over everything: layer means, and token states with labels and shapes."""
+"""The frozen backbone, once over everything: layer means, and the states of words with labels and shapes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from tokenizers import Encoding
 from torch import nn
 
 from default_model.common import (
@@ -29,15 +30,16 @@ from indexer.checkpoint import Loaded
 from indexer.encoder import pool_layers
 from indexer.passages import split_passages
 from indexer.precision import native_bf16
-from indexer.shapes import Shapes, token_shapes, word_shapes
+from indexer.shapes import Shapes
 from indexer.training.data import TaggedText
+from indexer.words import Words, cut_words, pad_words, word_means
 
 
 @dataclass(frozen=True, slots=True)
-class TokenStates:
-    """Token states for the tag head: `states` fp16 (tokens, 4 · 384) of all texts one behind the other,
-    `labels` and `shapes` (tokens,), `starts` (texts + 1,) where each text begins. `soft` fp16 (tokens, labels): what
-    teachers think of each token, a row of zeros where they are not asked; `None` where there are none."""
+class WordStates:
+    """What the tag head reads: `states` fp16 (words, 4 · 384), the means of each word's tokens, of all texts one
+    behind the other, `labels` and `shapes` (words,), `starts` (texts + 1,) where each text begins. `soft` fp16 (words,
+    labels): what teachers think of each word, a row of zeros where they are not asked; `None` where there are none."""
 
     states: npt.NDArray[np.float16]
     labels: npt.NDArray[np.int64]
@@ -97,66 +99,69 @@ class Encoder:
         write_whole(path, lambda temporary: np.savez(temporary, means=means))
         return means
 
-    def token_states(self, name: str, texts: Sequence[TaggedText], *, exact: bool) -> TokenStates:
-        """Token states, labels and shapes; texts longer than a window are left out.
+    def word_states(self, name: str, texts: Sequence[TaggedText], *, exact: bool) -> WordStates:
+        """States, labels and shapes of words; texts longer than a window are left out.
 
         `exact`: in fp32; otherwise in bfloat16, where the machine has it.
         """
         exact = exact or not native_bf16(torch.device("cpu"))
-        precision = "fp32" if exact else "bf16"
-        stem = f"states-{name}-{key_of([asdict(text) for text in texts], self.loaded.fingerprint, precision)}"
-        paths = [self.cache / f"{stem}-{part}.npy" for part in ("starts", "states")]
-        if not paths[1].is_file():
-            self._compute_states(name, texts, paths, exact=exact)
-        labels, shapes = self._labels_and_shapes(texts)
-        return TokenStates(np.load(paths[1], mmap_mode="r"), labels, shapes, np.load(paths[0]))
+        encodings = self.tokenizer.encode_batch([text.text for text in texts])
+        kept = [pair for pair in zip(texts, encodings, strict=True) if len(pair[1].ids) <= MAX_LENGTH]
+        words = [words_of(text.text, encoding) for text, encoding in kept]
+        starts = np.concatenate([[0], np.cumsum([len(cut.counts) for cut in words])]).astype(np.int64)
+        facts = [[cut.tokens.tolist(), cut.counts.tolist()] for cut in words]
+        key = key_of([asdict(text) for text in texts], facts, self.loaded.fingerprint, exact)
+        path = self.cache / f"words-{name}-{key}.npy"
+        if not path.is_file():
+            self._compute_states(name, [encoding.ids for _, encoding in kept], words, starts, path, exact=exact)
+        return WordStates(
+            states=np.load(path, mmap_mode="r"),
+            labels=np.concatenate([word_labels(text, cut) for (text, _), cut in zip(kept, words, strict=True)]),
+            shapes=np.concatenate([cut.shapes for cut in words]),
+            starts=starts,
+        )
 
-    def _labels_and_shapes(self, texts: Sequence[TaggedText]) -> tuple[npt.NDArray[np.int64], Shapes]:
-        """Of the tokens of all texts that fit into a window. Not cached, so that the rules for words can change."""
-        labels, shapes = [], []
-        for text, encoding in zip(texts, self.tokenizer.encode_batch([text.text for text in texts]), strict=True):
-            if len(encoding.ids) <= MAX_LENGTH:
-                words, tokens = iob.split_words(text.text), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-                labels.append(token_labels(text, encoding.offsets))
-                shapes.append(token_shapes(word_shapes(text.text, words), iob.first_tokens(words, tokens), tokens))
-        return np.concatenate(labels), np.concatenate(shapes)
-
-    def _compute_states(self, name: str, texts: Sequence[TaggedText], paths: Sequence[Path], *, exact: bool) -> None:
+    def _compute_states(
+        self,
+        name: str,
+        encoded: Sequence[Sequence[int]],
+        words: Sequence[Words],
+        starts: npt.NDArray[np.int64],
+        path: Path,
+        *,
+        exact: bool,
+    ) -> None:
         if not exact and self.half is None:
             self.half = copy.deepcopy(self.backbone).to(torch.bfloat16)
         backbone = self.backbone if exact else self.half
-        encodings = self.tokenizer.encode_batch([text.text for text in texts])
-        encoded = [encoding.ids for encoding in encodings]
-        kept = [index for index, ids in enumerate(encoded) if len(ids) <= MAX_LENGTH]
-        starts = np.concatenate([[0], np.cumsum([len(encoded[index]) for index in kept])]).astype(np.int64)
-        temporary = paths[1].with_suffix(".tmp")
+        temporary = path.with_suffix(".tmp")
         states = np.lib.format.open_memmap(
             temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(LAYERS) * self.width)
         )
-        lengths = [len(encoded[index]) for index in kept]
-        for batch in progress(name, plan_batches(lengths, max_tokens=1024 if exact else 4096)):
-            ids, mask = pad([encoded[kept[row]] for row in batch])
+        for batch in progress(name, plan_batches([len(ids) for ids in encoded], max_tokens=1024 if exact else 4096)):
+            ids, mask = pad([encoded[row] for row in batch])
             with torch.inference_mode():
                 hidden = backbone(  # type: ignore[misc]
                     input_ids=ids, attention_mask=mask, output_hidden_states=sorted(LAYERS)
                 ).hidden_states
-                joined = torch.cat([hidden[layer] for layer in LAYERS], dim=2).to(torch.float16).numpy()
+                means = word_means(
+                    [hidden[layer] for layer in LAYERS], pad_words([words[row] for row in batch], ids.device)
+                )
             for row, index in enumerate(batch):
-                states[starts[index] : starts[index + 1]] = joined[row, : lengths[index]]
+                states[starts[index] : starts[index + 1]] = means[row, : len(words[index].counts)]
         states.flush()
-        np.save(paths[0], starts)
-        temporary.rename(paths[1])
+        temporary.rename(path)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def token_labels(text: TaggedText, offsets: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """The label of each token: that of the word it begins, `iob.IGNORED` for the others."""
-    words = iob.split_words(text.text)
+def words_of(text: str, encoding: Encoding) -> Words:
+    """The words of a text that fits into one window."""
+    return cut_words(text, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), whole=True, shapes=True)
+
+
+def word_labels(text: TaggedText, words: Words) -> npt.NDArray[np.int64]:
+    """The label of each word, `iob.IGNORED` for one without a token."""
     spans = [(ENTITY_TYPES.index(kind), start, end) for kind, start, end in text.spans]
-    first = iob.first_tokens(words, np.array(offsets, dtype=np.int64).reshape(-1, 2))
-    labels = np.full(len(offsets), iob.IGNORED, dtype=np.int64)
-    known = np.flatnonzero(first >= 0)
-    labels[first[known]] = iob.labels_of_spans(spans, words)[known]
-    return labels
+    return np.where(words.known, iob.labels_of_spans(spans, words.offsets), iob.IGNORED)

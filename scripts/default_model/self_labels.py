@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from default_model.class_sets import TOPICS
 from default_model.classes import Classifier, class_logits
-from default_model.common import ENTITY_TYPES, LAYERS
-from default_model.features import TokenStates
+from default_model.common import ENTITY_TYPES, Floats
+from default_model.features import WordStates
 from default_model.tag_head import DevSet, predict_words, word_probabilities
 from indexer import iob
 from indexer.heads import ContextualTagHead
@@ -68,7 +68,7 @@ class SecondRound:
 
     teachers: int = 2
     width: int = 128  # of those heads; the one that is kept may be narrower
-    soft: float = 0.5  # weight of what they think of a token beside the label that they give it together
+    soft: float = 0.5  # weight of what they think of a word beside the label that they give it together
     topics: int = 3000  # texts of DBpedia
     headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts
     questions: int = 2000  # of OpenTrivia
@@ -118,26 +118,31 @@ def wiki_paragraphs(folder: Path, count: int) -> list[Paragraph]:
 
 
 def self_label(
-    teachers: Sequence[ContextualTagHead], classifier: Classifier, paragraphs: Sequence[Paragraph], dev: DevSet
-) -> TokenStates:
-    """The paragraphs' states with what the teachers think, and labels from it, corrected by capitals and titles."""
+    teachers: Sequence[ContextualTagHead],
+    classifier: Classifier,
+    paragraphs: Sequence[Paragraph],
+    dev: DevSet,
+    means: Floats,
+) -> WordStates:
+    """The paragraphs' states with what the teachers think, and labels from it, corrected by capitals and titles.
+
+    `means`: fp32 (paragraphs, 4, 384), the layers' means, of which the classifier tells the topic.
+    """
     labels = np.full_like(dev.states.labels, iob.IGNORED)
     probabilities = word_probabilities(teachers, dev)
     soft = np.zeros((len(labels), 2 * len(ENTITY_TYPES) + 1), dtype=np.float16)
+    topics = (class_logits(classifier.head, means) / classifier.temperature).softmax(1)
     for number, (found, probability) in enumerate(predict_words(dev, probabilities)):
         start, end = dev.states.starts[number : number + 2]
-        means = np.asarray(dev.states.states[start:end], dtype=np.float32).mean(0).reshape(1, len(LAYERS), -1)
-        scores = (class_logits(classifier.head, means)[0] / classifier.temperature).softmax(0)
+        scores, words = topics[number], dev.words[number]
         topic = TOPICS[int(scores.argmax())] if paragraphs[number].lead and scores.max() > 0.9 else None
         if paragraphs[number].organisation:
             topic = "Company"
-        corrected = correct_labels(paragraphs[number], dev.words[number], found, probability, topic)
-        first = dev.first[number]
-        known = first >= 0
-        labels[start + first[known]] = corrected[known]
+        corrected = correct_labels(paragraphs[number], words.offsets, found, probability, topic)
+        labels[start:end][words.known] = corrected[words.known]
         # What the teachers think does not count where they were corrected.
-        asked = known & ((corrected == found) | (corrected == iob.IGNORED))
-        soft[start + first[asked]] = probabilities[number][asked]
+        asked = words.known & ((corrected == found) | (corrected == iob.IGNORED))
+        soft[start:end][asked] = probabilities[number][asked]
     return replace(dev.states, labels=labels, soft=soft)
 
 

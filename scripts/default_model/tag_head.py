@@ -1,4 +1,4 @@
-"""The tag head: trained on token states of the frozen backbone, and asked as the product asks it."""
+"""The tag head: trained on the states of words from the frozen backbone, and asked as the product asks it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from default_model.common import (
     progress,
     write_whole,
 )
-from default_model.features import Encoder, TokenStates
+from default_model.features import Encoder, WordStates, words_of
 from indexer import iob
 from indexer.batches import plan_batches
 from indexer.heads import ContextualTagHead
@@ -32,6 +32,7 @@ from indexer.shapes import CAPITALS, LOWERED, Shape
 from indexer.training import metrics
 from indexer.training.data import TaggedText
 from indexer.training.step import rate_factor
+from indexer.words import Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class TagSettings:
     width: int = 96
     dropout: float = 0.4
     epochs: int = 7
-    batch_tokens: int = 6144
+    batch_words: int = 4096
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     averaging: float = 0.995  # decay of the moving average of the weights, which is what is kept
@@ -55,28 +56,23 @@ class TagSettings:
 
 @dataclass(frozen=True, slots=True)
 class DevSet:
-    """Texts with their token states; `words` and `first` are the words of each and their first tokens."""
+    """Texts, each with its words, and the states of these."""
 
     texts: list[TaggedText]
-    states: TokenStates
-    words: list[iob.Offsets]
-    first: list[npt.NDArray[np.int64]]
+    states: WordStates
+    words: list[Words]
 
 
 def dev_set(encoder: Encoder, name: str, texts: list[TaggedText], *, exact: bool = True) -> DevSet:
-    words = [iob.split_words(text.text) for text in texts]
     encodings = encoder.tokenizer.encode_batch([text.text for text in texts])
-    first = [
-        iob.first_tokens(cut, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
-        for cut, encoding in zip(words, encodings, strict=True)
-    ]
-    return DevSet(texts, encoder.token_states(name, texts, exact=exact), words, first)
+    words = [words_of(text.text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
+    return DevSet(texts, encoder.word_states(name, texts, exact=exact), words)
 
 
 def cached_tag_head(
     encoder: Encoder,
     name: str,
-    train: Sequence[TokenStates],
+    train: Sequence[WordStates],
     dev: Mapping[str, DevSet],
     settings: TagSettings,
     known: Any,
@@ -106,7 +102,7 @@ def cached_tag_head(
 
 def fit_tag_head(
     head: ContextualTagHead,
-    train: Sequence[TokenStates],
+    train: Sequence[WordStates],
     dev: Mapping[str, DevSet],
     settings: TagSettings,
     *,
@@ -116,7 +112,7 @@ def fit_tag_head(
     """Train in place. Each epoch sees every text twice: alone, and inside one of its windows.
 
     `keep`: the epoch that is kept, counted from 1 and the last that is trained; `None` for the best one.
-    `soft`: the weight of the cross-entropy to what teachers think, of the tokens that they were asked about (Hinton et
+    `soft`: the weight of the cross-entropy to what teachers think, of the words that they were asked about (Hinton et
     al. 2015, "Distilling the Knowledge in a Neural Network", at temperature 1).
     """
     torch.manual_seed(settings.seed)
@@ -171,9 +167,9 @@ def fit_tag_head(
 
 
 def tag_loss(logits: Tensor, batch: TagBatch, *, soft: float) -> Tensor:
-    """Mean over tokens of the cross-entropy to the label, or the weighted mean of this and of that to the teachers.
+    """Mean over words of the cross-entropy to the label, or the weighted mean of this and of that to the teachers.
 
-    `logits` (batch · seq, labels). A token with neither a label nor teachers does not count.
+    `logits` (batch · words, labels). A word with neither a label nor teachers does not count.
     """
     labels = batch.labels.flatten()
     hard = nn.functional.cross_entropy(logits, labels, ignore_index=iob.IGNORED, reduction="none")
@@ -188,7 +184,7 @@ def tag_loss(logits: Tensor, batch: TagBatch, *, soft: float) -> Tensor:
 
 
 class LockedDropout(nn.Module):
-    """Dropout with one mask for all tokens of a text (Gal and Ghahramani 2016), which is also cheaper to draw."""
+    """Dropout with one mask for all words of a text (Gal and Ghahramani 2016), which is also cheaper to draw."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -202,17 +198,17 @@ class LockedDropout(nn.Module):
 
 
 def tag_batches(
-    train: Sequence[TokenStates], settings: TagSettings, generator: random.Random, epoch: int
+    train: Sequence[WordStates], settings: TagSettings, generator: random.Random, epoch: int
 ) -> list[list[tuple[int, int]]]:
     """Batches of (set, text) of one epoch, of texts of about the same length, in random order."""
     chosen = (0, 1, 2, *range(3 + epoch % 2, 9, 2), *range(9, len(train)))
-    texts = [(number, row) for number in chosen for row in range(len(train[number].starts) - 1)]
-    generator.shuffle(texts)
     lengths = {number: train[number].lengths() for number in chosen}
+    texts = [(number, row) for number in chosen for row, length in enumerate(lengths[number]) if length]
+    generator.shuffle(texts)
     batches = []
     for start in range(0, len(texts), 4000):
         part = texts[start : start + 4000]
-        plan = plan_batches([lengths[number][row] for number, row in part], max_tokens=settings.batch_tokens)
+        plan = plan_batches([lengths[number][row] for number, row in part], max_tokens=settings.batch_words)
         batches += [[part[index] for index in batch] for batch in plan]
     generator.shuffle(batches)
     return batches
@@ -220,8 +216,8 @@ def tag_batches(
 
 @dataclass(frozen=True, slots=True)
 class TagBatch:
-    """`states` fp32 (batch, seq, 1536); `mask`, `shapes` and `labels` int64 (batch, seq); `soft` fp32 (batch, seq,
-    labels), `None` where no set has teachers."""
+    """`states` fp32 (batch, words, 1536); `mask`, `shapes` and `labels` int64 (batch, words); `soft` fp32 (batch,
+    words, labels), `None` where no set has teachers."""
 
     states: Tensor
     mask: Tensor
@@ -230,10 +226,10 @@ class TagBatch:
     soft: Tensor | None
 
 
-def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> TagBatch:
+def tag_batch(sets: Sequence[WordStates], batch: Sequence[tuple[int, int]]) -> TagBatch:
     """The texts of a batch of (set, text), padded."""
     bounds = [(number, sets[number].starts[row], sets[number].starts[row + 1]) for number, row in batch]
-    longest = max(int(end - start) for _, start, end in bounds)
+    longest = max(1, *(int(end - start) for _, start, end in bounds))
     states = np.zeros((len(batch), longest, sets[0].states.shape[1]), dtype=np.float32)
     labels = np.full((len(batch), longest), iob.IGNORED, dtype=np.int64)
     mask = np.zeros((len(batch), longest), dtype=np.int64)
@@ -251,7 +247,7 @@ def tag_batch(sets: Sequence[TokenStates], batch: Sequence[tuple[int, int]]) -> 
 
 
 def other_case(shapes: Tensor, settings: TagSettings, generator: random.Random) -> Tensor:
-    """A share of the texts as they would look in small letters, and one in capitals: (batch, seq)."""
+    """A share of the texts as they would look in small letters, and one in capitals: (batch, words)."""
     changed = shapes.clone()
     for row in range(len(shapes)):
         drawn = generator.random()
@@ -266,7 +262,7 @@ def predict_spans(head: ContextualTagHead, dev: DevSet) -> list[list[tuple[str, 
     """Spans in character offsets, decoded as the product does."""
     return [
         [
-            (ENTITY_TYPES[kind], int(words[first, 0]), int(words[end - 1, 1]))
+            (ENTITY_TYPES[kind], int(words.offsets[first, 0]), int(words.offsets[end - 1, 1]))
             for kind, first, end in iob.spans_of_labels(labels)
         ]
         for words, (labels, _) in zip(dev.words, predict_words(dev, word_probabilities([head], dev)), strict=True)
@@ -285,8 +281,8 @@ def word_probabilities(heads: Sequence[ContextualTagHead], dev: DevSet) -> list[
             logits = [head(rows.states, rows.mask, rows.shapes) for head in heads]
             mean = torch.stack(logits).softmax(dim=3).mean(dim=0).numpy()
         for row, number in enumerate(batch):
-            first = dev.first[number]
-            found[number] = np.where((first >= 0)[:, None], mean[row, np.maximum(first, 0)], np.float32(0))
+            known = dev.words[number].known
+            found[number] = np.where(known[:, None], mean[row, : len(known)], np.float32(0))
     return found
 
 
@@ -295,11 +291,12 @@ def predict_words(
 ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """Label of each word of each text, and its probability."""
     found = []
-    for first, probability in zip(dev.first, probabilities, strict=True):
+    for words, probability in zip(dev.words, probabilities, strict=True):
+        known = words.known
         emissions = np.full((1, *probability.shape), -np.inf, dtype=np.float32)
         emissions[:, :, 0] = 0.0
         with np.errstate(divide="ignore"):
-            emissions[0, first >= 0] = np.log(probability[first >= 0])
-        labels = iob.viterbi(emissions, np.array([len(first)]))[0]
-        found.append((labels, np.exp(emissions[0, np.arange(len(first)), labels])))
+            emissions[0, known] = np.log(probability[known])
+        labels = iob.viterbi(emissions, np.array([len(known)]))[0]
+        found.append((labels, np.exp(emissions[0, np.arange(len(known)), labels])))
     return found

@@ -26,7 +26,7 @@ def train_tag_head(
     as well.
     """
     sets = tag_sets(folder)
-    train = [encoder.token_states(name, texts, exact=False) for name, texts in sets.train.items()]
+    train = [encoder.word_states(name, texts, exact=False) for name, texts in sets.train.items()]
     dev = {name: dev_set(encoder, name.replace(" ", "-"), texts) for name, texts in sets.dev.items()}
     known = [[name, key_of([asdict(text) for text in texts])] for name, texts in (sets.train | sets.dev).items()]
     known += [[encoder.loaded.fingerprint, found.digest()] for found in train]
@@ -39,10 +39,11 @@ def train_tag_head(
         reports.append(report)
     paragraphs = unlabelled_texts(folder, settings.paragraphs, second)
     unlabelled = dev_set(encoder, "unlabelled", [TaggedText(row.text) for row in paragraphs], exact=False)
-    labelled = self_label(teachers, classifier, paragraphs, unlabelled)
+    means = encoder.features("unlabelled", [row.text for row in paragraphs])
+    labelled = self_label(teachers, classifier, paragraphs, unlabelled, means)
     known.append(["unlabelled", labelled.digest(), second.soft])
     _, found = cached_tag_head(encoder, "student", [*train, labelled], dev, settings, known, soft=second.soft)
-    rest = [encoder.token_states(name, texts, exact=False) for name, texts in sets.rest.items()]
+    rest = [encoder.word_states(name, texts, exact=False) for name, texts in sets.rest.items()]
     known += [[name, key_of([asdict(text) for text in texts])] for name, texts in sets.rest.items()]
     known.append(["epochs", found["epoch"]])
     last, _ = cached_tag_head(
