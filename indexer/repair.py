@@ -59,6 +59,7 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
         raise NotAnIndexError(f"{path} is not an index folder: there is no such folder")
     lock = WriterLock(path / LOCK)
     try:
+        _refuse_links(path)
         kept = _finish(path)
         lost = _unreported(path)
         found = verify_index(path).faults
@@ -72,6 +73,13 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
     finally:
         lock.release()
     return RepairReport(found, tuple(lost), kept)
+
+
+def _refuse_links(path: Path) -> None:
+    """Raise where what a repair writes would go through a link: in a folder that somebody else has made, anywhere."""
+    for name in (f"{KEPT}.tmp", UNREPORTED, REPAIRED):
+        if (path / name).is_symlink():
+            raise StorageError(f"{path / name} is a symbolic link, which is not written through: remove it")
 
 
 def _finish(path: Path) -> str | None:

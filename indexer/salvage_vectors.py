@@ -81,7 +81,12 @@ def read_segment_files(
         if ids is None or not there:
             continue
         ids = ids[:, :there]
-        whole = record is not None and all(good.values()) and len(good) == len(suffixes(codes=record.rerank > 0))
+        whole = (
+            record is not None
+            and all(good.values())
+            and len(good) == len(suffixes(codes=record.rerank > 0))
+            and file.stat().st_size == start + 2 * dimension * record.rows  # else of another dimension
+        )
         sound = np.ones(there, dtype=bool) if whole else _proven(ids, table)
         yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
 

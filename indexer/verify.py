@@ -145,6 +145,9 @@ def _check_database(connection: sqlite3.Connection) -> Iterator[Fault]:
     for name, sql in wanted.items():
         if found.get(name) != sql:
             yield Fault(META, f"the definition of '{name}' is not this version's")
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
+        if name not in wanted and not str(name).startswith("sqlite_"):  # those are SQLite's own, as its statistics
+            yield Fault(META, f"it has a {kind} '{name}', which is not this version's and may change what is written")
     for (message,) in connection.execute("PRAGMA integrity_check(20)"):
         if message != "ok":
             yield Fault(META, message)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import struct
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +18,9 @@ from fakes import DemoAnalyser, build_vector_index, check_consistent, clustered,
 
 from indexer import compaction, merging, planner, store
 from indexer.cli import cli
-from indexer.errors import CorruptIndexError, LockedError, ModelError, TagdexError
-from indexer.pages import PAGE_SIZE, DamagedDatabase
+from indexer.durable import write_file
+from indexer.errors import CorruptIndexError, LockedError, ModelError, StorageError, TagdexError
+from indexer.pages import PAGE_SIZE, DamagedDatabase, Row
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.repair import RepairReport, repair_index
@@ -140,6 +143,12 @@ def test_a_sound_index_is_left_as_it_is(path: Path) -> None:
         "UPDATE settings SET value = 'nulk' WHERE name = 'class_labels'",
         "DELETE FROM settings WHERE name = 'code_space_sha256'",
         "UPDATE sqlite_sequence SET seq = 1",
+        "CREATE TRIGGER more AFTER INSERT ON documents BEGIN DELETE FROM documents WHERE doc = new.doc - 1; END",
+        # What is left of documents that were removed:
+        "INSERT INTO documents SELECT 999, 'gone', text, metadata, content_hash, label, label_score, 1, digest"
+        " FROM documents WHERE id = 'd7'",
+        'INSERT INTO entities SELECT 999, start, "end", term, score FROM entities WHERE doc = 8',
+        'INSERT INTO passages SELECT 9999, 999, start, "end", tokens FROM passages WHERE doc = 8 LIMIT 1',
     ],
 )
 def test_damaged_rows_are_restored(path: Path, statement: str) -> None:
@@ -222,6 +231,118 @@ def test_settings_are_not_taken_from_another_model(path: Path) -> None:
     damage(path, "DELETE FROM settings")
     with pytest.raises(ModelError, match="does not make the vectors that are in it"):
         repair_index(path, load=lambda _: DemoAnalyser(seed=1))
+
+
+def test_a_model_that_cannot_be_compared_does_not_replace_the_vectors_that_are_there(path: Path) -> None:
+    damage(path, "DELETE FROM settings")
+    before = {file.name: file.read_bytes() for file in (path / "segments").iterdir()}
+    with pytest.raises(ModelError, match="no vector of it can be compared with those of demo: pass the --model"):
+        repair_index(path, load=lambda _: DemoAnalyser(dimension=24))
+    assert {file.name: file.read_bytes() for file in (path / "segments").iterdir()} == before
+    assert repaired(path).lost == ()
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_given_vectors_are_never_replaced_by_those_of_a_model(tmp_path: Path, sealed: bool) -> None:
+    path = build_vector_index(tmp_path / "index", clustered(30, dimension=16), text="Ada sings")
+    if sealed:
+        with IndexWriter(path) as writer:
+            writer.seal()
+    before = content(path)
+    damage(path, "DELETE FROM settings WHERE name = 'digests'")
+    assert repair_index(path, load=lambda _: DemoAnalyser(dimension=24)).lost == ()
+    assert content(path) == before
+    damage(path, "DELETE FROM settings")
+    with pytest.raises(ModelError, match="has lost its settings"):
+        repair_index(path, load=lambda _: DemoAnalyser(dimension=24))
+
+
+def test_what_was_kept_as_it_can_be_read_can_be_added_again(path: Path) -> None:
+    before, document = content(path)["d7"][0], Document("d7", f"{TEXT} 7", {"n": 7, "tags": ["x"]})
+    damage(path, "UPDATE documents SET text = 'Something else, quite' WHERE id = 'd7'")
+    assert "add it again" in repaired(path).lost[0].problem
+    with IndexWriter(path) as writer:
+        (plan,) = writer.plan([document], since=10**9)
+        assert plan.action is store.Action.EMBED
+        writer.write(entries([document], DemoAnalyser()))
+    after = content(path)["d7"][0]
+    assert (after.text, after.metadata_json, after.spans) == (before.text, before.metadata_json, before.spans)
+
+
+def test_an_update_that_is_lost_is_reported_where_the_older_version_is_sound(path: Path) -> None:
+    """The page with the update went to another number in the log: a write to the wrong place."""
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    writer = IndexWriter(path)
+    writer.write([store.Entry(Document("d7", f"{TEXT} 7", {"n": 777}), None)])
+    damaged = Path(shutil.copytree(path, path.with_name("damaged")))
+    writer._abandon()
+    pages = DamagedDatabase(damaged / "meta.sqlite", whole_log=False).pages("documents")
+    log = bytearray((damaged / "meta.sqlite-wal").read_bytes())
+    for at in range(32, len(log), 24 + PAGE_SIZE):
+        (number,) = struct.unpack_from(">I", log, at)
+        if number in pages:
+            struct.pack_into(">I", log, at, number + 2**20)
+    (damaged / "meta.sqlite-wal").write_bytes(log)
+    report = repaired(damaged)
+    assert content(damaged)["d7"][0].metadata["n"] == 7
+    assert [(fault.place, fault.problem.partition(",")[0]) for fault in report.lost] == [
+        ("documents", "some are not as the last commit left them")
+    ]
+
+
+@pytest.mark.parametrize("name", ["LOCK", "repair.lost.json", "damaged.tmp", "segments/0000000009r0.ids.npy.tmp"])
+def test_nothing_is_written_through_a_link(path: Path, tmp_path: Path, name: str) -> None:
+    """In a folder that somebody else has made, it may lead to any file of the user's."""
+    (mine := tmp_path / "mine").write_text("precious")
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(mine)
+    flip(min((path / "segments").glob("*.fp16.faiss")), 200)
+    if name.endswith(".tmp") and "/" in name:
+        with pytest.raises(OSError, match="symbolic links"):
+            write_file(path / name.removesuffix(".tmp"), lambda _: None)
+    else:
+        with pytest.raises(StorageError, match=f"{name} is a symbolic link, which is not written through: remove it"):
+            repair_index(path, load=lambda _: DemoAnalyser())
+    assert mine.read_text() == "precious"
+
+
+def test_a_log_is_read_behind_its_damage_where_the_lock_file_does_not_say_what_is_missing(path: Path) -> None:
+    before = content(path)
+    (path / "LOCK").unlink()
+    flip(path / "meta.sqlite-wal", 40_000)
+    flip(min((path / "segments").glob("*.fp16.faiss")), 200)
+    assert repaired(path).lost == ()
+    assert content(path) == before
+
+
+def test_rows_are_not_all_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the damaged database are put down one by one."""
+    rows = DamagedDatabase.rows
+    held: set[int] = set()
+    most = 0
+
+    def counted(self: DamagedDatabase, table: str) -> Iterator[Row]:
+        nonlocal most
+        for row in rows(self, table):
+            if table != "documents" or len(row) != 9:
+                yield row
+                continue
+            text = Text(row[2])
+            held.add(id(text))
+            weakref.finalize(text, held.discard, id(text))
+            most = max(most, len(held))
+            yield (*row[:2], text, *row[3:])
+            del text
+
+    monkeypatch.setattr(DamagedDatabase, "rows", counted)
+    damage(path, "DELETE FROM fields")
+    assert repaired(path).lost == ()
+    assert 0 < most < 10
+
+
+class Text(str):
+    """A text of which it is known when it goes."""
 
 
 def test_a_text_damaged_beyond_its_digest_is_kept_as_it_can_be_read_and_reported(path: Path) -> None:

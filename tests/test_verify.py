@@ -69,6 +69,7 @@ def test_a_sound_index_has_no_fault(path: Path) -> None:
         ("DELETE FROM changes WHERE op = 'remove'", "vectors have no passage"),
         ("UPDATE commits SET documents = 19", "documents: 20 rows, but the last commit left 19"),
         ("DELETE FROM settings", "the settings are gone"),
+        ("CREATE TRIGGER more AFTER DELETE ON documents BEGIN SELECT 1; END", "meta.sqlite: it has a trigger 'more'"),
     ],
 )
 def test_damaged_rows_are_found(path: Path, statement: str, expected: str) -> None:
