@@ -264,14 +264,19 @@ class Rebuild:
                     left.append((stored, analysis))
         for stored, analysis in left if not self._complete else ():
             if stored.doc not in self._done:
-                self.lost.append(
-                    Fault(
-                        f"document '{stored.id}'",
-                        "it does not match its digest; what can be read of it was kept, and may be wrong: add it again",
-                    )
-                )
                 self.unproven += 1
-                self._put_in([_Draft(self.salvage.readable(stored, analysis, self.settings), None)])
+                self._keep_readable(self.salvage.readable(stored, analysis, self.settings))
+
+    def _keep_readable(self, stored: StoredDocument) -> None:
+        """A document that cannot be proven: in the index, or where another has its id, as a record."""
+        problem = "it does not match its digest; what can be read of it"
+        if stored.id in self.ids:
+            self._lose(stored, f"{problem} is in lost.jsonl, as another document has its id")
+            return
+        self.lost.append(
+            Fault(f"document '{stored.id}'", f"{problem} was kept, and may be wrong: add the document again")
+        )
+        self._put_in([_Draft(stored, None)])
 
     @property
     def _done(self) -> set[int]:
@@ -333,7 +338,7 @@ class Rebuild:
         change = Change()
         for draft in drafts:
             if self._lacks(draft):
-                self._lose(draft.stored)
+                self._lose(draft.stored, "its vector is lost; its text and metadata are in lost.jsonl, to be added")
             elif draft.stored.id not in self.ids:
                 change.put_in(draft.stored, draft.pooled)
                 self.there.add(draft.stored.doc)
@@ -387,16 +392,14 @@ class Rebuild:
         given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
         return max([self.pool.highest_vid, *self.live, *(n for n in given if isinstance(n, int))])
 
-    def _lose(self, stored: StoredDocument) -> None:
+    def _lose(self, stored: StoredDocument, problem: str) -> None:
         """A document without a vector cannot be found: it is kept, as a record that can be added again."""
         self.given_up.add(stored.doc)
         record = {"id": stored.id, "text": stored.text, "metadata": _json(stored.metadata_json)}
         self._kept.mkdir(exist_ok=True)
         with (self._kept / "lost.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.lost.append(
-            Fault(f"document '{stored.id}'", "its vector is lost; its text and metadata are in lost.jsonl, to be added")
-        )
+        self.lost.append(Fault(f"document '{stored.id}'", problem))
 
     def _report_missing(self) -> None:
         state, missing = self.salvage.state, {} if self._complete else self.salvage.missing(self._done)

@@ -167,7 +167,10 @@ class Salvage:
         return any(matches_digest(candidate, found[1]) for candidate in self.candidates(found[0], None, ()))
 
     def readable(self, stored: StoredDocument, analysis: Analysis | None, settings: IndexSettings) -> StoredDocument:
-        """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there."""
+        """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there.
+
+        Its id is that of SQLite's index of them where it is known, as the document's own row is what is damaged.
+        """
         metadata = stored.metadata_json
         try:
             if not isinstance(orjson.loads(metadata), dict):
@@ -180,6 +183,7 @@ class Salvage:
         ends = len(stored.text)
         return replace(
             stored,
+            id=self._id_of(stored.doc) or stored.id,
             metadata_json=metadata,
             content_hash=b"",  # no text's: the document as it was is embedded again when it is added again
             label=label if settings.class_labels is not None else None,

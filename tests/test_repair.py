@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -260,13 +261,45 @@ def test_given_vectors_are_never_replaced_by_those_of_a_model(tmp_path: Path, se
 def test_what_was_kept_as_it_can_be_read_can_be_added_again(path: Path) -> None:
     before, document = content(path)["d7"][0], Document("d7", f"{TEXT} 7", {"n": 7, "tags": ["x"]})
     damage(path, "UPDATE documents SET text = 'Something else, quite' WHERE id = 'd7'")
-    assert "add it again" in repaired(path).lost[0].problem
+    assert "add the document again" in repaired(path).lost[0].problem
     with IndexWriter(path) as writer:
         (plan,) = writer.plan([document], since=10**9)
         assert plan.action is store.Action.EMBED
         writer.write(entries([document], DemoAnalyser()))
     after = content(path)["d7"][0]
     assert (after.text, after.metadata_json, after.spans) == (before.text, before.metadata_json, before.spans)
+
+
+def test_a_row_that_is_damaged_is_kept_under_the_id_that_leads_to_it(path: Path) -> None:
+    """The id, the text and the metadata in the row are gone, but not in SQLite's index of the ids."""
+    data = bytearray((path / "meta.sqlite").read_bytes())
+    row = b"d7" + f"{TEXT} 7".encode()
+    assert data.count(row) == 1
+    data[(at := data.index(row)) : at + len(row)] = b"x" * len(row)
+    (path / "meta.sqlite").write_bytes(data)
+    assert [fault.place for fault in repaired(path).lost] == ["document 'd7'"]
+    assert content(path)["d7"][0].text == "x" * (len(row) - 2)
+
+
+def test_of_two_documents_with_one_id_the_one_that_is_not_proven_is_kept_as_a_record(path: Path) -> None:
+    before = content(path)
+    damage(
+        path,
+        "INSERT INTO documents SELECT 999, 'same', 'What was read', '{}', content_hash, label, label_score, 1, digest"
+        " FROM documents WHERE id = 'd7'",
+        "DELETE FROM documents WHERE id = 'd8'",
+    )
+    data = (path / "meta.sqlite").read_bytes()
+    assert data.count(b"same") == 2  # in the table, and in SQLite's index of the ids
+    (path / "meta.sqlite").write_bytes(data.replace(b"same", b"d100"))
+    report = repaired(path)
+    assert {fault.place for fault in report.lost} == {"document 'd100'", "document number 9"}
+    assert content(path) == {id_: item for id_, item in before.items() if id_ != "d8"}
+    assert json.loads((path / "damaged-1" / "lost.jsonl").read_text()) == {
+        "id": "d100",
+        "text": "What was read",
+        "metadata": {},
+    }
 
 
 def test_an_update_that_is_lost_is_reported_where_the_older_version_is_sound(path: Path) -> None:
