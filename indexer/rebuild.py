@@ -21,7 +21,7 @@ from indexer.lock import acknowledged_commit
 from indexer.merging import CODE_CHOICES, CODE_SPACE_SHA256, CODES
 from indexer.metadata import connect_writer, transaction
 from indexer.pages import DamagedDatabase
-from indexer.rebuild_vectors import SegmentRebuilder, VectorPool
+from indexer.rebuild_vectors import SegmentRebuilder, VectorPool, plausible
 from indexer.records import Analysis, Document
 from indexer.salvage import Salvage, read_manifest, read_state
 from indexer.salvage_vectors import read_pending_rows, read_segment_files
@@ -242,8 +242,12 @@ class Rebuild:
 
     def _write_damaged(self, damaged: list[tuple[StoredDocument, bytes]]) -> None:
         missing = self.salvage.missing(self._done)
+        loose = []
         for row in self.salvage.loose:
-            damaged += self._numbered(row, missing)
+            numbered = self._numbered(row, missing)
+            damaged += numbered
+            if not numbered:
+                loose.append(row)
         for doc in (stored.doc for stored, _ in damaged):
             missing.pop(doc, None)
         for doc, id_ in missing.items():
@@ -266,6 +270,8 @@ class Rebuild:
             if stored.doc not in self._done:
                 self.unproven += 1
                 self._keep_readable(self.salvage.readable(stored, analysis, self.settings))
+        for row in loose if not self._complete else ():
+            self._keep_loose(row)
 
     def _keep_readable(self, stored: StoredDocument) -> None:
         """A document that cannot be proven: in the index, or where another has its id, as a record."""
@@ -273,10 +279,20 @@ class Rebuild:
         if stored.id in self.ids:
             self._lose(stored, f"{problem} is in lost.jsonl, as another document has its id")
             return
+        if not all(self.pool.has(passage.vid, stored.doc) for passage in stored.passages):
+            stored = replace(stored, passages=())  # nothing proves their numbers: they get new ones
         self.lost.append(
             Fault(f"document '{stored.id}'", f"{problem} was kept, and may be wrong: add the document again")
         )
         self._put_in([_Draft(stored, None)])
+
+    def _keep_loose(self, row: tuple[Any, ...]) -> None:
+        """A row of `documents` whose number is not known, as a record, where its id and its text can be read."""
+        if len(row) < 4 or not all(isinstance(value, str) for value in row[1:4]) or row[1] in self.ids:
+            return
+        self.ids.add(row[1])
+        problem = "its row is damaged; what can be read of it is in lost.jsonl, to be added"
+        self._record(row[1], row[2], row[3], problem)
 
     @property
     def _done(self) -> set[int]:
@@ -389,17 +405,20 @@ class Rebuild:
         self.embedded.clear()
 
     def _highest_vid(self) -> int:
-        given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
-        return max([self.pool.highest_vid, *self.live, *(n for n in given if isinstance(n, int))])
+        given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",) and len(row) == 2]
+        return max([self.pool.highest_vid, *self.live, *map(plausible, given)])
 
     def _lose(self, stored: StoredDocument, problem: str) -> None:
         """A document without a vector cannot be found: it is kept, as a record that can be added again."""
         self.given_up.add(stored.doc)
-        record = {"id": stored.id, "text": stored.text, "metadata": _json(stored.metadata_json)}
+        self._record(stored.id, stored.text, stored.metadata_json, problem)
+
+    def _record(self, id_: str, text: str, metadata: str, problem: str) -> None:
+        record = {"id": id_, "text": text, "metadata": _json(metadata)}
         self._kept.mkdir(exist_ok=True)
         with (self._kept / "lost.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.lost.append(Fault(f"document '{stored.id}'", problem))
+        self.lost.append(Fault(f"document '{id_}'", problem))
 
     def _report_missing(self) -> None:
         state, missing = self.salvage.state, {} if self._complete else self.salvage.missing(self._done)

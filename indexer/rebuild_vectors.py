@@ -189,8 +189,8 @@ class SegmentRebuilder:
         self.connection.executemany("INSERT INTO changes (seq, op, doc, vid) VALUES (?, ?, ?, ?)", rows)
         write_setting(self.connection, LOG_TRIMMED, last + len(dead))
         for table, highest in (
-            ("documents", max(highest_doc, self.pool.highest_doc, _plausible(given.get("documents")))),
-            ("passages", max([*self.live, self.pool.highest_vid, _plausible(given.get("passages"))])),
+            ("documents", max(highest_doc, self.pool.highest_doc, plausible(given.get("documents")))),
+            ("passages", max([*self.live, self.pool.highest_vid, plausible(given.get("passages"))])),
             ("changes", last + len(dead)),
         ):
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
@@ -211,5 +211,6 @@ class SegmentRebuilder:
         return space
 
 
-def _plausible(number: object) -> int:
+def plausible(number: object) -> int:
+    """A number as documents and vectors have them, or 0 in the place of one that is damaged."""
     return number if isinstance(number, int) and 0 <= number < 2**32 - 1 else 0

@@ -19,7 +19,7 @@ from indexer.pages import DamagedDatabase, Row, rows_that_begin_with
 from indexer.records import Analysis, Document
 from indexer.segments import SegmentFile, SegmentRecord
 from indexer.settings import IndexSettings, with_bits_turned
-from indexer.stored import StoredDocument, StoredPassage, matches_digest, read_unchecked
+from indexer.stored import HIGHEST_DOC, StoredDocument, StoredPassage, matches_digest, read_unchecked
 
 _TABLES: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "labels": (int, str),
@@ -255,9 +255,13 @@ class Salvage:
 def fits(table: str, row: Row) -> bool:
     """Can these values be a row of a table?"""
     types = _TABLES[table]
-    return len(row) == len(types) and all(
-        isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
-        for value, kind in zip(row, types, strict=True)
+    return (
+        len(row) == len(types)
+        and all(
+            isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
+            for value, kind in zip(row, types, strict=True)
+        )
+        and (table != "documents" or 0 < row[0] <= HIGHEST_DOC)
     )
 
 

@@ -39,11 +39,10 @@ from indexer.segments import IDS_SUFFIX, SegmentRecord, open_segment
 from indexer.settings import IndexSettings, read_setting, read_settings
 from indexer.sources import file_sha256
 from indexer.store import LOCK, META, REPAIRED, SEGMENTS, read_pending
-from indexer.stored import DIGEST_BYTES, StoredDocument, read_documents, sum_digests
+from indexer.stored import DIGEST_BYTES, HIGHEST_DOC, StoredDocument, read_documents, sum_digests
 from indexer.vectors import IdArray
 
 _ROWS = 1_000  # documents or vectors held in memory at a time
-_HIGHEST_DOC = 2**32 - 2  # that a bitmap can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +190,7 @@ def _check_numbers(connection: sqlite3.Connection) -> Iterator[Fault]:
     ):
         highest = connection.execute(used).fetchone()[0] or 0
         last = given.get(table, 0)
-        if not isinstance(last, int) or last < highest or (table == "documents" and last > _HIGHEST_DOC):
+        if not isinstance(last, int) or last < highest or (table == "documents" and last > HIGHEST_DOC):
             yield Fault("sqlite_sequence", f"{table} were numbered up to {last}, but {highest} is in use")
 
 

@@ -302,6 +302,35 @@ def test_of_two_documents_with_one_id_the_one_that_is_not_proven_is_kept_as_a_re
     }
 
 
+@pytest.mark.parametrize("number", [0, -7, 2**61])
+def test_numbers_that_nothing_proves_are_given_anew(path: Path, number: int) -> None:
+    """A reader asks for vectors behind number 0, and behind a very high one there are none left."""
+    highest = max(passage.vid for stored, _ in content(path).values() for passage in stored.passages)
+    damage(
+        path,
+        "UPDATE documents SET text = 'Something else, quite' WHERE id = 'd7'",
+        "DELETE FROM passages WHERE doc = 8",
+        f'INSERT INTO passages (vid, doc, start, "end", tokens) VALUES ({number}, 8, 0, 9, 2)',
+    )
+    assert [fault.place for fault in repaired(path).lost] == ["document 'd7'"]
+    (passage,) = content(path)["d7"][0].passages
+    assert highest < passage.vid < 10 * highest
+
+
+@pytest.mark.parametrize("number", [0, 2**40])
+def test_a_document_whose_number_is_not_one_is_kept_as_a_record(path: Path, number: int) -> None:
+    before = content(path)
+    damage(
+        path,
+        f"UPDATE documents SET doc = {number}, text = 'What was read', digest = zeroblob(16) WHERE id = 'd7'",
+        "DELETE FROM documents WHERE id = 'd8'",
+    )
+    report = repaired(path)
+    assert "document 'd7'" in {fault.place for fault in report.lost}
+    assert content(path).keys() == before.keys() - {"d7", "d8"}
+    assert json.loads((path / "damaged-1" / "lost.jsonl").read_text())["text"] == "What was read"
+
+
 def test_an_update_that_is_lost_is_reported_where_the_older_version_is_sound(path: Path) -> None:
     """The page with the update went to another number in the log: a write to the wrong place."""
     with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
