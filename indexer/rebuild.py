@@ -78,6 +78,16 @@ class Rebuild:
     def run(self) -> list[Fault]:
         """Write the new database and segments, and give the word: from then on `_finish` puts them in their place."""
         self._clear()
+        try:
+            self._write()
+        except BaseException:
+            with suppress(OSError):  # the room that they take may be what was missing
+                self._clear()
+            raise
+        self._give_the_word()
+        return self.lost
+
+    def _write(self) -> None:
         self.folder = self.path / SEGMENTS
         self.folder.mkdir(exist_ok=True)
         self.database = self._open()
@@ -97,8 +107,6 @@ class Rebuild:
         finally:
             self.connection.close()
             self.salvage.connection.close()
-        self._give_the_word()
-        return self.lost
 
     # Reading
 

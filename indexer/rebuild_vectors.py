@@ -19,7 +19,7 @@ from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import transaction
 from indexer.pages import DamagedDatabase
 from indexer.postings import LOG_TRIMMED
-from indexer.salvage_vectors import VectorSource
+from indexer.salvage_vectors import VectorSource, sha256_if_readable
 from indexer.segments import Block, SegmentRecord, write_segment
 from indexer.settings import write_setting
 from indexer.sources import file_sha256
@@ -199,7 +199,7 @@ class SegmentRebuilder:
     def _code_space(self) -> CodeSpace | None:
         """The code space as it was, `None` where no segment has codes, or it is lost."""
         file = self.folder / CODE_SPACE
-        if self.space_sha256 is not None and file.is_file() and file_sha256(file) == self.space_sha256:
+        if self.space_sha256 is not None and file.is_file() and sha256_if_readable(file) == self.space_sha256:
             return load_code_space(file, dimension=self.dimension)
         return None
 

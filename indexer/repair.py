@@ -95,7 +95,7 @@ def _finish(path: Path) -> str | None:
         sync(path)
         (path / REPAIRED).rename(path / META)
         sync(path)
-    elif not (kept / META).is_file():
+    elif not any((kept / name).is_file() for name in (META, f"{META}-wal")):
         return None
     number = next(n for n in range(1, 10**6) if not (path / f"{KEPT}-{n}").exists())
     final = kept.rename(path / f"{KEPT}-{number}")

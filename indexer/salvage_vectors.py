@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.durable import vector_crc, write_npy
+from indexer.errors import StorageError
 from indexer.pages import DamagedDatabase
 from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord, suffixes
 from indexer.sources import file_sha256
@@ -92,7 +93,18 @@ def read_segment_files(
 
 
 def _is(file: Path, wanted: SegmentFile) -> bool:
-    return file.is_file() and file.stat().st_size == wanted.bytes and file_sha256(file) == wanted.sha256
+    return file.is_file() and file.stat().st_size == wanted.bytes and sha256_if_readable(file) == wanted.sha256
+
+
+def sha256_if_readable(file: Path) -> str:
+    """SHA-256 of a file, in hex. Raises `StorageError` with the way out where a part of it cannot be read."""
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise StorageError(
+            f"{file} cannot be read: {error.strerror or error}; where that does not pass, put a copy of what can be "
+            "read in its place, or move it away: then the repair does without it"
+        ) from error
 
 
 def _read_ids(file: Path, rows: int) -> IdArray | None:

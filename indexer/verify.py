@@ -77,6 +77,7 @@ def verify_index(path: str | Path) -> VerifyReport:
             raise
         return VerifyReport(0, 0, (Fault(META, _why(path, error)),))
     try:
+        connection.execute("PRAGMA mmap_size = 0")  # what a disk cannot read would end a process that maps it
         connection.execute("BEGIN")
         faults = tuple(_faults(connection, path, acknowledged))
         counts = _counts(connection)
@@ -300,8 +301,16 @@ def _check_file(file: Path, *, size: int | None, sha256: str) -> Iterator[Fault]
         yield Fault(place, "the file is gone")
     elif size is not None and file.stat().st_size != size:
         yield Fault(place, f"{file.stat().st_size} bytes, but {size} were written")
-    elif file_sha256(file) != sha256:
-        yield Fault(place, "its SHA-256 is not the one that was written")
+    else:
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            if is_scarcity(error):
+                raise
+            yield Fault(place, f"cannot be read: {error.strerror or error}")
+        else:
+            if found != sha256:
+                yield Fault(place, "its SHA-256 is not the one that was written")
 
 
 def _check_pooled(connection: sqlite3.Connection, settings: IndexSettings) -> Iterator[Fault]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import struct
@@ -499,6 +501,84 @@ def test_a_repair_that_was_cut_off_is_ended_by_the_next(
     assert {id_: item for id_, item in after.items() if id_ != "d7"} == {
         id_: item for id_, item in before.items() if id_ != "d7"
     }
+
+
+def test_a_repair_of_which_only_the_log_was_left_is_ended_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the damaged files get their last name."""
+    model = DemoAnalyser()
+    writer = IndexWriter(tmp_path / "whole", create=settings_of(model))
+    writer._connection.execute("PRAGMA wal_autocheckpoint = 0")
+    writer.write(entries([Document(f"d{n}", f"{TEXT} {n}") for n in range(5)], model))
+    path = Path(shutil.copytree(tmp_path / "whole", tmp_path / "index"))
+    before = content(path)
+    writer._abandon()
+    (path / "meta.sqlite").unlink()
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if str(target).endswith("damaged-1"):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            repair_index(path)
+    assert repaired(path).kept == str(path / "damaged-1")
+    assert (path / "damaged-1" / "meta.sqlite-wal").is_file()
+    assert content(path) == before
+
+
+def test_a_repair_on_a_full_disk_leaves_the_room_that_it_took(path: Path) -> None:
+    flip(path / "meta.sqlite", 17)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (100_000, 300_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            with pytest.raises(StorageError, match=r"cannot be repaired: .*; run it again when that is mended"):
+                repair_index(path, load=lambda _: DemoAnalyser())
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not list(path.glob("meta.sqlite.r*"))
+    assert repaired(path).lost == ()
+
+
+def test_sectors_that_cannot_be_read_are_passed_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of meta.sqlite: those with the fields, which are made again."""
+    before = content(path)
+    damage(path, "DELETE FROM fields WHERE doc = 8")
+    bad = DamagedDatabase(path / "meta.sqlite", whole_log=False).pages("fields")
+    real, failed = os.pread, [0]
+
+    def pread(descriptor: int, length: int, at: int) -> bytes:
+        for number in bad:
+            sector = (number - 1) * PAGE_SIZE + 8_192
+            if at < sector + 4_096 and at + length > sector:
+                failed[0] += 1
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, length, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    page = DamagedDatabase(path / "meta.sqlite", whole_log=False).page(bad[0])
+    assert len(page) == PAGE_SIZE
+    assert page[8_192:12_288] == bytes(4_096) != page[12_288:]
+    assert failed[0] == 2  # the page, and of its sectors the one
+    assert repaired(path).lost == ()
+    assert content(path) == before
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_way_out(path: Path) -> None:
+    (path / "segments" / "codes.space.npy").unlink()
+    (path / "segments" / "codes.space.npy").symlink_to("/proc/self/mem")  # a file whose first bytes cannot be read
+    assert [(fault.place, fault.problem) for fault in verify_index(path).faults] == [
+        ("segments/codes.space.npy", "cannot be read: Input/output error")
+    ]
+    with pytest.raises(StorageError, match=r"codes\.space\.npy cannot be read: .*, or move it away: then the repair"):
+        repair_index(path, load=lambda _: DemoAnalyser())
+    (path / "segments" / "codes.space.npy").unlink()
+    assert repaired(path).lost == ()
 
 
 def test_a_repaired_index_can_be_written_to(path: Path) -> None:
