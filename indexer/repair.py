@@ -12,10 +12,14 @@
 | a bit of a text, of metadata, of an id | each bit is turned until the document's digest is right |
 | a document's digest | the sum of all digests, less the others |
 | the commit row, numbers, the manifest | from what they count and name |
-| settings | from the given model, which must make the vectors that are there |
+| settings | from the given model, which must make the vectors that are there; of given vectors, by their checksums |
 | the header, the schema, inner pages of meta.sqlite | not needed: rows are read page by page (pages.py) |
 | a frame of the write-ahead log | those behind it are read all the same |
+| a document that nothing proves | reported, and kept as it can be read, in the index or in `lost.jsonl` |
 | a text beyond that; a given vector; what the log has lost | **lost**: reported, and kept in `damaged-<n>/` |
+
+Once the proven documents are all that the last commit counts, by the sum of their digests, whatever else can be read is
+what had been removed, and does not come back.
 
 Nothing is changed until everything is written beside: then the damaged files are moved to `damaged-<n>/` inside the
 index, and the new database takes its place by a rename. Killed before, the index is as it was; killed between the two
