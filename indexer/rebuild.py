@@ -437,6 +437,9 @@ class Rebuild:
             self.lost.append(
                 Fault(f"{META}-wal", f"what commits {state.number + 1} to {self.acknowledged} have changed is lost")
             )
+        if state is None and self.acknowledged > (last := self._last_seen()):
+            problem = f"the last one's row is lost, and so may be what {last + 1} to {self.acknowledged} have changed"
+            self.lost.append(Fault("commits", problem))
         if state is not None and not self._complete:
             gone = state.documents - self.proven - reported
             if gone > 0:
@@ -444,6 +447,13 @@ class Rebuild:
             elif self.proven >= state.documents:
                 problem = "some are not as the last commit left them, but as an older one; which ones is not known"
                 self.lost.append(Fault("documents", problem))
+
+    def _last_seen(self) -> int:
+        """The last commit of which there is a document or a segment, 0 where there is none."""
+        last = self.salvage.connection.execute(
+            "SELECT max(written) FROM documents WHERE written <= ?", (self.acknowledged,)
+        ).fetchone()[0]
+        return max([last or 0, *(_leading_number(record.name) for record in self.records)])
 
     def _write_vectors(self) -> None:
         segments = SegmentRebuilder(

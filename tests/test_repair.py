@@ -371,6 +371,16 @@ def test_nothing_is_written_through_a_link(path: Path, tmp_path: Path, name: str
     assert mine.read_text() == "precious"
 
 
+def test_a_log_that_is_gone_is_reported_where_the_row_of_the_last_commit_is_damaged_too(path: Path) -> None:
+    last = len(content(path))
+    (path / "meta.sqlite-wal").unlink()
+    damage(path, "DELETE FROM commits")
+    report = repaired(path)
+    assert len(content(path)) == last - 5
+    (fault,) = report.lost
+    assert (fault.place, fault.problem.partition(",")[0]) == ("commits", "the last one's row is lost")
+
+
 def test_a_log_is_read_behind_its_damage_where_the_lock_file_does_not_say_what_is_missing(path: Path) -> None:
     before = content(path)
     (path / "LOCK").unlink()
