@@ -438,8 +438,8 @@ class Rebuild:
                 Fault(f"{META}-wal", f"what commits {state.number + 1} to {self.acknowledged} have changed is lost")
             )
         if state is None and self.acknowledged > (last := self._last_seen()):
-            problem = f"the last one's row is lost, and so may be what {last + 1} to {self.acknowledged} have changed"
-            self.lost.append(Fault("commits", problem))
+            problem = "the last commit's row is lost, and so may be what commits"
+            self.lost.append(Fault(f"{META}-wal", f"{problem} {last + 1} to {self.acknowledged} have changed"))
         if state is not None and not self._complete:
             gone = state.documents - self.proven - reported
             if gone > 0:

@@ -378,7 +378,7 @@ def test_a_log_that_is_gone_is_reported_where_the_row_of_the_last_commit_is_dama
     report = repaired(path)
     assert len(content(path)) == last - 5
     (fault,) = report.lost
-    assert (fault.place, fault.problem.partition(",")[0]) == ("commits", "the last one's row is lost")
+    assert (fault.place, fault.problem.partition(",")[0]) == ("meta.sqlite-wal", "the last commit's row is lost")
 
 
 def test_a_log_is_read_behind_its_damage_where_the_lock_file_does_not_say_what_is_missing(path: Path) -> None:
