@@ -37,7 +37,7 @@ def write_file(path: Path, write: Callable[[BinaryIO], None], *, temporary: Path
     """
     temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_not_through_a_link) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +45,11 @@ def write_file(path: Path, write: Callable[[BinaryIO], None], *, temporary: Path
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    """In a folder that somebody else has made, a link under a name that we use may lead to any file of the user's."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def vector_crc(vid: int, doc: int, vector: bytes) -> int:

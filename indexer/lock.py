@@ -7,6 +7,7 @@ lost something, which SQLite cannot know: a write-ahead log that is gone, or cut
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import zlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from indexer.errors import LockedError, StorageError
 
-_HOLDER_BYTES = 16
+_HOLDER_BYTES, _COMMIT_BYTES = 16, 30  # of the two lines
 
 
 class WriterLock:
@@ -25,7 +26,8 @@ class WriterLock:
         """Take the lock at once or raise `LockedError`, naming the process that holds it, or `StorageError`."""
         self._descriptor = -1
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # Not through a link: in a folder that somebody else has made it may lead to any file of the user's.
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.pwrite(self._descriptor, f"{os.getpid():<{_HOLDER_BYTES - 1}}\n".encode("ascii"), 0)
         except BlockingIOError as error:
@@ -36,6 +38,8 @@ class WriterLock:
             ) from error
         except OSError as error:
             self.release()
+            if error.errno == errno.ELOOP:
+                raise StorageError(f"{path} is a symbolic link, which is not written through: remove it") from error
             raise StorageError(f"{path.parent} cannot be written: {error.strerror}") from error
         except BaseException:
             self.release()
@@ -58,7 +62,11 @@ class WriterLock:
 def acknowledged_commit(path: Path) -> int:
     """The last commit that was acknowledged, by the lock file; 0 where that is not known."""
     try:
-        number, _, crc = path.read_bytes()[_HOLDER_BYTES:].decode("ascii").rstrip("\n").rpartition(" ")
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
+            file.seek(_HOLDER_BYTES)
+            number, _, crc = file.read(_COMMIT_BYTES).decode("ascii").rstrip("\n").rpartition(" ")
         return int(number) if int(crc, 16) == zlib.crc32(number.encode("ascii")) else 0
     except (OSError, ValueError):
         return 0

@@ -13,11 +13,15 @@ from pathlib import Path
 from indexer.changes import Change, read_commit, write_commit
 from indexer.errors import CorruptIndexError
 from indexer.metadata import transaction
-from indexer.segments import SegmentFile, SegmentRecord
+from indexer.segments import SegmentFile, SegmentRecord, is_segment_file
 
 
 def read_segments(connection: sqlite3.Connection) -> list[SegmentRecord]:
-    """All segments, in the order of their vectors. Raises `CorruptIndexError` where one does not match its digest."""
+    """All segments, in the order of their vectors.
+
+    Raises `CorruptIndexError` where one does not match its digest, or names a file that is none of a segment's: in an
+    index that somebody else has made, one in another folder, to be read, written or deleted.
+    """
     files: dict[str, list[SegmentFile]] = {}
     for segment, *file in connection.execute("SELECT segment, name, bytes, sha256 FROM segment_files ORDER BY name"):
         files.setdefault(segment, []).append(SegmentFile(*file))
@@ -32,8 +36,17 @@ def read_segments(connection: sqlite3.Connection) -> list[SegmentRecord]:
             raise CorruptIndexError(
                 f"the rows of segment {record.name} in the manifest do not match their digest; run 'indexer verify'"
             )
+        if not has_own_names(record):
+            raise CorruptIndexError(
+                f"segment {record.name!r} in the manifest names files that are not its own; run 'indexer verify'"
+            )
         records.append(record)
     return records
+
+
+def has_own_names(record: SegmentRecord) -> bool:
+    """Whether a segment's files are named after it, and so lie in the folder of the segments."""
+    return all(is_segment_file(file.name) and file.name.startswith(f"{record.name}.") for file in record.files)
 
 
 def digest_of(record: SegmentRecord) -> str:

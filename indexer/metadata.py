@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x74676478  # "tgdx"
 PAGE_SIZE = 16_384  # a 3 KB vector takes 4.1 KB with the default page size of 4,096
 
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)  # the latter where SQLite's message quotes what is damaged
 _VARIABLES = 500  # in one statement; old builds of SQLite allow 999
 
 Migration = Callable[["Database"], None]
@@ -180,7 +181,7 @@ def read_schema(path: Path) -> dict[str, str]:
     try:
         with closing(_connect_read_only(f"{path.resolve().as_uri()}?mode=ro")) as connection:
             return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall())
-    except sqlite3.DatabaseError:
+    except _DAMAGE:
         return {}
 
 
@@ -231,7 +232,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         except sqlite3.OperationalError as error:
             connection.close()
             connection = _connect_immutable(path, uri, error)
-        except sqlite3.DatabaseError:
+        except _DAMAGE:
             pass  # not a database at all: `check_format` says so
         check_format(connection, path, may_be_new=False)
         connection.execute("PRAGMA query_only = ON")
@@ -258,7 +259,7 @@ def _connect_immutable(path: Path, uri: str, error: sqlite3.OperationalError) ->
     return _connect_read_only(f"{uri}&immutable=1")
 
 
-def is_disk_error(error: sqlite3.DatabaseError) -> bool:
+def is_disk_error(error: sqlite3.DatabaseError | UnicodeDecodeError) -> bool:
     """Whether an error says nothing about a file, only about the disk it is on or the processes that use it."""
     code: int = getattr(error, "sqlite_errorcode", 0)  # the sqlite3 module's own errors have none
     disk = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN}
@@ -271,7 +272,7 @@ def check_format(connection: sqlite3.Connection, path: Path, *, may_be_new: bool
         application_id = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    except sqlite3.DatabaseError as error:
+    except _DAMAGE as error:
         if is_disk_error(error):
             raise StorageError(f"{path} cannot be read: {error}") from error
         raise NotAnIndexError(f"{path} is not an index's database: {error}") from error
@@ -306,7 +307,7 @@ def is_index(folder: str | os.PathLike[str]) -> bool:
         with closing(_connect_read_only(f"{path.resolve().as_uri()}?mode=ro")) as connection:
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.DatabaseError as error:
+    except _DAMAGE as error:
         return is_disk_error(error)  # on read-only media, for example, it cannot be opened this way
     return bool(application_id == APPLICATION_ID or tables == 0)
 

@@ -9,14 +9,17 @@ those behind it away. What is read here may be wrong: the caller checks it again
 
 from __future__ import annotations
 
-import mmap
+import errno
 import operator
+import os
 import sqlite3
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ Row = tuple[Any, ...]
 
 _LEAF_INDEX, _LEAF_TABLE, _INNER_INDEX, _INNER_TABLE = 0x0A, 0x0D, 0x02, 0x05
 _LOG_HEADER, _FRAME_HEADER = 32, 24
+_SECTOR = 4_096
 _POINTERS = PAGE_SIZE // 5  # entries of a page of the pointer map
 _LOCK_PAGE = 2**30 // PAGE_SIZE + 1
 _BROKEN = (IndexError, ValueError, struct.error, OverflowError)
@@ -65,7 +69,7 @@ class DamagedDatabase:
         """A page as of the last commit that can be read, filled up with zeros where the file ends."""
         at = self._frames.get(number)
         source, start = (self._main, (number - 1) * PAGE_SIZE) if at is None else (self._log, at)
-        return bytes(source[start : start + PAGE_SIZE]).ljust(PAGE_SIZE, b"\0")
+        return source[start : start + PAGE_SIZE].ljust(PAGE_SIZE, b"\0")
 
     def cells(self, table: str) -> Iterator[Cell]:
         """All cells of a table or an index that can be found; damaged ones may be among them, or missing."""
@@ -187,23 +191,54 @@ def _roots() -> dict[str, tuple[int, int]]:
         return {name: (root, data[(root - 1) * PAGE_SIZE]) for name, root in rows}
 
 
-def _read(path: Path) -> bytes | mmap.mmap:
-    if not path.is_file() or path.stat().st_size == 0:
-        return b""
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+class _File:
+    """The bytes of a file, with zeros for the sectors that the disk cannot read.
+
+    They would end a process that maps the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        try:
+            return os.pread(self._descriptor, stop - start, start)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+        ends = [*range(start - start % _SECTOR + _SECTOR, stop, _SECTOR), stop]
+        return b"".join(self._sector(first, last) for first, last in pairwise([start, *ends]))
+
+    def _sector(self, start: int, stop: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, stop - start, start)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return bytes(stop - start)
 
 
-def _frames(log: bytes | mmap.mmap, *, pages: int, whole: bool) -> dict[int, int]:
+def _read(path: Path) -> _File | bytes:
+    return _File(path) if path.is_file() else b""
+
+
+def _frames(log: _File | bytes, *, pages: int, whole: bool) -> dict[int, int]:
     """The offset in the log of the last version of each page, as of the last commit."""
     step = _FRAME_HEADER + PAGE_SIZE
     count = max(0, len(log) - _LOG_HEADER) // step
-    heads = [struct.unpack_from(">IIIIII", log, _LOG_HEADER + n * step) for n in range(count)]
+    starts = [_LOG_HEADER + n * step for n in range(count)]
+    heads = [struct.unpack(">IIIIII", log[at : at + _FRAME_HEADER]) for at in starts]
     if not heads:
         return {}
-    magic, _, _, _, *salts = struct.unpack_from(">IIIIII", log, 0)
-    before = struct.unpack_from(">II", log, 24)
-    if _checksum(bytes(log[:24]), (0, 0), magic) != before:
+    magic, _, _, _, *salts = struct.unpack(">IIIIII", log[:24])
+    before = struct.unpack(">II", log[24:_LOG_HEADER])
+    if _checksum(log[:24], (0, 0), magic) != before:
         if not whole:
             return {}
         salts, magic = list(heads[0][2:4]), 0x377F0682  # the log's own header is what is damaged
@@ -217,7 +252,7 @@ def _frames(log: bytes | mmap.mmap, *, pages: int, whole: bool) -> dict[int, int
                 continue
             break
         sound = whole or tuple(checksum) == (
-            before := _checksum(bytes(log[at : at + 8]) + bytes(log[at + 24 : at + step]), before, magic)
+            before := _checksum(log[at : at + 8] + log[at + 24 : at + step], before, magic)
         )
         if not sound:
             break

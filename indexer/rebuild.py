@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from indexer.lock import acknowledged_commit
 from indexer.merging import CODE_CHOICES, CODE_SPACE_SHA256, CODES
 from indexer.metadata import connect_writer, transaction
 from indexer.pages import DamagedDatabase
-from indexer.rebuild_vectors import SegmentRebuilder, VectorPool
+from indexer.rebuild_vectors import SegmentRebuilder, VectorPool, plausible
 from indexer.records import Analysis, Document
 from indexer.salvage import Salvage, read_manifest, read_state
 from indexer.salvage_vectors import read_pending_rows, read_segment_files
-from indexer.segments import write_segment
+from indexer.segments import VECTORS_SUFFIX, write_segment
 from indexer.settings import (
     INDEX_ID,
     Analyser,
@@ -33,11 +34,12 @@ from indexer.settings import (
     restore_settings,
     settings_from,
     settings_of,
+    settings_of_vectors,
     write_setting,
     write_settings,
 )
 from indexer.store import LOCK, META, REPAIRED, RETAGGED, SEGMENTS
-from indexer.stored import StoredDocument, StoredPassage, matches_digest, sum_digests
+from indexer.stored import DIGEST_BYTES, StoredDocument, StoredPassage, matches_digest, sum_digests
 from indexer.verify import Fault
 
 KEPT = "damaged"
@@ -61,7 +63,6 @@ class _Draft:
 
     stored: StoredDocument
     pooled: bytes | None
-    analysis: Analysis | None = None
 
 
 @dataclass
@@ -77,6 +78,16 @@ class Rebuild:
     def run(self) -> list[Fault]:
         """Write the new database and segments, and give the word: from then on `_finish` puts them in their place."""
         self._clear()
+        try:
+            self._write()
+        except BaseException:
+            with suppress(OSError):  # the room that they take may be what was missing
+                self._clear()
+            raise
+        self._give_the_word()
+        return self.lost
+
+    def _write(self) -> None:
         self.folder = self.path / SEGMENTS
         self.folder.mkdir(exist_ok=True)
         self.database = self._open()
@@ -96,8 +107,6 @@ class Rebuild:
         finally:
             self.connection.close()
             self.salvage.connection.close()
-        self._give_the_word()
-        return self.lost
 
     # Reading
 
@@ -108,10 +117,13 @@ class Rebuild:
         (self._kept / "lost.jsonl").unlink(missing_ok=True)
 
     def _open(self) -> DamagedDatabase:
-        """The database; with what is behind a damaged frame of its log, where acknowledged commits would be missing."""
+        """The database; with what is behind a damaged frame of its log, where acknowledged commits would be missing.
+
+        Or may be, as LOCK does not say.
+        """
         database = DamagedDatabase(self.path / META, whole_log=False)
-        state = read_state(database)
-        if state is None or state.number < acknowledged_commit(self.path / LOCK):
+        state, acknowledged = read_state(database), acknowledged_commit(self.path / LOCK)
+        if state is None or not acknowledged or state.number < acknowledged:
             whole = DamagedDatabase(self.path / META, whole_log=True)
             further = read_state(whole)
             if state is None or (further is not None and further.number > state.number):
@@ -130,7 +142,17 @@ class Rebuild:
         try:
             self.settings = settings_from(rows)
         except (KeyError, TypeError):
-            self.settings = self._settings_of_model(rows)
+            self.settings = self._settings_of_vectors(stored) or self._settings_of_model(rows)
+
+    def _settings_of_vectors(self, stored: dict[str, Any]) -> IndexSettings | None:
+        """The settings of vectors that were made elsewhere, where that is what is left says, and a vector proves it."""
+        with suppress(ValueError, TypeError):
+            self.settings = settings_of_vectors(int(stored.get("dimension", "")))
+            wanted = {name: json.dumps(value) for name, value in asdict(self.settings).items()}
+            if self.settings.dimension > 0 and wanted.items() <= stored.items():
+                self._read_vectors()
+                return self.settings if self.pool.highest_vid else None
+        return None
 
     def _settings_of_model(self, rows: dict[str, Any]) -> IndexSettings:
         """The settings that are left, and for the others those of the given model, which must make the vectors."""
@@ -154,6 +176,11 @@ class Rebuild:
             compared += 1
             if compared == _SAMPLE:
                 break
+        if not compared and (any(self.folder.glob(f"*{VECTORS_SUFFIX}")) or any(self.database.rows("pending"))):
+            raise ModelError(
+                f"{self.path} has lost its settings, and no vector of it can be compared with those of {model.name}: "
+                "pass the --model that built it"
+            )
         return settings
 
     def _read_vectors(self) -> None:
@@ -183,7 +210,10 @@ class Rebuild:
         """An empty index whose numbers go on behind those that were given, in any row that is left."""
         state = self.salvage.state
         number = max(
-            state.number if state else 0, self.acknowledged, *(_leading_number(r.name) for r in self.records), 0
+            state.number if state else 0,
+            self.acknowledged,
+            *(_leading_number(file.name) for file in self.folder.iterdir() if not _is_made(file)),
+            0,
         )
         with transaction(self.connection):
             write_settings(self.connection, self.settings)
@@ -193,11 +223,15 @@ class Rebuild:
             write_commit(self.connection, start.chained_to(state.chain if state else start.chain))
 
     def _write_documents(self) -> None:
-        """Sound documents first: what is left of the sum of all digests is that of a damaged one, if it is one."""
+        """Sound documents first, then those that can be proven, and only if some are missing what else can be read.
+
+        What is left of the sum of all digests is the digest of a damaged one, if it is one that is missing.
+        """
         self.salvage.restore_names(self.settings.entity_types or (), self.settings.class_labels or ())
         damaged: list[tuple[StoredDocument, bytes]] = []
         self.there: set[int] = set()
         self.given_up: set[int] = set()
+        self.proven, self.unproven, self.digest_sum = 0, 0, bytes(DIGEST_BYTES)
         self.ids: set[str] = set()
         self.live: dict[int, int] = {}
         drafts: list[_Draft] = []
@@ -210,52 +244,102 @@ class Rebuild:
                 self._put_in(drafts)
                 drafts = []
         self._put_in(drafts)
+        if not self._complete:
+            self._write_damaged(damaged)
+        self._report_missing()
+
+    def _write_damaged(self, damaged: list[tuple[StoredDocument, bytes]]) -> None:
+        missing = self.salvage.missing(self._done)
+        loose = []
         for row in self.salvage.loose:
-            damaged += self._numbered(row)
-        there = self.there | self.given_up | {stored.doc for stored, _ in damaged}
-        for doc, id_ in self.salvage.missing(there).items():
+            numbered = self._numbered(row, missing)
+            damaged += numbered
+            if not numbered:
+                loose.append(row)
+        for doc in (stored.doc for stored, _ in damaged):
+            missing.pop(doc, None)
+        for doc, id_ in missing.items():
             found = self.salvage.find_in_pages(doc, id_) if id_ is not None else None
             if found is not None:
                 damaged.append(found)
-        state, left = self.salvage.state, None
-        if state is not None and len(damaged) == 1 and len(self.there) == state.documents - 1:
-            so_far = read_commit(self.connection).digest_sum
-            left = sum_digests(state.digest_sum, removed=[so_far])
+        left: list[tuple[StoredDocument, Analysis | None]] = []
+        state = self.salvage.state
         for stored, digest in damaged:
-            if stored.doc not in self.there | self.given_up:
-                self._put_in([self._restored(stored, {digest, left} - {None})])
-        self._report_missing()
+            digests = {digest}
+            if state is not None and self.proven == state.documents - 1:
+                digests.add(sum_digests(state.digest_sum, removed=[self.digest_sum]))
+            if stored.doc not in self._done:
+                draft, analysis = self._restored(stored, digests)
+                if draft is not None:
+                    self._put_in([draft])
+                else:
+                    left.append((stored, analysis))
+        for stored, analysis in left if not self._complete else ():
+            if stored.doc not in self._done:
+                self.unproven += 1
+                self._keep_readable(self.salvage.readable(stored, analysis, self.settings))
+        for row in loose if not self._complete else ():
+            self._keep_loose(row)
 
-    def _numbered(self, row: tuple[Any, ...]) -> list[tuple[StoredDocument, bytes]]:
+    def _keep_readable(self, stored: StoredDocument) -> None:
+        """A document that cannot be proven: in the index, or where another has its id, as a record."""
+        problem = "it does not match its digest; what can be read of it"
+        if stored.id in self.ids:
+            self._lose(stored, f"{problem} is in lost.jsonl, as another document has its id")
+            return
+        if not all(self.pool.has(passage.vid, stored.doc) for passage in stored.passages):
+            stored = replace(stored, passages=())  # nothing proves their numbers: they get new ones
+        self.lost.append(
+            Fault(f"document '{stored.id}'", f"{problem} was kept, and may be wrong: add the document again")
+        )
+        self._put_in([_Draft(stored, None)])
+
+    def _keep_loose(self, row: tuple[Any, ...]) -> None:
+        """A row of `documents` whose number is not known, as a record, where its id and its text can be read."""
+        if len(row) < 4 or not all(isinstance(value, str) for value in row[1:4]) or row[1] in self.ids:
+            return
+        self.ids.add(row[1])
+        problem = "its row is damaged; what can be read of it is in lost.jsonl, to be added"
+        self._record(row[1], row[2], row[3], problem)
+
+    @property
+    def _done(self) -> set[int]:
+        return self.there | self.given_up
+
+    @property
+    def _complete(self) -> bool:
+        """Whether all documents of the last commit are proven: what else can be read is what had been removed."""
+        state = self.salvage.state
+        return state is not None and (self.proven, self.digest_sum) == (state.documents, state.digest_sum)
+
+    def _numbered(self, row: tuple[Any, ...], missing: Iterable[int]) -> list[tuple[StoredDocument, bytes]]:
         """A row of `documents` whose number is damaged: under that of a document that has none and makes it right."""
-        for doc in self.salvage.missing(self.there):
+        for doc in missing:
             found = self.salvage.as_document(row, doc)
             if found is not None and matches_digest(*found):
                 return [found]
         return []
 
     def _draft(self, stored: StoredDocument) -> _Draft:
+        """A document that is proven to be what it was."""
+        self.proven += 1
+        self.digest_sum = sum_digests(self.digest_sum, added=[stored.digest()])
         pooled = self.salvage.pooled(stored.doc, self.settings.dimension) if len(stored.passages) > 1 else None
         return _Draft(stored, pooled)
 
-    def _restored(self, stored: StoredDocument, digests: set[Any]) -> _Draft:
-        """A document that does not match its digest, as it was where that can be found out, else as it can be read."""
+    def _restored(self, stored: StoredDocument, digests: set[bytes]) -> tuple[_Draft | None, Analysis | None]:
+        """A document that does not match its digest, as it was where that can be found; what the model says of it."""
         vids = self.pool.vids_of(stored.doc)
         if any(matches_digest(stored, digest) for digest in digests):
-            return self._draft(stored)
+            return self._draft(stored), None
         for candidate in self.salvage.turned(stored):
             if any(matches_digest(candidate, digest) for digest in digests):
-                return self._draft(candidate)
+                return self._draft(candidate), None
         analysis = self._analyse(stored)
         for candidate in self.salvage.candidates(stored, analysis, vids):
             if any(matches_digest(candidate, digest) for digest in digests):
-                return self._draft(candidate)
-        place = f"document '{stored.id}'"
-        self.lost.append(
-            Fault(place, "it does not match its digest; what can be read of it was kept, and may be wrong")
-        )
-        readable = self.salvage.readable(stored, analysis, self.settings)
-        return _Draft(readable, None, analysis)
+                return self._draft(candidate), analysis
+        return None, analysis
 
     def _analyse(self, stored: StoredDocument) -> Analysis | None:
         if self.settings.fingerprint is None or self.load is None or not stored.text:
@@ -278,7 +362,7 @@ class Rebuild:
         change = Change()
         for draft in drafts:
             if self._lacks(draft):
-                self._lose(draft.stored)
+                self._lose(draft.stored, "its vector is lost; its text and metadata are in lost.jsonl, to be added")
             elif draft.stored.id not in self.ids:
                 change.put_in(draft.stored, draft.pooled)
                 self.there.add(draft.stored.doc)
@@ -329,32 +413,47 @@ class Rebuild:
         self.embedded.clear()
 
     def _highest_vid(self) -> int:
-        given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",)]
-        return max([self.pool.highest_vid, *self.live, *(n for n in given if isinstance(n, int))])
+        given = [row[1] for row in self.database.rows("sqlite_sequence") if row[:1] == ("passages",) and len(row) == 2]
+        return max([self.pool.highest_vid, *self.live, *map(plausible, given)])
 
-    def _lose(self, stored: StoredDocument) -> None:
+    def _lose(self, stored: StoredDocument, problem: str) -> None:
         """A document without a vector cannot be found: it is kept, as a record that can be added again."""
         self.given_up.add(stored.doc)
-        record = {"id": stored.id, "text": stored.text, "metadata": _json(stored.metadata_json)}
+        self._record(stored.id, stored.text, stored.metadata_json, problem)
+
+    def _record(self, id_: str, text: str, metadata: str, problem: str) -> None:
+        record = {"id": id_, "text": text, "metadata": _json(metadata)}
         self._kept.mkdir(exist_ok=True)
         with (self._kept / "lost.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        self.lost.append(
-            Fault(f"document '{stored.id}'", "its vector is lost; its text and metadata are in lost.jsonl, to be added")
-        )
+        self.lost.append(Fault(f"document '{id_}'", problem))
 
     def _report_missing(self) -> None:
-        state = self.salvage.state
-        for doc, id_ in sorted(self.salvage.missing(self.there | self.given_up).items()):
+        state, missing = self.salvage.state, {} if self._complete else self.salvage.missing(self._done)
+        for doc, id_ in sorted(missing.items()):
             self.lost.append(Fault(f"document '{id_}'" if id_ else f"document number {doc}", "it is lost"))
+        reported = len(missing) + self.unproven
         if state is not None and self.acknowledged > state.number:
             self.lost.append(
                 Fault(f"{META}-wal", f"what commits {state.number + 1} to {self.acknowledged} have changed is lost")
             )
-        if state is not None and len(self.there) != state.documents and not self.lost:
-            self.lost.append(
-                Fault("documents", f"{state.documents - len(self.there)} are lost; which ones is not known")
-            )
+        if state is None and self.acknowledged > (last := self._last_seen()):
+            problem = "the last commit's row is lost, and so may be what commits"
+            self.lost.append(Fault(f"{META}-wal", f"{problem} {last + 1} to {self.acknowledged} have changed"))
+        if state is not None and not self._complete:
+            gone = state.documents - self.proven - reported
+            if gone > 0:
+                self.lost.append(Fault("documents", f"{gone} are lost; which ones is not known"))
+            elif self.proven >= state.documents:
+                problem = "some are not as the last commit left them, but as an older one; which ones is not known"
+                self.lost.append(Fault("documents", problem))
+
+    def _last_seen(self) -> int:
+        """The last commit of which there is a document or a segment, 0 where there is none."""
+        last = self.salvage.connection.execute(
+            "SELECT max(written) FROM documents WHERE written <= ?", (self.acknowledged,)
+        ).fetchone()[0]
+        return max([last or 0, *(_leading_number(record.name) for record in self.records)])
 
     def _write_vectors(self) -> None:
         segments = SegmentRebuilder(
@@ -395,7 +494,7 @@ class Rebuild:
 
     def _give_the_word(self) -> None:
         for file in self.folder.iterdir():
-            if file.name not in self.named and not file.name.partition(".")[0].endswith(_MADE):
+            if file.name not in self.named and not _is_made(file):
                 self._keep(file)
         if self._kept.is_dir():
             sync(self._kept)
@@ -409,6 +508,10 @@ class Rebuild:
             sync(file)
         (self.path / _DRAFT).rename(self.path / REPAIRED)
         sync(self.path)
+
+
+def _is_made(file: Path) -> bool:
+    return file.name.partition(".")[0].endswith(_MADE)
 
 
 def _leading_number(name: str) -> int:

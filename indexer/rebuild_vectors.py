@@ -19,7 +19,7 @@ from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import transaction
 from indexer.pages import DamagedDatabase
 from indexer.postings import LOG_TRIMMED
-from indexer.salvage_vectors import VectorSource
+from indexer.salvage_vectors import VectorSource, sha256_if_readable
 from indexer.segments import Block, SegmentRecord, write_segment
 from indexer.settings import write_setting
 from indexer.sources import file_sha256
@@ -189,8 +189,8 @@ class SegmentRebuilder:
         self.connection.executemany("INSERT INTO changes (seq, op, doc, vid) VALUES (?, ?, ?, ?)", rows)
         write_setting(self.connection, LOG_TRIMMED, last + len(dead))
         for table, highest in (
-            ("documents", max(highest_doc, self.pool.highest_doc, _plausible(given.get("documents")))),
-            ("passages", max([*self.live, self.pool.highest_vid, _plausible(given.get("passages"))])),
+            ("documents", max(highest_doc, self.pool.highest_doc, plausible(given.get("documents")))),
+            ("passages", max([*self.live, self.pool.highest_vid, plausible(given.get("passages"))])),
             ("changes", last + len(dead)),
         ):
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
@@ -199,7 +199,7 @@ class SegmentRebuilder:
     def _code_space(self) -> CodeSpace | None:
         """The code space as it was, `None` where no segment has codes, or it is lost."""
         file = self.folder / CODE_SPACE
-        if self.space_sha256 is not None and file.is_file() and file_sha256(file) == self.space_sha256:
+        if self.space_sha256 is not None and file.is_file() and sha256_if_readable(file) == self.space_sha256:
             return load_code_space(file, dimension=self.dimension)
         return None
 
@@ -211,5 +211,6 @@ class SegmentRebuilder:
         return space
 
 
-def _plausible(number: object) -> int:
+def plausible(number: object) -> int:
+    """A number as documents and vectors have them, or 0 in the place of one that is damaged."""
     return number if isinstance(number, int) and 0 <= number < 2**32 - 1 else 0

@@ -12,10 +12,14 @@
 | a bit of a text, of metadata, of an id | each bit is turned until the document's digest is right |
 | a document's digest | the sum of all digests, less the others |
 | the commit row, numbers, the manifest | from what they count and name |
-| settings | from the given model, which must make the vectors that are there |
+| settings | from the given model, which must make the vectors that are there; of given vectors, by their checksums |
 | the header, the schema, inner pages of meta.sqlite | not needed: rows are read page by page (pages.py) |
 | a frame of the write-ahead log | those behind it are read all the same |
+| a document that nothing proves | reported, and kept as it can be read, in the index or in `lost.jsonl` |
 | a text beyond that; a given vector; what the log has lost | **lost**: reported, and kept in `damaged-<n>/` |
+
+Once the proven documents are all that the last commit counts, by the sum of their digests, whatever else can be read is
+what had been removed, and does not come back.
 
 Nothing is changed until everything is written beside: then the damaged files are moved to `damaged-<n>/` inside the
 index, and the new database takes its place by a rename. Killed before, the index is as it was; killed between the two
@@ -59,6 +63,7 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
         raise NotAnIndexError(f"{path} is not an index folder: there is no such folder")
     lock = WriterLock(path / LOCK)
     try:
+        _refuse_links(path)
         kept = _finish(path)
         lost = _unreported(path)
         found = verify_index(path).faults
@@ -74,6 +79,13 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
     return RepairReport(found, tuple(lost), kept)
 
 
+def _refuse_links(path: Path) -> None:
+    """Raise where what a repair writes would go through a link: in a folder that somebody else has made, anywhere."""
+    for name in (f"{KEPT}.tmp", UNREPORTED, REPAIRED):
+        if (path / name).is_symlink():
+            raise StorageError(f"{path / name} is a symbolic link, which is not written through: remove it")
+
+
 def _finish(path: Path) -> str | None:
     """Put a repaired database in its place, if there is one; returns the folder to which the damaged one went."""
     kept = path / f"{KEPT}.tmp"
@@ -87,7 +99,7 @@ def _finish(path: Path) -> str | None:
         sync(path)
         (path / REPAIRED).rename(path / META)
         sync(path)
-    elif not (kept / META).is_file():
+    elif not any((kept / name).is_file() for name in (META, f"{META}-wal")):
         return None
     number = next(n for n in range(1, 10**6) if not (path / f"{KEPT}-{n}").exists())
     final = kept.rename(path / f"{KEPT}-{number}")

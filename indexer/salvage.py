@@ -13,13 +13,13 @@ import orjson
 
 from indexer.changes import CommitState, hash_content, sorted_spans
 from indexer.durable import vector_crc
-from indexer.manifest import digest_of
+from indexer.manifest import digest_of, has_own_names
 from indexer.metadata import migrate
 from indexer.pages import DamagedDatabase, Row, rows_that_begin_with
 from indexer.records import Analysis, Document
 from indexer.segments import SegmentFile, SegmentRecord
 from indexer.settings import IndexSettings, with_bits_turned
-from indexer.stored import StoredDocument, StoredPassage, matches_digest, read_unchecked
+from indexer.stored import HIGHEST_DOC, StoredDocument, StoredPassage, matches_digest, read_unchecked
 
 _TABLES: dict[str, tuple[type | tuple[type, ...], ...]] = {
     "labels": (int, str),
@@ -53,7 +53,7 @@ def read_manifest(database: DamagedDatabase) -> list[SegmentRecord]:
         with suppress(TypeError, ValueError):
             name, first, last, rows, rerank, factory, version, digest = row
             record = SegmentRecord(name, first, last, rows, rerank, factory, version, tuple(files.get(name, ())))
-            if digest_of(record) == digest:
+            if digest_of(record) == digest and has_own_names(record):
                 records.append(record)
     return sorted(records, key=lambda record: record.first_vid)
 
@@ -75,6 +75,7 @@ class Salvage:
         self.connection.execute("BEGIN")
         for table, types in _TABLES.items():
             self._copy(table, types)
+        self._copy_ids()
 
     def documents(self) -> Iterator[tuple[StoredDocument, bytes]]:
         """Every document with the digest that was stored for it."""
@@ -148,21 +149,28 @@ class Salvage:
         return next(iter(read_unchecked(self.connection, [doc])), None)
 
     def find_in_pages(self, doc: int, id_: str) -> tuple[StoredDocument, bytes] | None:
-        """A document whose row cannot be reached, by its id, where it stands in a page and matches its digest."""
+        """A document whose row cannot be reached, by its id, where it stands in a page and matches its digest.
+
+        Of several versions of it, as what was replaced may still stand in a page, the one that was written last.
+        """
+        best: tuple[int, tuple[StoredDocument, bytes]] | None = None
         for number in self.database.pages("documents"):
             for row in rows_that_begin_with(self.database.page(number), id_):
                 if len(row) == 9 and row[1] == id_ and fits("documents", (doc, *row[1:])):
-                    found = self.as_document(row, doc)
+                    found = self.as_document(row, doc) if best is None or row[7] > best[0] else None
                     if found is not None and (matches_digest(*found) or self._matches_again(found)):
-                        return found
+                        best = row[7], found
         self.connection.execute("DELETE FROM documents WHERE doc = ?", (doc,))
-        return None
+        return None if best is None else best[1]
 
     def _matches_again(self, found: tuple[StoredDocument, bytes]) -> bool:
         return any(matches_digest(candidate, found[1]) for candidate in self.candidates(found[0], None, ()))
 
     def readable(self, stored: StoredDocument, analysis: Analysis | None, settings: IndexSettings) -> StoredDocument:
-        """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there."""
+        """A document that cannot be proven, in a form that an index can hold: tags by the model where it is there.
+
+        Its id is that of SQLite's index of them where it is known, as the document's own row is what is damaged.
+        """
         metadata = stored.metadata_json
         try:
             if not isinstance(orjson.loads(metadata), dict):
@@ -175,44 +183,52 @@ class Salvage:
         ends = len(stored.text)
         return replace(
             stored,
+            id=self._id_of(stored.doc) or stored.id,
             metadata_json=metadata,
-            content_hash=stored.content_hash,
+            content_hash=b"",  # no text's: the document as it was is embedded again when it is added again
             label=label if settings.class_labels is not None else None,
             spans=tuple(span for span in spans if span.end <= ends) if settings.entity_types is not None else (),
         )
 
     def missing(self, there: set[int]) -> dict[int, str | None]:
         """Numbers of documents that other rows name, but that are not `there`, with their ids where they are known."""
-        known: dict[int, str | None] = {}
-        for table in ("passages", "entities"):
-            known.update((doc, None) for (doc,) in self.connection.execute(f"SELECT DISTINCT doc FROM {table}"))
-        for row in self._ids():
-            known[row[1]] = row[0]
-        return {doc: id_ for doc, id_ in known.items() if doc not in there}
+        rows = self.connection.execute(
+            "SELECT doc, ids.id FROM"
+            " (SELECT doc FROM passages UNION SELECT doc FROM entities UNION SELECT doc FROM ids)"
+            " LEFT JOIN ids USING (doc)"
+        )
+        return {doc: id_ for doc, id_ in rows if doc not in there}
 
     def _copy(self, table: str, types: tuple[type | tuple[type, ...], ...]) -> None:
         places = ", ".join("?" * len(types))
-        rows = []
-        for row in self.database.rows(table):
-            if fits(table, row):
-                rows.append(row)
-            elif table == "documents":
-                self.loose.append(row)
-        if table == "documents":
-            before: set[Any] = set()
-            for row in rows:
-                if row[0] in before:
-                    self.loose.append(row)
-                before.add(row[0])
-        self.connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", rows)
+        self.connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", self._fitting(table))
 
-    def _ids(self) -> Iterator[tuple[str, int]]:
-        for row in self.database.rows("sqlite_autoindex_documents_1"):
-            if len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], int):
-                yield row[0], row[1]
+    def _fitting(self, table: str) -> Iterator[Row]:
+        """The rows of a table one by one; those of documents that do not fit, or come twice, are put by."""
+        before: set[int] = set()
+        for row in self.database.rows(table):
+            there = fits(table, row)
+            if table == "documents":
+                if not there or row[0] in before:
+                    self.loose.append(row)
+                if there:
+                    before.add(row[0])
+            if there:
+                yield row
+
+    def _copy_ids(self) -> None:
+        """The ids by number, as SQLite's index of them has them."""
+        self.connection.execute("CREATE TABLE ids (doc INTEGER PRIMARY KEY, id TEXT NOT NULL)")
+        rows = (
+            (row[1], row[0])
+            for row in self.database.rows("sqlite_autoindex_documents_1")
+            if len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], int) and abs(row[1]) < 2**63
+        )
+        self.connection.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?)", rows)
 
     def _id_of(self, doc: int) -> str | None:
-        return next((id_ for id_, number in self._ids() if number == doc), None)
+        row = self.connection.execute("SELECT id FROM ids WHERE doc = ?", (doc,)).fetchone()
+        return None if row is None else row[0]
 
     def _restore_name(self, home: str, key: str, number: int, doc: int, names: Sequence[str]) -> None:
         """Try each name until the document is what its digest says; leave it as it was where none does."""
@@ -239,9 +255,13 @@ class Salvage:
 def fits(table: str, row: Row) -> bool:
     """Can these values be a row of a table?"""
     types = _TABLES[table]
-    return len(row) == len(types) and all(
-        isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
-        for value, kind in zip(row, types, strict=True)
+    return (
+        len(row) == len(types)
+        and all(
+            isinstance(value, kind) and not (isinstance(value, int) and abs(value) >= 2**63)
+            for value, kind in zip(row, types, strict=True)
+        )
+        and (table != "documents" or 0 < row[0] <= HIGHEST_DOC)
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from indexer.durable import vector_crc, write_npy
+from indexer.errors import StorageError
 from indexer.pages import DamagedDatabase
 from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord, suffixes
 from indexer.sources import file_sha256
@@ -81,13 +82,29 @@ def read_segment_files(
         if ids is None or not there:
             continue
         ids = ids[:, :there]
-        whole = record is not None and all(good.values()) and len(good) == len(suffixes(codes=record.rerank > 0))
+        whole = (
+            record is not None
+            and all(good.values())
+            and len(good) == len(suffixes(codes=record.rerank > 0))
+            and file.stat().st_size == start + 2 * dimension * record.rows  # else of another dimension
+        )
         sound = np.ones(there, dtype=bool) if whole else _proven(ids, table)
         yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
 
 
 def _is(file: Path, wanted: SegmentFile) -> bool:
-    return file.is_file() and file.stat().st_size == wanted.bytes and file_sha256(file) == wanted.sha256
+    return file.is_file() and file.stat().st_size == wanted.bytes and sha256_if_readable(file) == wanted.sha256
+
+
+def sha256_if_readable(file: Path) -> str:
+    """SHA-256 of a file, in hex. Raises `StorageError` with the way out where a part of it cannot be read."""
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise StorageError(
+            f"{file} cannot be read: {error.strerror or error}; where that does not pass, put a copy of what can be "
+            "read in its place, or move it away: then the repair does without it"
+        ) from error
 
 
 def _read_ids(file: Path, rows: int) -> IdArray | None:

@@ -8,6 +8,7 @@ after the other, mapped.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ VECTORS_SUFFIX, IDS_SUFFIX = ".fp16.faiss", ".ids.npy"
 PACKED_SUFFIX, PLAIN_SUFFIX = CODES_SUFFIXES = ".codes.faiss", ".codes.npy"
 
 _BLOCK = 8_192  # rows that are held at a time
+_OWN_NAME = re.compile(r"[\w-]+(\.fp16\.faiss|\.ids\.npy|\.codes\.faiss|\.codes\.npy)", re.ASCII)
 _ROWS_AT = 8  # of a FAISS file: the number of its vectors, behind its kind and their dimension
 
 
@@ -200,6 +202,15 @@ def live_blocks(segments: Iterable[Segment]) -> Iterator[Block]:
                 codes = None if segment.codes is None else segment.codes.plain[at]
                 crcs = None if segment.crcs is None else segment.crcs[at]
                 yield Block(segment.vids[at], segment.docs[at], segment.table[at], codes, crcs)
+
+
+def is_segment_file(name: str) -> bool:
+    """Whether a file's name is one that segments have: without a folder in it.
+
+    >>> is_segment_file("0000000001.ids.npy"), is_segment_file("../0000000001.ids.npy"), is_segment_file("mine.npy")
+    (True, False, False)
+    """
+    return _OWN_NAME.fullmatch(name) is not None
 
 
 def suffixes(*, codes: bool) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256, Merger
 from indexer.metadata import connect_reader, connect_writer, select_in, transaction
 from indexer.postings import read_log_position
 from indexer.records import Analysis, Document
-from indexer.segments import Block, SegmentRecord, new_name, write_segment
+from indexer.segments import Block, SegmentRecord, is_segment_file, new_name, write_segment
 from indexer.settings import INDEX_ID, IndexSettings, read_setting, read_settings, write_setting, write_settings
 from indexer.stored import StoredDocument, read_by_id, read_documents
 from indexer.upkeep import Upkeep
@@ -465,10 +465,13 @@ class IndexWriter:
         return create
 
     def _delete_orphans(self) -> None:
-        """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock."""
+        """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock.
+
+        Whatever else somebody has put there stays.
+        """
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
-        orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named]
+        orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
         if orphans:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
             with transaction(self._connection):
@@ -527,6 +530,12 @@ class IndexWriter:
             )
         change.vectors = vectors.halves([analysis.vectors for analysis in analyses])
         return change
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether a file under segments/ is one that a writer makes, by its name."""
+    name = file.name.removesuffix(".tmp")
+    return (is_segment_file(name) or name == CODE_SPACE) and not file.is_dir()
 
 
 def check_acknowledged(path: Path, commit: int, acknowledged: int) -> None:

@@ -17,6 +17,7 @@ from indexer.metadata import select_in
 from indexer.records import Label, Span
 
 DIGEST_BYTES = 16
+HIGHEST_DOC = 2**32 - 2  # that a bitmap can hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,11 +39,10 @@ from indexer.segments import IDS_SUFFIX, SegmentRecord, open_segment
 from indexer.settings import IndexSettings, read_setting, read_settings
 from indexer.sources import file_sha256
 from indexer.store import LOCK, META, REPAIRED, SEGMENTS, read_pending
-from indexer.stored import DIGEST_BYTES, StoredDocument, read_documents, sum_digests
+from indexer.stored import DIGEST_BYTES, HIGHEST_DOC, StoredDocument, read_documents, sum_digests
 from indexer.vectors import IdArray
 
 _ROWS = 1_000  # documents or vectors held in memory at a time
-_HIGHEST_DOC = 2**32 - 2  # that a bitmap can hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,7 @@ def verify_index(path: str | Path) -> VerifyReport:
             raise
         return VerifyReport(0, 0, (Fault(META, _why(path, error)),))
     try:
+        connection.execute("PRAGMA mmap_size = 0")  # what a disk cannot read would end a process that maps it
         connection.execute("BEGIN")
         faults = tuple(_faults(connection, path, acknowledged))
         counts = _counts(connection)
@@ -145,6 +145,9 @@ def _check_database(connection: sqlite3.Connection) -> Iterator[Fault]:
     for name, sql in wanted.items():
         if found.get(name) != sql:
             yield Fault(META, f"the definition of '{name}' is not this version's")
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master WHERE sql IS NOT NULL").fetchall():
+        if name not in wanted and not str(name).startswith("sqlite_"):  # those are SQLite's own, as its statistics
+            yield Fault(META, f"it has a {kind} '{name}', which is not this version's and may change what is written")
     for (message,) in connection.execute("PRAGMA integrity_check(20)"):
         if message != "ok":
             yield Fault(META, message)
@@ -188,7 +191,7 @@ def _check_numbers(connection: sqlite3.Connection) -> Iterator[Fault]:
     ):
         highest = connection.execute(used).fetchone()[0] or 0
         last = given.get(table, 0)
-        if not isinstance(last, int) or last < highest or (table == "documents" and last > _HIGHEST_DOC):
+        if not isinstance(last, int) or last < highest or (table == "documents" and last > HIGHEST_DOC):
             yield Fault("sqlite_sequence", f"{table} were numbered up to {last}, but {highest} is in use")
 
 
@@ -298,8 +301,16 @@ def _check_file(file: Path, *, size: int | None, sha256: str) -> Iterator[Fault]
         yield Fault(place, "the file is gone")
     elif size is not None and file.stat().st_size != size:
         yield Fault(place, f"{file.stat().st_size} bytes, but {size} were written")
-    elif file_sha256(file) != sha256:
-        yield Fault(place, "its SHA-256 is not the one that was written")
+    else:
+        try:
+            found = file_sha256(file)
+        except OSError as error:
+            if is_scarcity(error):
+                raise
+            yield Fault(place, f"cannot be read: {error.strerror or error}")
+        else:
+            if found != sha256:
+                yield Fault(place, "its SHA-256 is not the one that was written")
 
 
 def _check_pooled(connection: sqlite3.Connection, settings: IndexSettings) -> Iterator[Fault]:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from command_line import Run, assert_fails
 from fakes import DemoAnalyser, build_index, check_consistent, clustered, entries, table_rows
 
 from indexer import backup
-from indexer.api import restore_index, snapshot_index
+from indexer.api import compact_index, restore_index, snapshot_index
 from indexer.errors import CorruptIndexError, DestinationError, LockedError, NotAnIndexError, StorageError
+from indexer.export import export_documents
+from indexer.manifest import add_segment, drop_segments, read_segments
+from indexer.metadata import connect_writer, transaction
 from indexer.records import Document
+from indexer.repair import repair_index
 from indexer.settings import settings_of
 from indexer.store import IndexWriter
 from indexer.verify import verify_index
@@ -335,6 +340,41 @@ def test_a_damaged_snapshot_is_not_restored_nor_a_damaged_index_copied(
         with pytest.raises(CorruptIndexError, match=message):
             make(source, dest)
         only(tmp_path, "source")
+
+
+def name_files_elsewhere(index: Path) -> Path:
+    """An index that somebody made to do harm: the files of its segment are in a folder beside it."""
+    (elsewhere := index.parent / "elsewhere").mkdir()
+    connection = connect_writer(index / "meta.sqlite")
+    with closing(connection), transaction(connection):
+        (record,) = read_segments(connection)
+        drop_segments(connection, [record])
+        named = [replace(file, name=f"../../elsewhere/{file.name}") for file in record.files]
+        add_segment(connection, replace(record, name=f"../../elsewhere/{record.name}", files=tuple(named)))
+    for file in record.files:
+        (index / "segments" / file.name).rename(elsewhere / file.name)
+    return elsewhere
+
+
+def test_an_index_names_no_files_of_other_folders(tmp_path: Path) -> None:
+    source = build_index(tmp_path / "source", documents(0, 50), seal=True)
+    elsewhere = name_files_elsewhere(source)
+    before = {file.name for file in elsewhere.iterdir()}
+    (other := tmp_path / "other").mkdir()
+    (other / "elsewhere").mkdir()
+    message = "names files that are not its own"
+    assert message in verify_index(source).faults[0].problem
+    for make in (
+        lambda: restore_index(source, other / "copy"),
+        lambda: snapshot_index(source, other / "copy", verify=False),
+        lambda: compact_index(source),
+        lambda: list(export_documents(source, vectors=True)),
+    ):
+        with pytest.raises(CorruptIndexError, match=message):
+            make()
+    assert list((other / "elsewhere").iterdir()) == []
+    repair_index(source, load=lambda _: MODEL)
+    assert {file.name for file in elsewhere.iterdir()} == before
 
 
 def test_a_damaged_index_can_be_copied_as_it_is(tmp_path: Path, dest: Path) -> None:

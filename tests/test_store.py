@@ -496,6 +496,18 @@ def test_what_a_crash_left_among_the_segments_goes_when_a_writer_opens(path: Pat
     assert {file.name for file in folder.iterdir()} == named
 
 
+def test_what_somebody_put_among_the_segments_stays(path: Path) -> None:
+    build_index(path, [Document("a", "one ball")], seal=True)
+    folder = path / "segments"
+    (folder / "README.txt").write_text("mine")
+    (folder / "notes.npy").write_bytes(b"mine")
+    (folder / "0000000009.ids.npy").mkdir()
+    IndexWriter(path).close()
+    assert (folder / "README.txt").read_text() == "mine"
+    assert (folder / "notes.npy").read_bytes() == b"mine"
+    assert (folder / "0000000009.ids.npy").is_dir()
+
+
 def test_a_refused_second_writer_deletes_nothing(path: Path, writer: IndexWriter) -> None:
     writer.write([entry("a", "a", EAST)])
     (path / "segments" / "0000000009.fp16.faiss.tmp").write_bytes(b"x")

@@ -16,6 +16,7 @@ from fakes import DemoAnalyser, build_index, entries
 from indexer.cli import cli
 from indexer.durable import is_scarcity
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
+from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.repair import repair_index
 from indexer.store import IndexWriter
@@ -69,6 +70,7 @@ def test_a_sound_index_has_no_fault(path: Path) -> None:
         ("DELETE FROM changes WHERE op = 'remove'", "vectors have no passage"),
         ("UPDATE commits SET documents = 19", "documents: 20 rows, but the last commit left 19"),
         ("DELETE FROM settings", "the settings are gone"),
+        ("CREATE TRIGGER more AFTER DELETE ON documents BEGIN SELECT 1; END", "meta.sqlite: it has a trigger 'more'"),
     ],
 )
 def test_damaged_rows_are_found(path: Path, statement: str, expected: str) -> None:
@@ -88,6 +90,14 @@ def test_damaged_segment_files_are_found(path: Path, suffix: str) -> None:
         assert f"segments/{file.name}: {expected}" in faults(path)
     file.unlink()
     assert f"segments/{file.name}: the file is gone" in faults(path)
+
+
+def test_a_schema_of_which_sqlite_s_own_message_is_no_text_is_damage(path: Path) -> None:
+    data = (path / "meta.sqlite").read_bytes()
+    (path / "meta.sqlite").write_bytes(data.replace(b'"end" INTEGER NOT', b'"end"\xa0INTEGER NOT', 1))
+    assert "meta.sqlite" in faults(path)
+    with pytest.raises(NotAnIndexError, match="is not an index's database"):
+        IndexReader(path)
 
 
 def test_every_flipped_bit_of_the_database_that_matters_is_found(path: Path) -> None:
