@@ -14,8 +14,8 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-Offsets = npt.NDArray[np.int64]
-"""(n, 2): start and end of words or tokens, code points, end exclusive."""
+Offsets = Sequence[tuple[int, int]]
+"""Start and end of words or tokens, code points, end exclusive. Of a sentence, arrays would take longer than lists."""
 
 IGNORED = -100
 """Label of a word that carries none: padding, and a word without a token."""
@@ -42,7 +42,7 @@ def split_words(text: str) -> Offsets:
     offsets = [match.span() for match in _UNICODE_WORDS.finditer(text)]
     if not text.isascii():
         offsets = _join_marks(text, offsets)
-    return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    return offsets
 
 
 def _join_marks(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -65,30 +65,30 @@ def _in_handle(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def tokens_of_words(words: Offsets, tokens: Offsets) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The tokens of all words, one word's behind the other's (n,), and how many each word has (words,).
+def tokens_of_words(words: Offsets, tokens: Offsets) -> list[list[int]]:
+    """The tokens of each word.
 
     A token belongs to the word that its first character stands in; empty tokens (special ones) belong to none.
     `tokens` must not start with white space: see `trim_offsets`.
     """
-    own: list[list[int]] = [[] for _ in range(len(words))]
-    starts, ends = words.T.tolist()
-    for token, (start, end) in enumerate(tokens.tolist()):  # of a sentence, arrays would take four times as long
+    own: list[list[int]] = [[] for _ in words]
+    starts = [start for start, _ in words]
+    for token, (start, end) in enumerate(tokens):
         if end > start:
             word = bisect_right(starts, start) - 1
-            if word >= 0 and start < ends[word]:
+            if word >= 0 and start < words[word][1]:
                 own[word].append(token)
-    flat = [token for of_word in own for token in of_word]
-    return np.array(flat, dtype=np.int64), np.array([len(of_word) for of_word in own], dtype=np.int64)
+    return own
 
 
-def trim_offsets(text: str, tokens: Offsets) -> Offsets:
-    """Move the starts of tokens past leading white space, which some tokenizers count as part of a token."""
-    trimmed = tokens.copy()
-    for index, (start, end) in enumerate(tokens):
-        while start < end and text[start].isspace():
-            start += 1
-        trimmed[index, 0] = start
+def trim_offsets(text: str, tokens: Offsets) -> list[tuple[int, int]]:
+    """Starts of tokens moved past leading white space, which some tokenizers count as part of a token."""
+    trimmed = []
+    for start, end in tokens:
+        first = start
+        while first < end and text[first].isspace():
+            first += 1
+        trimmed.append((first, end))
     return trimmed
 
 
@@ -107,8 +107,9 @@ def labels_of_spans(spans: Sequence[tuple[int, int, int]], words: Offsets) -> np
     A word belongs to a span if it overlaps it.
     """
     labels = np.zeros(len(words), dtype=np.int64)
+    starts, ends = np.array(words, dtype=np.int64).reshape(-1, 2).T
     for entity_type, start, end in spans:
-        inside = np.flatnonzero((words[:, 0] < end) & (words[:, 1] > start))
+        inside = np.flatnonzero((starts < end) & (ends > start))
         labels[inside] = 2 + 2 * entity_type
         labels[inside[:1]] = 1 + 2 * entity_type
     return labels

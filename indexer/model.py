@@ -242,7 +242,7 @@ class TextModel:
 
     def _tokens_of_parts(self, window: Window, text: str, parts: Sequence[tuple[int, int]]) -> npt.NDArray[np.float32]:
         """1 where a token of the window begins in the part, else 0: (parts, tokens)."""
-        offsets = self.token_offsets(window, text[window.start : window.end])
+        offsets = np.array(self.token_offsets(window, text[window.start : window.end]), dtype=np.int64).reshape(-1, 2)
         first, last = offsets[:, 0] + window.start, offsets[:, 1] + window.start
         bounds = np.array(parts, dtype=np.int64).reshape(-1, 2)
         inside = (first >= bounds[:, :1]) & (first < bounds[:, 1:]) & (last > first)
@@ -328,7 +328,7 @@ class TextModel:
         lengths = np.array([len(cut.offsets) for cut in words], dtype=np.int64)
         emissions = iob.log_softmax(logits)
         for row, cut in enumerate(words):
-            if not cut.known.all():  # a word without a token is O
+            if not all(cut.tokens):  # a word without a token is O
                 emissions[row, : lengths[row]][~cut.known] = [0.0] + [-np.inf] * (logits.shape[2] - 1)
         labels = iob.viterbi(emissions, lengths)
         spans: list[list[Span]] = [[] for _ in words]
@@ -338,8 +338,8 @@ class TextModel:
             spans[row] = [
                 Span(
                     type=types[kind],
-                    start=int(offsets[begin, 0]),
-                    end=int(offsets[end - 1, 1]),
+                    start=offsets[begin][0],
+                    end=offsets[end - 1][1],
                     score=float(probabilities[begin] if end == begin + 1 else probabilities[begin:end].mean()),
                 )
                 for kind, begin, end in iob.spans_of_labels(chosen)
@@ -348,12 +348,13 @@ class TextModel:
 
     def token_offsets(self, window: Window, piece: str) -> iob.Offsets:
         """Offsets of a window's tokens into its piece of text, without leading white space; none below 0."""
-        offsets = np.array(window.offsets, dtype=np.int64).reshape(-1, 2)
-        shift = len(self.config.prefix)
+        offsets: iob.Offsets = window.offsets
+        prefix = self.config.prefix
         if self._offsets_hold_spaces:  # the first word's token may begin with the prefix's last space
-            offsets = iob.trim_offsets(self.config.prefix + piece, offsets + shift) - shift
-        if shift:
-            offsets = np.where(offsets[:, :1] < 0, 0, offsets)  # a token that begins in the prefix is not tagged
+            within = [(start + len(prefix), end + len(prefix)) for start, end in offsets]
+            offsets = [(a - len(prefix), b - len(prefix)) for a, b in iob.trim_offsets(prefix + piece, within)]
+        if prefix:  # a token that begins in the prefix is not tagged
+            offsets = [(start, end) if start >= 0 else (0, 0) for start, end in offsets]
         return offsets
 
     def _combine(

@@ -61,20 +61,22 @@ _COUNTED = {Shape.LOWER, Shape.TITLE, Shape.UPPER, Shape.MIXED}
 _LINK, _HANDLE = Shape.LINK, Shape.HANDLE
 # Tables indexed by the shape: a set would ask each member for its hash, which costs more than all the rest.
 _IS_CAPITALISED = tuple(shape in _CAPITALISED | {Shape.TAG_UPPER} for shape in Shape)
+_IS_COUNTED = tuple(shape in _COUNTED for shape in Shape)
+_TITLES = (Shape.TITLE, Shape.TITLE_FIRST)
 _IS_CASED = tuple(shape in _CASED for shape in Shape)
 _IS_WORD = tuple(shape in _CASED | {Shape.DIGITS, Shape.NO_CASE} for shape in Shape)
 
 
-def word_shapes(text: str, words: Offsets) -> Shapes:
-    """The shape of each word of a text, as cut by `iob.split_words`. Shape (words,).
+def word_shapes(text: str, words: Offsets) -> list[int]:
+    """The shape of each word of a text, as cut by `iob.split_words`.
 
-    >>> word_shapes("Ada met", np.array([[0, 3], [4, 7]])).tolist() == [Shape.TITLE_FIRST, Shape.LOWER]
+    >>> word_shapes("Ada met", [(0, 3), (4, 7)]) == [Shape.TITLE_FIRST, Shape.LOWER]
     True
     """
     shapes: list[int] = []
     first, before, end_before, kind = True, "", -1, Shape.NONE
     lines = "\n" in text
-    for start, end in words.tolist():
+    for start, end in words:
         word, glued = text[start:end], start == end_before
         shape = form(word[1:] if word[0] in SIGNS and len(word) > 1 else word)
         if lines and not glued and "\n" in text[max(end_before, 0) : start]:
@@ -93,21 +95,20 @@ def word_shapes(text: str, words: Offsets) -> Shapes:
             first = first or kind is not Shape.INITIAL  # "J. Smith", "U.S. Army"
         shapes.append(shape)
         before, end_before, kind = word, end, shape
-    return _without_telling(np.array(shapes, dtype=np.int64))
+    return _without_telling(shapes)
 
 
-def _without_telling(shapes: Shapes) -> Shapes:
+def _without_telling(shapes: list[int]) -> list[int]:
     """The shapes with those for case that says little, where a text's own capitals, or their lack, make it so."""
-    counts = np.bincount(shapes, minlength=len(Shape)).tolist()
-    if not any(count for count, capital in zip(counts, _IS_CAPITALISED, strict=True) if capital):
-        return LOWERED[shapes]
-    counted = sum(counts[shape] for shape in _COUNTED)
+    if not any(_IS_CAPITALISED[shape] for shape in shapes):
+        return [_LOWERED[shape] for shape in shapes]
+    counted = sum(_IS_COUNTED[shape] for shape in shapes)
     if counted < _ENOUGH:
         return shapes
-    if counts[Shape.UPPER] >= _UNTELLING * counted:
-        return np.where(shapes == Shape.UPPER, Shape.UPPER_IN_CAPITALS, shapes)
-    if counted - counts[Shape.LOWER] >= _UNTELLING * counted:
-        return np.where((shapes == Shape.TITLE) | (shapes == Shape.TITLE_FIRST), Shape.TITLE_IN_HEADLINE, shapes)
+    if shapes.count(Shape.UPPER) >= _UNTELLING * counted:
+        return [Shape.UPPER_IN_CAPITALS if shape == Shape.UPPER else shape for shape in shapes]
+    if counted - shapes.count(Shape.LOWER) >= _UNTELLING * counted:
+        return [Shape.TITLE_IN_HEADLINE if shape in _TITLES else shape for shape in shapes]
     return shapes
 
 
@@ -147,6 +148,7 @@ LOWERED = _table(
     | {Shape.DIGITS_UPPER: Shape.DIGITS_LOWER, Shape.TAG_UPPER: Shape.TAG_LOWER}
 )
 """`LOWERED[shapes]` are the shapes of the same text in small letters."""
+_LOWERED = LOWERED.tolist()
 
 CAPITALS = _table(
     dict.fromkeys(

@@ -12,28 +12,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from indexer import iob
-from indexer.shapes import Shape, Shapes, word_shapes
-
-Ints = npt.NDArray[np.int64]
+from indexer.shapes import Shape, word_shapes
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of one text: `offsets`, the `tokens` that are read one behind the other, how many of each, `shapes`.
-
-    All int64: `offsets` (words, 2), `tokens` (n,), `counts` (words,), `shapes` (words,), NONE where nobody reads them.
-    """
+    """The words of one text: their `offsets`, the `tokens` of each that are read, and their `shapes`, if these are."""
 
     offsets: iob.Offsets
-    tokens: Ints
-    counts: Ints
-    shapes: Shapes
+    tokens: list[list[int]]
+    shapes: list[int] | None
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
         """Which have a token, bool (words,): one without is never part of an entity."""
-        known: npt.NDArray[np.bool_] = self.counts > 0
-        return known
+        return np.array([len(own) > 0 for own in self.tokens], dtype=np.bool_)
 
 
 def cut_words(text: str, tokens: iob.Offsets, *, whole: bool, shapes: bool) -> Words:
@@ -42,10 +35,10 @@ def cut_words(text: str, tokens: iob.Offsets, *, whole: bool, shapes: bool) -> W
     `whole`: all tokens of a word are read, not its first alone. `shapes`: so is what it looks like.
     """
     offsets = iob.split_words(text)
-    own, counts = iob.tokens_of_words(offsets, tokens)
+    own = iob.tokens_of_words(offsets, tokens)
     if not whole:
-        own, counts = own[(counts.cumsum() - counts)[counts > 0]], np.minimum(counts, 1)
-    return Words(offsets, own, counts, word_shapes(text, offsets) if shapes else np.full_like(counts, int(Shape.NONE)))
+        own = [tokens[:1] for tokens in own]
+    return Words(offsets, own, word_shapes(text, offsets) if shapes else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +47,7 @@ class WordBatch:
 
     - `tokens`: int64 (2, n), text and token of each token that is read, in the order of the words.
     - `starts`: int64 (batch · words,), where each word's begin in `tokens`.
-    - `mask`, `shapes`: int64 (batch, words), 1 for a word and its `Shape`.
+    - `mask`, `shapes`: int64 (batch, words), 1 for a word, and its `Shape`, `Shape.NONE` where nobody reads it.
     """
 
     tokens: Tensor
@@ -65,16 +58,19 @@ class WordBatch:
 
 def pad_words(words: Sequence[Words], device: torch.device) -> WordBatch:
     """The words of each text, padded to the longest, and to one where there is none."""
-    size = len(words), max([1, *(len(cut.counts) for cut in words)])
+    size = len(words), max([1, *(len(cut.tokens) for cut in words)])
     counts, mask = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
     shapes = np.full(size, int(Shape.NONE), dtype=np.int64)
     for row, cut in enumerate(words):
-        end = len(cut.counts)
-        counts[row, :end], mask[row, :end], shapes[row, :end] = cut.counts, 1, cut.shapes
+        end = len(cut.tokens)
+        counts[row, :end], mask[row, :end] = [len(own) for own in cut.tokens], 1
+        if cut.shapes is not None:
+            shapes[row, :end] = cut.shapes
     texts = np.repeat(np.arange(len(words)), counts.sum(axis=1))
-    tokens = np.stack([texts, np.concatenate([cut.tokens for cut in words])]) if words else np.zeros((2, 0), np.int64)
+    tokens = np.array([token for cut in words for own in cut.tokens for token in own], dtype=np.int64)
     starts = counts.cumsum() - counts.ravel()
-    return WordBatch(*(torch.from_numpy(array).to(device) for array in (tokens, starts, mask, shapes)))
+    arrays = np.stack([texts, tokens]), starts, mask, shapes
+    return WordBatch(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
 def word_means(states: Sequence[Tensor], words: WordBatch) -> Tensor:

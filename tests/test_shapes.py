@@ -84,8 +84,8 @@ def test_shapes_of_words(text: str, shapes: list[str]) -> None:
 def test_tables_give_the_shapes_of_small_letters_and_of_capitals(text: str) -> None:
     words = iob.split_words(text)
     shapes = word_shapes(text, words)
-    assert LOWERED[shapes].tolist() == word_shapes(text.lower(), words).tolist()
-    assert CAPITALS[shapes].tolist() == word_shapes(text.upper(), words).tolist()
+    assert [LOWERED[shape] for shape in shapes] == word_shapes(text.lower(), words)
+    assert [CAPITALS[shape] for shape in shapes] == word_shapes(text.upper(), words)
 
 
 # Words of a batch
@@ -99,13 +99,12 @@ def test_a_word_has_its_tokens_and_its_shape(tokenizer: Any) -> None:
     model = TextModel(with_shapes(tokenizer), device="cpu")
     (window,) = model.windows([text])
     words = model.words(window, text)
-    assert words.shapes.tolist() == [Shape.TITLE_FIRST, Shape.LOWER, Shape.DIGITS_UPPER, Shape.LOWER]
-    tokens = model.token_offsets(window, text)[words.tokens]
-    owner = np.repeat(np.arange(4), words.counts)
-    assert set(owner) == {0, 1, 2, 3}
-    assert len(owner) > 4  # of several tokens
-    assert all(words.offsets[owner, 0] <= tokens[:, 0])
-    assert all(tokens[:, 1] <= words.offsets[owner, 1])
+    assert words.shapes == [Shape.TITLE_FIRST, Shape.LOWER, Shape.DIGITS_UPPER, Shape.LOWER]
+    tokens = model.token_offsets(window, text)
+    assert all(words.tokens)
+    assert len(words.tokens[0]) > 1
+    for (start, end), own in zip(words.offsets, words.tokens, strict=True):
+        assert all(start <= tokens[token][0] < tokens[token][1] <= end for token in own)
 
 
 def test_the_prefix_and_padding_have_no_words() -> None:
@@ -132,8 +131,7 @@ def test_a_word_is_read_as_its_first_token_or_the_mean_of_all(tag_head: str) -> 
     assert found.shape == (2, 3, 64)
     for row, text in enumerate(texts):
         (window,) = model.windows([text])
-        all_tokens = iob.tokens_of_words(iob.split_words(text), model.token_offsets(window, text))
-        for word, tokens in enumerate(np.split(all_tokens[0], all_tokens[1].cumsum())[:-1]):
+        for word, tokens in enumerate(iob.tokens_of_words(iob.split_words(text), model.token_offsets(window, text))):
             assert word > 0 or len(tokens) > 1
             read = joined[row, tokens] if tag_head == "contextual" else joined[row, tokens[:1]]
             torch.testing.assert_close(found[row, word], read.mean(dim=0), rtol=0, atol=1e-5)
@@ -336,7 +334,7 @@ def test_cached_states_give_what_the_whole_model_gives(tmp_path: Path) -> None:
     assert sum(map(len, product)) > 0
     assert predict_spans(model, encoded) == product
     assert predict_spans(model, encoded, states) == product
-    hidden = [replace(words, shapes=np.full_like(words.shapes, Shape.UNKNOWN)) for words in encoded.words or []]
+    hidden = [replace(words, shapes=[Shape.UNKNOWN] * len(words.tokens)) for words in encoded.words or []]
     unseen = replace(encoded, words=hidden)
     with torch.no_grad():
         logits, without = (forward(model, one, [0, 1], states).tag_logits for one in (encoded, unseen))

@@ -200,10 +200,10 @@ def clean_spans(
     for kind, start, end in sorted(spans, key=lambda span: (span[1], -span[2])):
         shown = f"{kind} from {start} to {end} in {text[:80]!r}"
         within = 0 <= start < end <= len(text)
-        inside = np.flatnonzero((words[:, 0] < end) & (words[:, 1] > start) & within)
-        problem = "empty" if len(inside) == 0 else ""
+        inside = [word for word in words if word[0] < end and word[1] > start] if within else []
+        problem = "" if inside else "empty"
         if not problem:
-            aligned = int(words[inside[0], 0]), int(words[inside[-1], 1])
+            aligned = inside[0][0], inside[-1][1]
             if (start, end) != aligned:
                 problem = "misaligned"
                 if settings.on_misaligned == "expand":

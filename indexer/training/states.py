@@ -44,11 +44,11 @@ def cached_states(
     tokens and the words. `on_batch` is called with the batches that are done and their number.
     """
     layers = _layers(model, encoded.task)
-    words = [(cut.tokens.tolist(), cut.counts.tolist()) for cut in encoded.words or ()]
+    words = [cut.tokens for cut in encoded.words or ()]
     facts = [model.fingerprint, encoded.task, layers, [window.ids for window in encoded.windows], words]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     tags = encoded.task == "tags"
-    lengths = [len(counts) for _, counts in words] if tags else [1] * len(encoded.windows)
+    lengths = list(map(len, words)) if tags else [1] * len(encoded.windows)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     path = folder / f"states-{name}.npy"
     if not path.is_file():

@@ -108,16 +108,15 @@ class Encoder:
         encodings = self.tokenizer.encode_batch([text.text for text in texts])
         kept = [pair for pair in zip(texts, encodings, strict=True) if len(pair[1].ids) <= MAX_LENGTH]
         words = [words_of(text.text, encoding) for text, encoding in kept]
-        starts = np.concatenate([[0], np.cumsum([len(cut.counts) for cut in words])]).astype(np.int64)
-        facts = [[cut.tokens.tolist(), cut.counts.tolist()] for cut in words]
-        key = key_of([asdict(text) for text in texts], facts, self.loaded.fingerprint, exact)
+        starts = np.concatenate([[0], np.cumsum([len(cut.tokens) for cut in words])]).astype(np.int64)
+        key = key_of([asdict(text) for text in texts], [cut.tokens for cut in words], self.loaded.fingerprint, exact)
         path = self.cache / f"words-{name}-{key}.npy"
         if not path.is_file():
             self._compute_states(name, [encoding.ids for _, encoding in kept], words, starts, path, exact=exact)
         return WordStates(
             states=np.load(path, mmap_mode="r"),
             labels=np.concatenate([word_labels(text, cut) for (text, _), cut in zip(kept, words, strict=True)]),
-            shapes=np.concatenate([cut.shapes for cut in words]),
+            shapes=np.array([shape for cut in words for shape in cut.shapes or ()], dtype=np.int64),
             starts=starts,
         )
 
@@ -148,7 +147,7 @@ class Encoder:
                     [hidden[layer] for layer in LAYERS], pad_words([words[row] for row in batch], ids.device)
                 )
             for row, index in enumerate(batch):
-                states[starts[index] : starts[index + 1]] = means[row, : len(words[index].counts)]
+                states[starts[index] : starts[index + 1]] = means[row, : len(words[index].tokens)]
         states.flush()
         temporary.rename(path)
 
@@ -158,7 +157,7 @@ class Encoder:
 
 def words_of(text: str, encoding: Encoding) -> Words:
     """The words of a text that fits into one window."""
-    return cut_words(text, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), whole=True, shapes=True)
+    return cut_words(text, encoding.offsets, whole=True, shapes=True)
 
 
 def word_labels(text: TaggedText, words: Words) -> npt.NDArray[np.int64]:

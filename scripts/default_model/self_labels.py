@@ -194,7 +194,7 @@ def correct_labels(
         if sure:
             result[first] = 1 + 2 * kind
     for start, stop in title:
-        inside = np.flatnonzero((words[:, 0] >= start) & (words[:, 1] <= stop))
+        inside = np.array([word for word, (a, b) in enumerate(words) if a >= start and b <= stop], dtype=np.int64)
         behind = result[inside[-1] + 1 : inside[-1] + 2] if len(inside) else result[:0]
         if len(inside) == 0 or ((behind > 0).any() and (behind % 2 == 0).any()):
             continue  # the name goes on behind the title
@@ -219,7 +219,7 @@ def grow(
     """Take in capitalised words to both sides, over "of" and its like, but nothing of another name."""
 
     def beside(index: int) -> bool:
-        return index >= 0 and index + 1 < len(words) and text[words[index, 1] : words[index + 1, 0]] == " "
+        return index >= 0 and index + 1 < len(words) and text[words[index][1] : words[index + 1][0]] == " "
 
     while end < len(words) and labels[end] == 0 and beside(end - 1) and surface[end - 1] != ".":
         if capital[end]:

@@ -262,7 +262,7 @@ def predict_spans(head: ContextualTagHead, dev: DevSet) -> list[list[tuple[str, 
     """Spans in character offsets, decoded as the product does."""
     return [
         [
-            (ENTITY_TYPES[kind], int(words.offsets[first, 0]), int(words.offsets[end - 1, 1]))
+            (ENTITY_TYPES[kind], words.offsets[first][0], words.offsets[end - 1][1])
             for kind, first, end in iob.spans_of_labels(labels)
         ]
         for words, (labels, _) in zip(dev.words, predict_words(dev, word_probabilities([head], dev)), strict=True)
