@@ -115,19 +115,20 @@ def labels_of_spans(spans: Sequence[tuple[int, int, int]], words: Offsets) -> np
     return labels
 
 
-def spans_of_labels(labels: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
+def spans_of_labels(labels: Sequence[int]) -> list[tuple[int, int, int]]:
     """(type, first word, last word + 1) of a valid IOB2 sequence.
 
-    >>> spans_of_labels(np.array([1, 2, 0, 3, 3]))
+    >>> spans_of_labels([1, 2, 0, 3, 3])
     [(0, 0, 2), (1, 3, 4), (1, 4, 5)]
     """
     spans = []
-    begins = np.flatnonzero(labels % 2 == 1)
-    for begin in begins:
-        inside, end = labels[begin] + 1, begin + 1
-        while end < len(labels) and labels[end] == inside:
-            end += 1
-        spans.append((int(labels[begin] - 1) // 2, int(begin), int(end)))
+    begin = inside = 0
+    for at, label in enumerate((*labels, 0)):
+        if inside and label != inside:
+            spans.append(((inside - 2) // 2, begin, at))
+            inside = 0
+        if label % 2 == 1:
+            begin, inside = at, label + 1
     return spans
 
 

@@ -332,17 +332,14 @@ class TextModel:
                 emissions[row, : lengths[row]][~cut.known] = [0.0] + [-np.inf] * (logits.shape[2] - 1)
         labels = iob.viterbi(emissions, lengths)
         spans: list[list[Span]] = [[] for _ in words]
-        for row in np.flatnonzero(labels.any(axis=1)).tolist():
-            offsets, chosen = words[row].offsets, labels[row, : lengths[row]]
-            probabilities = np.exp(emissions[row, np.arange(lengths[row]), chosen])
+        rows = np.flatnonzero(labels.any(axis=1))
+        chosen = labels[rows]
+        probabilities = np.exp(np.take_along_axis(emissions[rows], chosen[:, :, None], axis=2)[:, :, 0])
+        for row, own, scores in zip(rows.tolist(), chosen.tolist(), probabilities.tolist(), strict=True):
+            offsets = words[row].offsets
             spans[row] = [
-                Span(
-                    type=types[kind],
-                    start=offsets[begin][0],
-                    end=offsets[end - 1][1],
-                    score=float(probabilities[begin] if end == begin + 1 else probabilities[begin:end].mean()),
-                )
-                for kind, begin, end in iob.spans_of_labels(chosen)
+                Span(types[kind], offsets[begin][0], offsets[end - 1][1], sum(scores[begin:end]) / (end - begin))
+                for kind, begin, end in iob.spans_of_labels(own)
             ]
         return spans
 
