@@ -85,7 +85,7 @@ class ContextualTagHead(nn.Module):
     over the means of words instead of tokens (Ács et al. 2021, "Subword pooling makes a difference").
     (batch, words, width) → (batch, words, labels); padding does not change a word's logits.
 
-    The two directions are LSTMs of their own, the second of which reads each text backwards from its last token.
+    The two directions are LSTMs of their own, the second of which reads each text backwards from its last word.
     One bidirectional LSTM would need packed sequences, for which torch leaves its fast path on CPUs.
 
     With `shapes`, the LSTMs read an embedding of each word's `Shape` beside the projection (Collobert et al. 2011).
