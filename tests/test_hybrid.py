@@ -157,6 +157,26 @@ def test_phrases_and_prefixes(tmp_path: Path) -> None:
         assert words_found(searcher, "x-ray") == {"d"}
 
 
+@pytest.mark.parametrize(
+    ("beginning", "found"),
+    [
+        ("pay*", {"pay", "payment", "payroll", "ice payment"}),
+        ("key*", {"key", "keyboard"}),
+        ("bus*", {"bus", "buses", "busy", "business"}),
+        ("morning*", {"morning", "mornings", "morningside"}),
+        ("try*", {"try", "trying"}),  # no vowel before the y: its stem is "try"
+        ("deliver*", {"deliver", "delivery", "deliveries"}),
+        ('"ice pay"*', {"ice payment"}),
+    ],
+)
+def test_a_beginning_finds_the_words_that_begin_so(tmp_path: Path, beginning: str, found: set[str]) -> None:
+    texts = "pay payment payroll pains key keyboard keeper bus buses busy business but button morning mornings morn"
+    texts += " morningside try trying tripod deliver delivery deliveries delight"
+    build_index(tmp_path / "i", [Document(text, text) for text in [*texts.split(), "ice payment", "ice pains"]])
+    with Searcher(tmp_path / "i") as searcher:
+        assert words_found(searcher, beginning) - {"morn"} == found  # one stem: "morning" finds "morn"
+
+
 def test_search_by_words_needs_no_model(path: Path) -> None:
     with Searcher(path, model="no such model") as searcher:
         assert searcher.search("zinc", mode="keyword", k=1)[0].text.count("zinc") >= 1
