@@ -7,8 +7,8 @@ import unicodedata
 from dataclasses import dataclass
 
 _PIECES = re.compile(r'"([^"]*)"(\*?)|([^\s"]+)')
-# The last word of a term, with a vowel before the ending, as without one the third step changes nothing, and of a length
-# with which it gets a stem.
+# The last word of a term, with a vowel before the ending, as without one the third step changes nothing, and of a
+# length with which it gets a stem.
 _CHANGED_FIRST = re.compile(
     r"(?<![a-z0-9])(?=[a-z0-9]{3,60}$)[a-z0-9]*(?:[aeiou]|(?<=[b-df-hj-np-tv-xz])y)[a-z0-9]*(?:y|(?<!s)s|(?<!e)ed|ing)$",
     re.IGNORECASE | re.ASCII,
