@@ -8,13 +8,14 @@ indexed is taken out again by giving FTS5 the same text, so every row that leave
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import NamedTuple
 
 from pyroaring import BitMap
 
@@ -30,6 +31,9 @@ CREATE = f"""
 
 _MERGE_PAGES = 500  # that one transaction of `merge` may write
 _MERGE_STEPS = 10_000
+_PIECE = 8_192  # characters of a long text in which words are looked for at once
+_BEYOND = 1_024  # characters of the next piece that are read for phrases that end there
+_SEPARATOR = re.compile(r"[\s\0!-/:-@\[-`{-~]")  # never part of a word
 
 
 def add_texts(connection: sqlite3.Connection, texts: Iterable[tuple[int, str]]) -> None:
@@ -99,47 +103,74 @@ def match(connection: sqlite3.Connection, expression: str, n: int, allowed: BitM
 def matched_words(
     connection: sqlite3.Connection, expression: str, docs: Sequence[int]
 ) -> dict[int, list[tuple[int, int]]]:
-    """For each of these documents that match: (start, end) of the words that do, in code points, in their order."""
-    marks = Marks(f"\x01{secrets.token_hex(8)}\x02", f"\x01{secrets.token_hex(8)}\x02")
-    numbers = json.dumps(list(docs))
-    found = _highlighted(connection, expression, numbers, marks)
-    # FTS5's `highlight` leaves out what stands between a NUL and the next word that matches.
+    """For each of these documents that match: (start, end) of the words that do, in code points, in their order.
+
+    A phrase is one of them, and so are phrases that overlap. The texts are indexed once more, in memory and in pieces:
+    for each row that is asked for by its number FTS5 would look up all terms again, its `highlight` takes a time that
+    grows with the square of a text's length, and leaves out what stands between a NUL and the next word that matches.
+    """
     texts = connection.execute(
-        "SELECT doc, text FROM documents WHERE doc IN (SELECT value FROM json_each(?)) AND instr(text, char(0))",
-        (numbers,),
+        "SELECT doc, text FROM documents WHERE doc IN (SELECT value FROM json_each(?)) ORDER BY doc",
+        (json.dumps(list(docs)),),
     )
-    broken = [(doc, text.replace("\0", " ")) for doc, text in texts]
-    if broken:
-        with closing(sqlite3.connect(":memory:")) as memory:
-            memory.execute(f"CREATE VIRTUAL TABLE keywords USING fts5(text, tokenize = '{TOKENIZER}')")
-            add_texts(memory, broken)
-            found |= _highlighted(memory, expression, numbers, marks)
+    pieces: list[tuple[int, int, int]] = []
+
+    def numbered() -> Iterator[tuple[int, str]]:
+        for doc, text in texts:
+            for start, end, stop in _pieces(text):
+                pieces.append((doc, start, end))
+                yield len(pieces) - 1, text[start:stop].replace("\0", " ")
+
+    found: dict[int, list[tuple[int, int]]] = {}
+    with closing(sqlite3.connect(":memory:")) as memory:
+        memory.execute(f"CREATE VIRTUAL TABLE keywords USING fts5(text, tokenize = '{TOKENIZER}')")
+        add_texts(memory, numbered())
+        for number, spans in _highlighted(memory, expression):
+            doc, start, end = pieces[number]
+            own = [(start + first, start + last) for first, last in spans if start + first < end]
+            if own:
+                found.setdefault(doc, []).extend(own)
     return found
 
 
-class Marks(NamedTuple):
-    """What stands before and behind a word that matches."""
+def _pieces(text: str) -> Iterator[tuple[int, int, int]]:
+    """(start, end, stop) of pieces of a text that end between words: they cover it, and each is read until `stop`.
 
-    opening: str
-    closing: str
+    What begins before `end` belongs to the piece; what follows is there for phrases that go on.
+    """
+    end = 0
+    while end < len(text):
+        start, end = end, _between_words(text, end + _PIECE)
+        yield start, end, _between_words(text, end + _BEYOND)
 
 
-def _highlighted(
-    connection: sqlite3.Connection, expression: str, numbers: str, marks: Marks
-) -> dict[int, list[tuple[int, int]]]:
-    rows = connection.execute(
-        "SELECT rowid, highlight(keywords, 0, ?, ?) FROM keywords"
-        " WHERE keywords MATCH ? AND rowid IN (SELECT value FROM json_each(?))",
-        (*marks, expression, numbers),
-    )
-    found: dict[int, list[tuple[int, int]]] = {}
-    for doc, marked in rows:
+def _between_words(text: str, at: int) -> int:
+    """The first place from `at` on where no word is cut in two."""
+    match = _SEPARATOR.search(text, at)
+    return match.start() if match is not None else len(text)
+
+
+def count_within(words: Sequence[tuple[int, int]], start: int, end: int) -> int:
+    """How many of the words, (start, end) in their order, begin in a stretch of the text.
+
+    >>> count_within([(0, 3), (4, 7), (8, 9)], 4, 8)
+    1
+    """
+    return bisect_left(words, (end,)) - bisect_left(words, (start,))
+
+
+def _highlighted(connection: sqlite3.Connection, expression: str) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The rows that match, in order, each with where its words do."""
+    opening, ending = (f"\x01{secrets.token_hex(8)}\x02" for _ in range(2))
+    for row, marked in connection.execute(
+        "SELECT rowid, highlight(keywords, 0, ?, ?) FROM keywords WHERE keywords MATCH ? ORDER BY rowid",
+        (opening, ending, expression),
+    ):
         spans = []
-        plain, *rest = marked.split(marks.opening)
+        plain, *rest = marked.split(opening)
         at = len(plain)
         for part in rest:
-            word, _, following = part.partition(marks.closing)
+            word, _, following = part.partition(ending)
             spans.append((at, at + len(word)))
             at += len(word) + len(following)
-        found[doc] = spans
-    return found
+        yield row, spans

@@ -130,7 +130,7 @@ class Snapshot:
         words = keywords.matched_words(self.connection, expression, docs)
         best: dict[int, tuple[int, int]] = {}
         for doc, vid, start, end in self._passages(docs):
-            count = sum(start <= at < end for at, _ in words.get(doc, ()))
+            count = keywords.count_within(words.get(doc, ()), start, end)
             if doc not in best or count > best[doc][0]:
                 best[doc] = count, vid
         return {doc: vid for doc, (_, vid) in best.items()}

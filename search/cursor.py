@@ -28,6 +28,7 @@ MAX_SHOWN = 10_000  # documents that a cursor names; each takes about two charac
 
 _MAX_BYTES = 2**20  # of the JSON, when it is read
 _MAX_NUMBER = 2**63 - 1
+_MAX_DOC = 2**32 - 1  # what a bitmap holds
 _FREE = ("k", "offset", "passages", "neighbours", "highlight")  # options that do not change the ranking
 
 
@@ -146,4 +147,4 @@ def _is_count(value: object) -> bool:
 
 
 def _are_numbers(gaps: object) -> bool:
-    return isinstance(gaps, list) and all(map(_is_count, gaps)) and sum(gaps) <= _MAX_NUMBER
+    return isinstance(gaps, list) and all(map(_is_count, gaps)) and sum(gaps) <= _MAX_DOC

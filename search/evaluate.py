@@ -204,13 +204,14 @@ class _Measures:
         return tuple(self._parsed)
 
     def score(self, qrels: Judgements, rankings: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-        """By query and measure."""
+        """By query and measure; 0 where nothing was found, or a measure has no value for a query."""
         # trec_eval sorts by score and breaks ties by id, descending; places instead of scores keep our own order.
-        run = {query: {id_: float(-place) for place, id_ in enumerate(ids)} for query, ids in rankings.items()}
-        scores: dict[str, dict[str, float]] = {query: {} for query in rankings}
-        for value in self._calculate(list(self._parsed.values()), qrels, run):
+        run = {query: {id_: float(-place) for place, id_ in enumerate(ids)} for query, ids in rankings.items() if ids}
+        scores = {query: dict.fromkeys(self._parsed, 0.0) for query in rankings}
+        found = {query: qrels[query] for query in run}
+        for value in self._calculate(list(self._parsed.values()), found, run) if run else ():
             scores[value.query_id][str(value.measure)] = float(value.value)
-        return {query: {name: scores[query][name] for name in self._parsed} for query in rankings}
+        return scores
 
 
 def _judged(

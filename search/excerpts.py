@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from indexer.errors import CorruptIndexError
+from indexer.keywords import count_within
 from indexer.records import FloatArray
 from indexer.snapshot import Snapshot
 from search.hits import FoundPassage, Highlight, Hit, Stretch
@@ -44,7 +45,7 @@ def with_passages(
     else:
         words = words_in(snapshot, text, docs)
         scores = {
-            vid: float(_count(words.get(doc, ()), start, end))
+            vid: float(count_within(words.get(doc, ()), start, end))
             for doc, own in passages.items()
             for vid, start, end in own
         }
@@ -64,7 +65,7 @@ def highlighted_by_words(snapshot: Snapshot, hits: Sequence[Hit], ranked: Sequen
     """Hits with the sentence of their passage in which most words of the text match, the first of several."""
     words = words_in(snapshot, text, [document.doc for document in ranked])
     return [
-        _highlighted(hit, [_count(words.get(document.doc, ()), start, end) for start, end in sentences_of(hit)])
+        _highlighted(hit, [count_within(words.get(document.doc, ()), start, end) for start, end in sentences_of(hit)])
         for hit, document in zip(hits, ranked, strict=True)
     ]
 
@@ -128,7 +129,3 @@ def _cosines(parts: FloatArray, vector: FloatArray) -> list[float]:
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(exact)
     cosines: list[float] = np.where(lengths > 0, rows @ exact / np.where(lengths > 0, lengths, 1.0), -1.0).tolist()
     return cosines
-
-
-def _count(words: Sequence[tuple[int, int]], start: int, end: int) -> int:
-    return sum(start <= at < end for at, _ in words)

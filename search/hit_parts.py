@@ -129,8 +129,10 @@ def parts_of(
         cosine = document.cosine
         if unit is not None and document.vid in rows:
             products = rows[document.vid].astype(np.float64) * unit
+            total = products.sum()
             if cosine is None:
-                cosine = float(np.clip(products.sum(), -1.0, 1.0))
+                cosine = float(np.clip(total, -1.0, 1.0))
+            products /= max(1.0, abs(total))  # what is stored is rounded, and may be a little longer than 1
             if layers:
                 sums = products.reshape(len(layers), -1).sum(axis=1)
                 shares = tuple(LayerPart(layer, part) for layer, part in zip(layers, sums.tolist(), strict=True))

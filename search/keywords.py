@@ -7,6 +7,12 @@ import unicodedata
 from dataclasses import dataclass
 
 _PIECES = re.compile(r'"([^"]*)"(\*?)|([^\s"]+)')
+# The last word of a term, with a vowel before the ending, as without one the third step changes nothing, and of a
+# length with which it gets a stem.
+_CHANGED_FIRST = re.compile(
+    r"(?<![a-z0-9])(?=[a-z0-9]{3,60}$)[a-z0-9]*(?:[aeiou]|(?<=[b-df-hj-np-tv-xz])y)[a-z0-9]*(?:y|(?<!s)s|(?<!e)ed|ing)$",
+    re.IGNORECASE | re.ASCII,
+)
 MAX_WORDS = 256  # of a query; the rest of a long text is left out, the ranking by meaning reads all of it
 
 
@@ -46,7 +52,22 @@ def expression_of(text: str) -> str | None:
     terms = terms_of(text)
     if not terms:
         return None
-    return " OR ".join(f'"{term.text.replace(chr(34), chr(34) * 2)}"{" *" if term.prefix else ""}' for term in terms)
+    return " OR ".join(_written(term) for term in terms)
+
+
+def _written(term: Term) -> str:
+    """A term in FTS5's syntax.
+
+    FTS5 takes the stem of a beginning, too: "pay" becomes "pai", with which "payment" does not begin, and "bus" becomes
+    "bu". So where Porter's first step would change it, the word itself is looked for, and as a beginning another one
+    that only the third step changes, back into what was typed: "payness".
+    """
+    text = term.text.replace('"', '""')
+    if not term.prefix:
+        return f'"{text}"'
+    if _CHANGED_FIRST.search(text) is None:
+        return f'"{text}" *'
+    return f'"{text}" OR "{text}ness" *'
 
 
 def _has_word(text: str) -> bool:

@@ -110,14 +110,17 @@ class CrossEncoder:
                 f"the query takes {taken} of the {self.max_tokens} tokens that {self.name} reads at once, which leaves "
                 "no room for a passage: shorten the query, or search without reranking"
             )
+        # Each once: how a row of a batch is rounded depends on its place there, and the same passages must tie.
+        distinct = {passage: at for at, passage in enumerate(dict.fromkeys(passages))}
         with no_panic(self.name):
-            encodings = self._tokenizer.encode_batch([(query, passage) for passage in passages])
-        scores = np.zeros(len(passages), dtype=np.float64)
+            encodings = self._tokenizer.encode_batch([(query, passage) for passage in distinct])
+        scores = np.zeros(len(distinct), dtype=np.float64)
         lengths = [len(encoding.ids) for encoding in encodings]
         padding = self.config.model_type not in UNMASKED
         for batch in plan_batches(lengths, max_tokens=BATCH_TOKENS[self.device.type], padding=padding):
             scores[batch] = self._run([encodings[at] for at in batch])
-        return Scored(scores, sum(bool(encoding.overflowing) for encoding in encodings))
+        rows = np.array([distinct[passage] for passage in passages], dtype=np.int64)
+        return Scored(scores[rows], sum(bool(encodings[row].overflowing) for row in rows))
 
     def _run(self, encodings: Sequence[Any]) -> npt.NDArray[np.float64]:
         """The scores of one batch."""

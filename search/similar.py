@@ -12,7 +12,9 @@ from indexer.records import FloatArray
 
 NOT_WEIGHT = 0.5
 
-_NO_DIRECTION = 1e-6  # a shorter sum of unit vectors is what rounding leaves of examples that cancel out
+# A shorter sum of unit vectors is what rounding to fp16, as documents of the index are, leaves of examples that cancel
+# out.
+_NO_DIRECTION = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

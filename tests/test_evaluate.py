@@ -332,6 +332,19 @@ def test_a_query_without_hits_counts_as_nothing_found(searcher: Searcher) -> Non
 
 
 @pytest.mark.usefixtures("needs_ir_measures")
+@pytest.mark.parametrize("measure", ["nDCG@10", "Judged@10", "Judged", "P@5", "NumRet"])
+def test_a_query_whose_ranking_is_empty_counts_0_by_every_measure(tmp_path: Path, measure: str) -> None:
+    queries = {"some": "word0", "none": "quartz"}
+    qrels = {id_: {"d0": 1} for id_ in queries}
+    options: Any = {"modes": ["keyword"], "measures": [measure], "depth": 12}
+    with Searcher(build_index(tmp_path / "index", DOCUMENTS, MODEL)) as opened:
+        both = evaluate(opened, queries, qrels, **options).modes[0]
+        alone = evaluate(opened, {"none": "quartz"}, qrels, **options).modes[0]
+    assert both.scores["some"][measure] > 0
+    assert both.scores["none"] == alone.means == {measure: 0.0}
+
+
+@pytest.mark.usefixtures("needs_ir_measures")
 def test_modes_are_compared_query_by_query(searcher: Searcher) -> None:
     qrels = {id_: {f"d{id_[1:]}": 1} for id_ in QUERIES}
     evaluation = evaluate(searcher, QUERIES, qrels, measures=["RR@10", "R@100"])

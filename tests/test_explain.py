@@ -177,6 +177,17 @@ def test_the_layers_of_a_cosine_sum_to_it(searcher: Searcher) -> None:
         assert sum(layer.part for layer in parts.layers) == pytest.approx(hit.score, abs=1e-12)
 
 
+def test_the_layers_of_a_cosine_of_1_sum_to_it(searcher: Searcher) -> None:
+    texts = [f"text {n}" for n in range(40)]
+    rows = unit_fp16(np.stack([MODEL.vector(text) for text in texts]))
+    longer = [text for text, row in zip(texts, rows, strict=True) if np.linalg.norm(row) > 1.0001]
+    for text in longer:  # a vector that was rounded to more than length 1
+        parts = searcher.answer(text, Query(k=1), explain=True).explanation.hits[0]
+        assert parts.score == parts.cosine == 1.0
+        assert sum(layer.part for layer in parts.layers) == pytest.approx(1.0, abs=1e-12)
+    assert longer
+
+
 def test_a_vector_s_cosine_has_no_layers(searcher: Searcher) -> None:
     (parts,) = searcher.answer_vector(MODEL.vector("text 3"), Query(k=1), explain=True).explanation.hits
     assert (parts.id, parts.layers) == ("d03", ())

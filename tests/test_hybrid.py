@@ -7,10 +7,12 @@ import math
 import random
 import re
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +157,26 @@ def test_phrases_and_prefixes(tmp_path: Path) -> None:
         assert words_found(searcher, "x-ray") == {"d"}
 
 
+@pytest.mark.parametrize(
+    ("beginning", "found"),
+    [
+        ("pay*", {"pay", "payment", "payroll", "ice payment"}),
+        ("key*", {"key", "keyboard"}),
+        ("bus*", {"bus", "buses", "busy", "business"}),
+        ("morning*", {"morning", "mornings", "morningside"}),
+        ("try*", {"try", "trying"}),  # no vowel before the y: its stem is "try"
+        ("deliver*", {"deliver", "delivery", "deliveries"}),
+        ('"ice pay"*', {"ice payment"}),
+    ],
+)
+def test_a_beginning_finds_the_words_that_begin_so(tmp_path: Path, beginning: str, found: set[str]) -> None:
+    texts = "pay payment payroll pains key keyboard keeper bus buses busy business but button morning mornings morn"
+    texts += " morningside try trying tripod deliver delivery deliveries delight"
+    build_index(tmp_path / "i", [Document(text, text) for text in [*texts.split(), "ice payment", "ice pains"]])
+    with Searcher(tmp_path / "i") as searcher:
+        assert words_found(searcher, beginning) - {"morn"} == found  # one stem: "morning" finds "morn"
+
+
 def test_search_by_words_needs_no_model(path: Path) -> None:
     with Searcher(path, model="no such model") as searcher:
         assert searcher.search("zinc", mode="keyword", k=1)[0].text.count("zinc") >= 1
@@ -200,6 +222,45 @@ def test_words_behind_a_nul_are_found_where_they_are(tmp_path: Path) -> None:
     words = [text[start:end] for start, end in found[docs["nul"]]]
     assert words == ["dddd", "zinc", "zinc"]
     assert found[docs["plain"]] == [(0, 4), (11, 15)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "pattern"),
+    [
+        ('"zinc" OR "ore"', "zinc|ore"),
+        ('"zinc ore"', "zinc ore"),
+        ('"ore é zinc"', "ore é zinc"),
+        ('"zinc ore" OR "ore é"', "zinc ore(?: é)?"),  # phrases that overlap are one
+    ],
+)
+def test_words_of_a_long_text_are_found_where_they_are(tmp_path: Path, expression: str, pattern: str) -> None:
+    texts = {"a": "zinc ore é " * 3_000, "empty": " ", "b": "é zinc ore."}
+    path = build_index(tmp_path / "index", [Document(id_, text) for id_, text in texts.items()])
+    with IndexReader(path) as reader, reader.snapshot() as snapshot:
+        docs = snapshot.numbers_of(texts)
+        found = snapshot.matched_words(expression, list(docs.values()))
+    for id_, text in texts.items():
+        assert found.get(docs[id_], []) == [match.span() for match in re.finditer(pattern, text)]
+
+
+@pytest.mark.parametrize("options", [{}, {"passages": 2}, {"highlight": True}])
+def test_no_text_takes_long_to_look_through(tmp_path: Path, options: dict[str, Any]) -> None:
+    build_index(tmp_path / "index", [Document("a", "zinc ore. " * 15_000)])
+    with Searcher(tmp_path / "index") as searcher:
+        started = time.process_time()
+        searcher.search("zinc ore", mode="keyword", **options)
+        assert time.process_time() - started < 2.0
+
+
+def test_many_documents_do_not_take_long_to_look_through(tmp_path: Path) -> None:
+    chance = random.Random(2)
+    words = [f"w{n}" for n in range(1_000)]
+    build_index(tmp_path / "index", [Document(f"d{n}", " ".join(chance.choices(words, k=20))) for n in range(1_000)])
+    with Searcher(tmp_path / "index") as searcher:
+        started = time.process_time()
+        found = searcher.search(" ".join(f"w{n}*" for n in range(1, 100)), mode="keyword", k=1_000)
+        assert time.process_time() - started < 2.0
+    assert len(found) > 900
 
 
 def test_words_follow_additions_changes_and_removals(path: Path) -> None:

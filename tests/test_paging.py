@@ -424,8 +424,9 @@ def forged(record: object, *, version: int = 2) -> str:
         ["i", "q", 1, 2, 3, 0.5, [], [1.5], True],
         ["i", "q", 1, 2, 3, 0.5, [2**62, 2**62, 2**62], [], True],
         ["i", "q", 1, 2, 3, 0.5, [], [], 1],
+        ["i", "q", 1, 2, 3, 0.5, [], [2**32], True],  # no document has such a number
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_nobody_encodes_is_refused(record: object) -> None:
     with pytest.raises(CursorError, match="the cursor is damaged"):

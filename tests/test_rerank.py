@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import threading
@@ -67,6 +68,15 @@ def direct(folder: Path, query: str, passages: list[str], *, max_length: int = 6
 
 
 # Scores
+
+
+def test_the_same_passages_have_the_same_score(folders: dict[int, Path]) -> None:
+    chance = random.Random(0)
+    some = [" ".join(chance.choices(WORDS, k=chance.randint(1, 40))) for _ in range(20)]
+    passages = chance.choices(some, k=200)
+    scored = CrossEncoder.load(folders[1], device="cpu").score("ada met acme", [*passages, "ada " * 100, "ada " * 100])
+    assert scored.truncated == 2
+    assert len(set(zip(passages, scored.scores[:200].tolist(), strict=True))) == len(set(passages))
 
 
 @pytest.mark.parametrize("labels", [1, 2])

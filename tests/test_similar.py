@@ -98,6 +98,13 @@ def test_examples_that_cancel_out_are_refused() -> None:
 # Searches
 
 
+def test_a_document_and_its_own_text_cancel_out(searcher: Searcher) -> None:
+    for id_, text in CORPUS.items():  # the index has the one rounded to fp16
+        examples = Examples(ids=(id_,), not_texts=(text,), not_weight=1.0)
+        with pytest.raises(QueryError, match="the examples cancel out"):
+            searcher.similar(examples)
+
+
 def test_a_document_s_id_and_an_example_of_it_are_the_same_call(searcher: Searcher) -> None:
     assert searcher.similar("a") == searcher.similar(Examples(ids=("a",)))
 
