@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, one_line, run
+from indexer.command import CONTEXT, model_options, one_line, run, text_model_options
 from search.cli_evaluate import evaluate
 from search.cli_options import (
     entity_options,
@@ -264,7 +264,7 @@ def facets(
 @cli.command()
 @click.argument("text1")
 @click.argument("text2")
-@model_options
+@text_model_options
 def similarity(text1: str, text2: str, model: str | None, device: str) -> None:
     """Print the cosine of the embeddings of two texts.
 
