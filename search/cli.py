@@ -21,7 +21,7 @@ from search.cli_options import (
     passage_options,
     rerank_options,
 )
-from search.cli_output import show_cursor, show_explanation, show_facets, show_hits
+from search.cli_output import show_cursor, show_explanation, show_facets, show_hits, show_missing_fields
 from search.cli_serve import serve
 
 
@@ -130,6 +130,8 @@ def query(
             answer = searcher.answer(text, asked, explain=explain)
             show_hits(answer.hits, as_json=json, offset=offset)
             explanation = answer.explanation
+        if explanation.allowed == 0 and not json:
+            show_missing_fields(searcher, filter)
     if explain:
         show_explanation(explanation, as_json=json)
     else:
@@ -190,7 +192,9 @@ def similar(
         hits = searcher.similar(
             examples, k=k, filter=filter, offset=offset, min_score=min_score, distinct=distinct, mmr=mmr
         )
-    show_hits(hits, as_json=json, offset=offset)
+        show_hits(hits, as_json=json, offset=offset)
+        if not hits and not json:
+            show_missing_fields(searcher, filter)
 
 
 @cli.command()

@@ -412,6 +412,16 @@ def test_no_hit_is_said_on_stderr(run: Run, index: str) -> None:
     assert run("search", "query", index, "x", "--where", "year = 1", "--json") == Result(0, "", "")
 
 
+def test_a_field_that_no_document_has_is_named_where_nothing_fits(run: Run, index: str) -> None:
+    notes = "no document fits\nno document has the field yeer\n"
+    filter = ["--where", "yeer > 3 and year > 3 and exists author.name"]
+    assert run("search", "query", index, "acme", "--mode", "keyword", *filter) == Result(0, "", notes)
+    assert run("search", "similar", index, "--id", "a", *filter) == Result(0, "", notes)
+    assert run("search", "similar", index, "--id", "a", "--where", "year > 9999").err == "no document fits\n"
+    as_json = run("search", "query", index, "acme", "--mode", "keyword", *filter, "--json", "--explain")
+    assert as_json.err.count("\n") == 1  # one object
+
+
 def test_similar_prints_the_others(run: Run, index: str) -> None:
     assert {hit["id"] for hit in run("search", "similar", index, "--id", "a", "--json").jsons} == {"b", "c"}
 
