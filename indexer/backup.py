@@ -18,7 +18,7 @@ from typing import BinaryIO, TypeVar
 
 from indexer.changes import CommitState, read_commit
 from indexer.durable import sync
-from indexer.errors import CorruptIndexError, DestinationError, LockedError, NotAnIndexError, StorageError
+from indexer.errors import CorruptIndexError, DestinationError, LockedError, NotAnIndexError, StorageError, no_folder
 from indexer.manifest import read_segments
 from indexer.merging import CODE_SPACE, CODE_SPACE_SHA256
 from indexer.metadata import connect_reader
@@ -55,7 +55,7 @@ def copy_index(source: Path, dest: Path, *, link: bool, verify: bool) -> Copied:
     where `dest` is being made by another process.
     """
     if not source.is_dir():
-        raise NotAnIndexError(f"{source} is not an index folder: there is no such folder")
+        raise no_folder(source)
     if dest.resolve().is_relative_to(source.resolve()) or source.resolve().is_relative_to(dest.resolve()):
         raise DestinationError(f"{dest} and {source} lie within each other: choose another place")
     with storage_errors(dest), _made_beside(dest) as folder:

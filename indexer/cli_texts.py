@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from indexer.cli_source import computing_options, reading_options, source_documents
-from indexer.command import model_options
+from indexer.command import text_model_options
 from indexer.errors import InputError
 
 
@@ -16,7 +16,7 @@ from indexer.errors import InputError
 @click.argument("files", nargs=-1, required=True)
 @click.option("--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .npy file.")
 @reading_options
-@model_options
+@text_model_options
 @computing_options("fp32")
 def encode(
     files: tuple[str, ...],
@@ -49,7 +49,7 @@ def encode(
 @click.command()
 @click.argument("files", nargs=-1, required=True)
 @reading_options
-@model_options
+@text_model_options
 @computing_options("fp32")
 def tag(
     files: tuple[str, ...],

@@ -27,6 +27,7 @@ def run(group: click.Group, *, name: str) -> NoReturn:
 
     With TAGDEX_DEBUG=1 in the environment an error that nobody foresaw shows its traceback.
     """
+    _open_closed_streams()
     os.environ.setdefault(*COMPILED_OPERATIONS)
     collect_rarely()
     try:
@@ -57,6 +58,14 @@ def run(group: click.Group, *, name: str) -> NoReturn:
         message = " ".join(str(error).split())[:500]
         _fail(f"unexpected {type(error).__name__}: {message} (TAGDEX_DEBUG=1 shows where; please report it)")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Send what is written to a closed standard output or error to nowhere; Python has `None` in its place."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for as long as the process
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _fail(message: str) -> NoReturn:
@@ -93,12 +102,21 @@ def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def model_options(command: F) -> F:
-    """--model and --device."""
+    """--model and --device, of a command with an index."""
+    return _model_options("the index's own model, else the default model")(command)
+
+
+def text_model_options(command: F) -> F:
+    """--model and --device, of a command that has texts and no index."""
+    return _model_options("the default model")(command)
+
+
+def _model_options(default: str) -> Callable[[F], F]:
     return options(
         click.option(
             "--model",
             metavar="NAME_OR_PATH",
-            help="A model folder or a Hugging Face encoder. Default: the index's own model, else the default model.",
+            help=f"A model folder or a Hugging Face encoder. Default: {default}.",
         ),
         click.option(
             "--device",
@@ -107,4 +125,4 @@ def model_options(command: F) -> F:
             metavar="auto|cpu|cuda",
             help="Where the model runs; auto takes a GPU where there is one.",
         ),
-    )(command)
+    )

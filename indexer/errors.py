@@ -3,6 +3,10 @@
 The message is one line that names the place, the values, and the way out; the command lines print it as it is.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class TagdexError(Exception):
     """Base of all errors that a user can act on."""
@@ -106,3 +110,9 @@ class QueryError(TagdexError):
 
 class CursorError(QueryError):
     """A cursor that is damaged, or that belongs to another index or another query."""
+
+
+def no_folder(path: Path) -> NotAnIndexError:
+    """The error of a path where an index was looked for and no folder is."""
+    found = "it is a file" if path.exists() else "there is no such folder"
+    return NotAnIndexError(f"{path} is not an index folder: {found}")

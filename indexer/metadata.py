@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexer import keywords
-from indexer.errors import FormatError, NotAnIndexError, StorageError
+from indexer.errors import FormatError, NotAnIndexError, StorageError, no_folder
 
 if TYPE_CHECKING:
     from sqlite_utils import Database
@@ -219,6 +219,8 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     On read-only media SQLite cannot make its shared-memory file; then the file is opened as immutable, which is
     only right where the write-ahead log is empty. Raises `NotAnIndexError`, `FormatError` and `StorageError`.
     """
+    if not path.parent.is_dir():
+        raise no_folder(path.parent)
     if not path.is_file():
         raise NotAnIndexError(f"{path.parent} is not an index: it has no {path.name}")
     uri = f"{path.resolve().as_uri()}?mode=ro"

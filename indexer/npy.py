@@ -15,7 +15,8 @@ from indexer.records import FloatArray
 class NpyWriter:
     """Append fp32 rows to a .npy file in constant memory.
 
-    Rows go to a temporary file beside the output, which replaces it when the block is left without an error.
+    Rows go to a temporary file beside the output, which replaces it when the block is left without an error. Another
+    .npy file is replaced; a file of another kind, which may be the very one that is read, is refused.
     """
 
     def __init__(self, path: Path, *, dimension: int) -> None:
@@ -24,6 +25,8 @@ class NpyWriter:
         self.rows = 0
         self._temporary = temporary_beside(path)
         try:
+            if _is_of_another_kind(path):
+                raise StorageError(f"{path} exists already and is not a .npy file: choose another name")
             self._file = self._temporary.open("wb")
         except OSError as error:
             raise StorageError(f"{path} cannot be written: {error.strerror}") from error
@@ -58,3 +61,12 @@ class NpyWriter:
         # numpy pads the header so that the first axis may grow in place.
         header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, self.dimension)}
         np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def _is_of_another_kind(path: Path) -> bool:
+    """True for a file with content that does not begin as a .npy file does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(np.lib.format.MAGIC_PREFIX))
+    return start not in (b"", np.lib.format.MAGIC_PREFIX)

@@ -16,7 +16,14 @@ from indexer import vectors
 from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Columns
 from indexer.durable import FileNumber, file_number
-from indexer.errors import CorruptIndexError, IndexFolderError, NotAnIndexError, ReplacedIndexError, StorageError
+from indexer.errors import (
+    CorruptIndexError,
+    IndexFolderError,
+    NotAnIndexError,
+    ReplacedIndexError,
+    StorageError,
+    no_folder,
+)
 from indexer.helpers import Helpers
 from indexer.lock import acknowledged_commit
 from indexer.manifest import read_segments
@@ -96,7 +103,7 @@ class IndexReader:
         self.path = Path(path)
         self._meta = (self.path / META).absolute()  # also after a change of the working directory
         if not self.path.is_dir():
-            raise NotAnIndexError(f"{self.path} is not an index folder: there is no such folder")
+            raise no_folder(self.path)
         self._mutex = threading.Lock()
         self._helpers: Helpers | None = None
         with self._sqlite_errors():

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from indexer.durable import sync
-from indexer.errors import NotAnIndexError, StorageError
+from indexer.errors import StorageError, no_folder
 from indexer.lock import WriterLock
 from indexer.rebuild import KEPT, UNREPORTED, ModelLoader, Rebuild
 from indexer.store import LOCK, META, REPAIRED
@@ -60,7 +60,7 @@ def repair_index(path: str | Path, *, load: ModelLoader | None = None) -> Repair
     """
     path = Path(path)
     if not path.is_dir():
-        raise NotAnIndexError(f"{path} is not an index folder: there is no such folder")
+        raise no_folder(path)
     lock = WriterLock(path / LOCK)
     try:
         _refuse_links(path)

@@ -44,6 +44,7 @@ from indexer.errors import (
     TagdexError,
     UnfinishedIndexError,
 )
+from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment, naming
@@ -268,7 +269,7 @@ class IndexWriter:
         """Remove documents in one transaction; returns the ids that were not there."""
         wanted = list(dict.fromkeys(ids))
         with self._storage_errors(), transaction(self._connection):
-            removed = self._remove(wanted)
+            removed = self._remove([id_ for id_ in wanted if not has_lone_surrogate(id_)])  # no id has one
         self._acknowledge()
         self._upkeep.keep_log_small()
         return [id_ for id_ in wanted if id_ not in removed]

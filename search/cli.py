@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from indexer import __version__
-from indexer.command import CONTEXT, model_options, one_line, run
+from indexer.command import CONTEXT, model_options, one_line, run, text_model_options
 from search.cli_evaluate import evaluate
 from search.cli_options import (
     entity_options,
@@ -21,7 +21,7 @@ from search.cli_options import (
     passage_options,
     rerank_options,
 )
-from search.cli_output import show_cursor, show_explanation, show_facets, show_hits
+from search.cli_output import show_cursor, show_explanation, show_facets, show_hits, show_missing_fields
 from search.cli_serve import serve
 
 
@@ -130,6 +130,8 @@ def query(
             answer = searcher.answer(text, asked, explain=explain)
             show_hits(answer.hits, as_json=json, offset=offset)
             explanation = answer.explanation
+        if explanation.allowed == 0 and not json:
+            show_missing_fields(searcher, filter)
     if explain:
         show_explanation(explanation, as_json=json)
     else:
@@ -190,7 +192,9 @@ def similar(
         hits = searcher.similar(
             examples, k=k, filter=filter, offset=offset, min_score=min_score, distinct=distinct, mmr=mmr
         )
-    show_hits(hits, as_json=json, offset=offset)
+        show_hits(hits, as_json=json, offset=offset)
+        if not hits and not json:
+            show_missing_fields(searcher, filter)
 
 
 @cli.command()
@@ -264,7 +268,7 @@ def facets(
 @cli.command()
 @click.argument("text1")
 @click.argument("text2")
-@model_options
+@text_model_options
 def similarity(text1: str, text2: str, model: str | None, device: str) -> None:
     """Print the cosine of the embeddings of two texts.
 

@@ -11,9 +11,11 @@ import click
 from indexer.command import one_line
 
 if TYPE_CHECKING:
+    from indexer.filters import Filter
     from search.explain import Explanation
     from search.facets import Facets
     from search.hits import Hit
+    from search.searcher import Searcher
 
 
 def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
@@ -31,6 +33,12 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
         return
     colour = wants_colour(terminal=sys.stdout.isatty())
     click.echo(render_hits(hits, colour=colour, offset=offset), color=colour)
+
+
+def show_missing_fields(searcher: Searcher, filter: Filter | None) -> None:
+    """Say on standard error which fields of a filter no document has: a mistyped name makes every comparison false."""
+    for name in searcher.missing_fields(filter) if filter is not None else ():
+        click.echo(f"no document has the field {one_line(name)}", err=True)
 
 
 def show_cursor(cursor: str | None, *, as_json: bool) -> None:

@@ -412,6 +412,16 @@ def test_no_hit_is_said_on_stderr(run: Run, index: str) -> None:
     assert run("search", "query", index, "x", "--where", "year = 1", "--json") == Result(0, "", "")
 
 
+def test_a_field_that_no_document_has_is_named_where_nothing_fits(run: Run, index: str) -> None:
+    notes = "no document fits\nno document has the field yeer\n"
+    filter = ["--where", "yeer > 3 and year > 3 and exists author.name"]
+    assert run("search", "query", index, "acme", "--mode", "keyword", *filter) == Result(0, "", notes)
+    assert run("search", "similar", index, "--id", "a", *filter) == Result(0, "", notes)
+    assert run("search", "similar", index, "--id", "a", "--where", "year > 9999").err == "no document fits\n"
+    as_json = run("search", "query", index, "acme", "--mode", "keyword", *filter, "--json", "--explain")
+    assert as_json.err.count("\n") == 1  # one object
+
+
 def test_similar_prints_the_others(run: Run, index: str) -> None:
     assert {hit["id"] for hit in run("search", "similar", index, "--id", "a", "--json").jsons} == {"b", "c"}
 
@@ -492,6 +502,32 @@ def test_encode_leaves_nothing_behind_when_it_fails(run: Run, model: str) -> Non
     assert run("indexer", "encode", "t.jsonl", "--output", "t.npy", "--model", model).code == 1
     assert Path("t.npy").read_bytes() == b"before"
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["t.jsonl", "t.npy"]
+
+
+def test_encode_does_not_write_over_what_it_reads(run: Run, model: str) -> None:
+    write_jsonl("t.jsonl", RECORDS)
+    before = Path("t.jsonl").read_bytes()
+    assert_fails(
+        run("indexer", "encode", "t.jsonl", "--output", "t.jsonl", "--model", model),
+        "t.jsonl exists already and is not a .npy file: choose another name",
+    )
+    assert Path("t.jsonl").read_bytes() == before
+
+
+def test_encode_again_replaces_the_file(run: Run, model: str) -> None:
+    write_jsonl("t.jsonl", RECORDS)
+    for _ in range(2):
+        assert run("indexer", "encode", "t.jsonl", "--output", "t.npy", "--model", model).code == 0
+
+
+def test_a_text_field_that_no_row_has_is_refused_with_vectors_too(run: Run) -> None:
+    Path("t.csv").write_text("id,name\na,Kettle\n")
+    np.save("v.npy", np.ones((1, 8), np.float32))
+    assert_fails(
+        run("indexer", "add", "i", "t.csv", "--vectors", "v.npy", "--text-field", "nmae"),
+        't.csv, line 1, field \'nmae\': the text is missing; fields here are "id", "name": name the text\'s with '
+        "--text-field",
+    )
 
 
 def test_what_is_written_takes_no_other_file_s_name(run: Run, index: str, model: str) -> None:
@@ -633,3 +669,31 @@ def test_the_installed_commands_run(tmp_path: Path) -> None:
         command = Path(sys.executable).with_name(name)
         result = subprocess.run([command, "--version"], capture_output=True, text=True, cwd=tmp_path, check=False)
         assert (result.returncode, result.stdout, result.stderr) == (0, f"{name}, version 0.1.0\n", "")
+
+
+def test_a_closed_output_is_no_error(tmp_path: Path, index: str) -> None:
+    code = "from search.cli import main; main()"
+    command = [sys.executable, "-c", code, "query", index, "acme", "--mode", "keyword"]
+    for stream in ("1", "2"):
+        closed = ["sh", "-c", f'exec "$@" {stream}>&-', "sh", *command]
+        done = subprocess.run(closed, text=True, cwd=tmp_path, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_id_that_is_no_unicode_is_not_in_the_index(run: Run, index: str) -> None:
+    assert run("indexer", "remove", index, "\udcff", "a").err == "Error: 1 of the ids are not in index: \\udcff\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["indexer", "info", "x"],
+        ["indexer", "verify", "x"],
+        ["indexer", "export", "x"],
+        ["search", "query", "x", "text"],
+        ["indexer", "verify", "x", "--repair"],
+    ],
+)
+def test_a_file_in_place_of_an_index_is_called_one(run: Run, command: list[str]) -> None:
+    Path("x").write_text("x")
+    assert_fails(run(*command), "x is not an index folder: it is a file")

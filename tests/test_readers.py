@@ -990,6 +990,7 @@ def test_one_of_several_text_fields_is_enough(write: Write, title: str) -> None:
     [
         ('{"a": 1}', 'the text is missing; fields here are "a": name the text\'s with --text-field'),
         ("{}", "the text is missing; the record has no field: name the text's with --text-field"),
+        ('{"a": 1, "text": null}', "the text is null"),
         (
             json.dumps({f"f{n}": n for n in range(12)}),
             'the text is missing; fields here are "f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7", "f8", "f9"'

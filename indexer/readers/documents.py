@@ -54,7 +54,8 @@ def check_columns(columns: Collection[str], options: ReadOptions, *, source: str
     """Raise `InputError` if a table lacks the id or text columns, so that no row of it can be a document."""
     if options.id_field is not None and options.id_field not in columns:
         raise InputError(_missing_id(columns), source=source, line=line, field=options.id_field)
-    if options.text_required and not any(name in columns for name in options.text_names):
+    needs_text = options.text_required or options.text_fields  # fields that were named are meant to be there
+    if needs_text and not any(name in columns for name in options.text_names):
         error = _missing_text(options.text_names, columns)
         raise InputError(error.problem, source=source, line=line, field=error.field)
 
@@ -85,6 +86,8 @@ def _text_of(fields: Mapping[str, Any], options: ReadOptions) -> str:
     if not present:
         if not options.text_required:
             return ""
+        if (null := next((name for name in names if name in fields), None)) is not None:
+            raise InputError("the text is null", field=null)
         raise _missing_text(names, fields)
     parts = [text for text in present.values() if text and not text.isspace()]
     if not parts and options.text_required:
