@@ -402,7 +402,7 @@ def test_a_suffix_says_how_it_is_written(index: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_index_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(NotAnIndexError, match=r"has no meta\.sqlite"):
+    with pytest.raises(NotAnIndexError, match=r"no such folder"):
         export_index(tmp_path / "nothing", tmp_path / "all.jsonl")
     assert list(tmp_path.iterdir()) == []
 

@@ -110,7 +110,7 @@ def test_an_index_that_has_gone_is_none_until_there_is_one_again(path: Path, sea
     assert names(searcher) == ["old"] * 30
     path.rename(path.with_name("gone"))
     for _ in range(2):
-        with pytest.raises(NotAnIndexError, match=r"has no meta\.sqlite"):
+        with pytest.raises(NotAnIndexError, match=r"no such folder"):
             names(searcher)
     path.with_name("gone").rename(path)
     assert names(searcher) == ["old"] * 30
