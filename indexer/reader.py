@@ -101,14 +101,15 @@ class IndexReader:
     def __init__(self, path: str | Path) -> None:
         """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
-        self._meta = (self.path / META).absolute()  # also after a change of the working directory
+        self._folder = self.path.absolute()  # also after a change of the working directory
+        self._meta = self._folder / META
         if not self.path.is_dir():
             raise no_folder(self.path)
         self._mutex = threading.Lock()
         self._helpers: Helpers | None = None
         with self._sqlite_errors():
             self._database: _Database | None
-            self._database, self._settings = self._open()
+            self._database, self._settings = self._open(self.path)  # so that errors name it as the caller did
 
     def __enter__(self) -> IndexReader:
         return self
@@ -202,7 +203,7 @@ class IndexReader:
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
                 dead=sum(len(segment) - segment.live_rows for segment in snapshot.view.segments),
                 segments=tuple(read_segments(snapshot.connection)),
-                disk_bytes=folder_bytes(self.path),
+                disk_bytes=folder_bytes(self._folder),
                 commit=commit,
                 sqlite_version=sqlite3.sqlite_version,
             )
@@ -225,7 +226,7 @@ class IndexReader:
             with self._mutex, ExitStack() as on_error:
                 database = self._current()
                 try:
-                    connection = database.idle.pop() if database.idle else connect_reader(self.path / META)
+                    connection = database.idle.pop() if database.idle else connect_reader(self._meta)
                     on_error.callback(connection.close)
                     connection.execute("BEGIN")
                     view = self._view_of(connection, database.view)
@@ -259,7 +260,7 @@ class IndexReader:
                 return self._database
             self._database.close()
             self._database = None
-        database, settings = self._open()
+        database, settings = self._open(self._folder)
         try:
             self._settings.check_replaced(settings, place=str(self.path))
         except ReplacedIndexError:
@@ -268,16 +269,16 @@ class IndexReader:
         self._database, self._settings = database, settings
         return database
 
-    def _open(self) -> tuple[_Database, IndexSettings]:
+    def _open(self, folder: Path) -> tuple[_Database, IndexSettings]:
         """The database and its settings. Raises as `__init__`, and `CorruptIndexError` where commits are missing."""
         for _ in range(_REOPEN_TRIES):
             number = file_number(self._meta)
-            acknowledged = acknowledged_commit(self.path / LOCK)
+            acknowledged = acknowledged_commit(folder / LOCK)
             with ExitStack() as on_error:
                 try:
-                    held = connect_reader(self.path / META)
+                    held = connect_reader(folder / META)
                     on_error.callback(held.close)
-                    connection = connect_reader(self.path / META)
+                    connection = connect_reader(folder / META)
                     on_error.callback(connection.close)
                     settings = read_settings(connection)
                     commit = 0 if settings is None else self._commit_of(connection)
@@ -319,7 +320,7 @@ class IndexReader:
             if space is None and any(record.rerank for record in records):
                 space = self._code_space(connection)
         segments = [
-            known.get(record.name) or open_segment(self.path / SEGMENTS, record, dimension=self.settings.dimension)
+            known.get(record.name) or open_segment(self._folder / SEGMENTS, record, dimension=self.settings.dimension)
             for record in records
         ]
         tail = self._extended(connection, tail)
@@ -337,7 +338,7 @@ class IndexReader:
         )
 
     def _code_space(self, connection: sqlite3.Connection) -> CodeSpace:
-        path = self.path / SEGMENTS / CODE_SPACE
+        path = self._folder / SEGMENTS / CODE_SPACE
         if path.is_file() and file_sha256(path) != read_setting(connection, CODE_SPACE_SHA256):
             raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
         return load_code_space(path, dimension=self.settings.dimension)

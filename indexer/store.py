@@ -105,7 +105,8 @@ class IndexWriter:
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
         self.path = Path(path)
-        self._meta = (self.path / META).absolute()  # also after a change of the working directory
+        self._folder = self.path.absolute()  # also after a change of the working directory
+        self._meta = self._folder / META
         self._file: FileNumber | None = None
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
@@ -123,9 +124,9 @@ class IndexWriter:
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merge_error: TagdexError | None = None
-                self._upkeep = Upkeep(self._connection, self.path / META)
+                self._upkeep = Upkeep(self._connection, self._meta)
                 self._merger = Merger(
-                    self._connection, self.path / SEGMENTS, self.settings.dimension, check_place=self._check_place
+                    self._connection, self._folder / SEGMENTS, self.settings.dimension, check_place=self._check_place
                 )
         except BaseException:
             self._connection.close()
@@ -343,7 +344,7 @@ class IndexWriter:
         """
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
-            with naming(self._connection, self.path / SEGMENTS, record):
+            with naming(self._connection, self._folder / SEGMENTS, record):
                 apply_change(self._connection, change, pending=not seal)
                 if seal:
                     self._connection.execute("DELETE FROM pending")
@@ -369,8 +370,8 @@ class IndexWriter:
         if not blocks:
             return None
         return write_segment(
-            self.path / SEGMENTS,
-            new_name(self.path / SEGMENTS, f"{self.state.number + 1:010d}"),
+            self._folder / SEGMENTS,
+            new_name(self._folder / SEGMENTS, f"{self.state.number + 1:010d}"),
             blocks,
             dimension=self.settings.dimension,
             space=None,
@@ -472,7 +473,7 @@ class IndexWriter:
         """
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
-        orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
+        orphans = [file for file in (self._folder / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
         if orphans:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
             with transaction(self._connection):
