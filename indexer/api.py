@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from indexer import pipeline
 from indexer.backup import Copied, copy_index
-from indexer.errors import InputError, TagdexError, UnfinishedIndexError
+from indexer.errors import FilterError, InputError, TagdexError, UnfinishedIndexError
 from indexer.export import export_documents, write_records
 from indexer.fields import has_lone_surrogate, id_problem, metadata_problems
-from indexer.filters import Filter, check_names, parse
+from indexer.filters import AnyFilter, as_filter, check_names
 from indexer.given import as_vector
 from indexer.pipeline import Report
 from indexer.records import Document
@@ -97,14 +97,22 @@ def compact_index(path: str | Path, *, codes: str | None = None) -> int:
 
 
 def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:
-    """Remove documents in one transaction; returns the ids that were not there. Raises `IndexFolderError`."""
+    """Remove documents in one transaction; returns the ids that were not there.
+
+    Raises `InputError` for one id in place of several, `IndexFolderError`.
+    """
     with IndexWriter(path) as writer:
         return writer.remove(ids)
 
 
-def remove_matching(path: str | Path, where: Filter | str) -> int:
-    """Remove the documents for which a filter is true, in one transaction; returns how many. Raises `FilterError`."""
-    tree = parse(where) if isinstance(where, str) else where
+def remove_matching(path: str | Path, where: AnyFilter) -> int:
+    """Remove the documents for which a filter is true, in one transaction; returns how many.
+
+    `where`: as `filter` in `Searcher.search`. Raises `FilterError`, `IndexFolderError`.
+    """
+    tree = as_filter(where)
+    if tree is None:
+        raise FilterError("a filter must say which documents to remove, got None")
     with IndexWriter(path) as writer:
         check_names(tree, labels=writer.settings.class_labels, entity_types=writer.settings.entity_types)
         return writer.remove_matching(tree)

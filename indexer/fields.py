@@ -6,10 +6,11 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
 
+from indexer.errors import TagdexError
 from indexer.records import Metadata
 
 Scalar = str | int | float | bool
@@ -75,6 +76,25 @@ def flatten(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
         elif isinstance(value, str | int | float):
             rows.add((path_of(keys), kind_of(value), value))
     return rows
+
+
+def several(texts: Iterable[str], what: str, *, error: type[TagdexError]) -> list[str]:
+    """Ids, names or texts that a caller gives, as a list.
+
+    Raises `error` for one in place of several, which would be taken for its characters, and for what is no text.
+
+    >>> several(("a", "b"), "ids", error=TagdexError)
+    ['a', 'b']
+    """
+    if isinstance(texts, str | bytes):
+        raise error(f"{what} must be several strings, got one: {named(texts)}; put it in a list")
+    if not isinstance(texts, Iterable):
+        raise error(f"{what} must be several strings, got {named(texts)}")
+    found = list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise error(f"{what} must be strings, got {named(text)}")
+    return found
 
 
 def id_problem(id: str) -> str | None:
@@ -156,6 +176,11 @@ def quote(value: object) -> str:
     if has_lone_surrogate(text):
         text = json.dumps(value, default=str)
     return shorten(text, _SHOWN_CHARACTERS)
+
+
+def named(value: object) -> str:
+    """A value of any type as Python writes it, with that type, cut to what a message can hold."""
+    return f"{shorten(' '.join(repr(value).split()), _SHOWN_CHARACTERS)} of type {type(value).__name__}"
 
 
 def shorten(text: str, limit: int) -> str:

@@ -38,13 +38,14 @@ from indexer.durable import FileNumber, file_number, sync_with_parents, vector_c
 from indexer.errors import (
     CorruptIndexError,
     FormatError,
+    InputError,
     NotAnIndexError,
     ReplacedIndexError,
     StorageError,
     TagdexError,
     UnfinishedIndexError,
 )
-from indexer.fields import has_lone_surrogate
+from indexer.fields import has_lone_surrogate, several
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment, naming
@@ -267,8 +268,11 @@ class IndexWriter:
             write_setting(self._connection, RETAGGED, None)
 
     def remove(self, ids: Iterable[str]) -> list[str]:
-        """Remove documents in one transaction; returns the ids that were not there."""
-        wanted = list(dict.fromkeys(ids))
+        """Remove documents in one transaction; returns the ids that were not there.
+
+        Raises `InputError` for one id in place of several.
+        """
+        wanted = list(dict.fromkeys(several(ids, "ids", error=InputError)))
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove([id_ for id_ in wanted if not has_lone_surrogate(id_)])  # no id has one
         self._acknowledge()

@@ -1,0 +1,217 @@
+"""What the Python API takes of a caller, in every form that one has it in, and how it refuses the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, clustered
+
+from indexer import Document, IndexWriter, remove_documents
+from indexer.api import remove_matching
+from indexer.errors import CursorError, FilterError, InputError, QueryError
+from indexer.filters import Compare
+from search import Examples, Searcher
+from search.query import Query
+
+MODEL = DemoAnalyser()
+VECTORS = clustered(40, dimension=16)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Documents 0 to 11 with texts; their numbers are in the field n."""
+    return build_index(tmp_path / "texts", [Document(str(n), f"text {n} of Ada", {"n": n}) for n in range(12)])
+
+
+@pytest.fixture
+def searcher(path: Path) -> Iterator[Searcher]:
+    with Searcher(path, model=as_text_model(MODEL)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Iterator[Searcher]:
+    """Documents d0 to d39 with the vectors, without a model."""
+    with Searcher(build_vector_index(tmp_path / "given", VECTORS)) as opened:
+        yield opened
+
+
+def best(vector: np.ndarray[Any, Any], k: int) -> list[str]:
+    """Brute force: the ids of the vectors with the highest cosine."""
+    stored = VECTORS.astype(np.float16).astype(np.float64)
+    return [f"d{at}" for at in np.argsort(-(stored @ vector.astype(np.float64)), kind="stable")[:k]]
+
+
+# Several of something
+
+
+def test_one_id_is_not_taken_for_the_ids_of_its_characters(path: Path, searcher: Searcher) -> None:
+    message = "ids must be several strings, got one: '11' of type str; put it in a list"
+    with pytest.raises(InputError, match=message):
+        remove_documents(path, "11")
+    with IndexWriter(path) as writer, pytest.raises(InputError, match=message):
+        writer.remove("11")
+    with pytest.raises(QueryError, match=message):
+        searcher.present("11")
+    with pytest.raises(QueryError, match=message):
+        searcher.documents("11")
+    assert searcher.info.documents == 12
+
+
+def test_one_text_or_name_is_not_taken_for_its_characters(searcher: Searcher) -> None:
+    with pytest.raises(QueryError, match="texts must be several strings, got one: 'ball'"):
+        searcher.search_many("ball")
+    with pytest.raises(QueryError, match="names must be several strings, got one: 'n'"):
+        searcher.facets(names="n")
+
+
+@pytest.mark.parametrize("wrong", [1, None, b"1", ("1",)])
+def test_what_is_no_id_or_text_is_named(path: Path, searcher: Searcher, wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"ids must be strings, got .* of type "):
+        remove_documents(path, [wrong])
+    with pytest.raises(QueryError, match=r"ids must be strings, got .* of type "):
+        searcher.documents([wrong])
+    with pytest.raises(QueryError, match=r"ids must be strings, got .* of type "):
+        Examples(ids=[wrong])
+    with pytest.raises(QueryError, match=r"texts must be strings, got .* of type "):
+        searcher.search_many([wrong])
+    with pytest.raises(QueryError, match=r"text must be a string, got .* of type "):
+        searcher.search(wrong)
+
+
+def test_several_may_come_in_any_iterable(path: Path, searcher: Searcher) -> None:
+    texts = ["text 3", "Ada", "of"]
+    wanted = searcher.search_many(texts)
+    assert wanted == [searcher.search(text) for text in texts]
+    assert searcher.search_many(iter(texts)) == searcher.search_many(np.array(texts)) == wanted
+    assert searcher.facets(names=iter(["n"])) == searcher.facets(names=["n"])
+    assert remove_documents(path, (name for name in ("3", "x"))) == ["x"]
+    assert searcher.present(np.array(["3", "4"])) == {"4"}
+
+
+# Vectors
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        np.ndarray.tolist,
+        lambda vector: tuple(vector.tolist()),
+        lambda vector: vector.astype(np.float64),
+        lambda vector: vector.astype(">f4"),
+        lambda vector: np.stack([vector, vector], axis=1)[:, 0],
+        torch.from_numpy,
+        lambda vector: vector.astype(object),
+        lambda vector: vector * np.float32(1e-30),
+    ],
+    ids=["list", "tuple", "fp64", "big-endian", "strided", "tensor", "objects", "short"],
+)
+def test_a_query_vector_in_any_form_finds_the_nearest(given: Searcher, form: Any) -> None:
+    vector, exact = form(VECTORS[7].copy()), best(VECTORS[7], 5)
+    assert [hit.id for hit in given.search_vector(vector, k=5)] == exact
+    assert [hit.id for hit in given.page(vector, k=5).hits] == exact
+    assert [hit.id for hit in given.answer_vector(vector, Query(k=5)).hits] == exact
+    assert {value.value for value in given.facets(vector, names=["n"], of=5)["n"].values} == {
+        int(name[1:]) for name in exact
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (VECTORS[:1], r"has shape \(1, 16\)"),
+        (VECTORS[0, :4], r"has shape \(4,\), the index's vectors have \(16,\)"),
+        (VECTORS[0] * np.nan, "holds NaN or infinity"),
+        (VECTORS[0] * 0, "is zero: it has no direction"),
+        (VECTORS[0].astype(np.float64) * 1e300, "holds NaN or infinity"),
+        (VECTORS[0] + 1j, "is not one of numbers: it holds complex64"),
+        (VECTORS[0].astype(str), "is not one of numbers: it holds <U32"),
+        ([[1.0], [1.0, 2.0]], "is not one of numbers"),
+        (torch.ones(16, requires_grad=True), "is not one of numbers: .*detach"),
+        (None, "has shape"),
+    ],
+)
+def test_a_query_vector_without_a_direction_is_a_query_error(given: Searcher, wrong: Any, message: str) -> None:
+    with pytest.raises(QueryError, match=message):
+        given.search_vector(wrong)
+    with pytest.raises(QueryError, match=message):
+        given.answer_vector(wrong, Query())
+
+
+def test_embeddings_of_examples_are_counted_and_checked(searcher: Searcher) -> None:
+    examples = Examples(texts=["text 3"], not_texts=["Ada"])
+    rows = [MODEL.vector("text 3"), MODEL.vector("Ada")]
+    assert searcher.similar(examples, encoded=[row.tolist() for row in rows]) == searcher.similar(examples)
+    for wrong in (rows[:1], [*rows, rows[0]]):
+        with pytest.raises(QueryError, match=f"one embedding for each of 2 texts, got {len(wrong)}"):
+            searcher.similar(examples, encoded=wrong)
+    with pytest.raises(QueryError, match=r"shape \(4,\)"):
+        searcher.similar(examples, encoded=[rows[0][:4], rows[1]])
+    with pytest.raises(QueryError, match=r"an id or Examples, got \['3', '4'\] of type list"):
+        searcher.similar(["3", "4"])  # type: ignore[arg-type]
+
+
+# Options
+
+
+@pytest.mark.parametrize("option", ["k", "offset", "passages"])
+def test_whole_numbers_may_be_of_numpy(searcher: Searcher, option: str) -> None:
+    assert searcher.search("Ada", **{option: np.int64(3)}) == searcher.search("Ada", **{option: 3})
+    assert type(getattr(Query(**{option: np.int64(3)}), option)) is int
+
+
+@pytest.mark.parametrize("wrong", [2.0, "3", None, float("inf")])
+def test_what_is_no_whole_number_is_named(searcher: Searcher, wrong: Any) -> None:
+    for option in ("k", "offset", "passages", "neighbours", "rerank_top"):
+        with pytest.raises(QueryError, match=f"{option} must be a whole number, got .* of type"):
+            searcher.search("Ada", **{option: wrong})
+    with pytest.raises(QueryError, match=r"top must be a whole number, got .* of type"):
+        searcher.facets(top=wrong)
+
+
+@pytest.mark.parametrize("option", ["min_score", "keyword_weight", "distinct", "mmr", "boost"])
+def test_what_is_no_number_is_named(searcher: Searcher, option: str) -> None:
+    assert searcher.search("Ada", **{option: np.float32(0.5)}) == searcher.search("Ada", **{option: 0.5})
+    with pytest.raises(QueryError, match=f"{option} must be a number, got '0.5' of type str"):
+        searcher.search("Ada", **{option: "0.5"})
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    with pytest.raises(QueryError, match=r"not_weight must be a number from 0 up, got '1'"):
+        Examples(ids=["1"], not_weight="1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [5, True, b"n > 3", ["n > 3"]])
+def test_what_is_no_filter_is_named(path: Path, searcher: Searcher, wrong: Any) -> None:
+    message = r"a filter is a text, a JSON object or a tree from indexer.filters, got .* of type"
+    with pytest.raises(FilterError, match=message):
+        searcher.search("Ada", filter=wrong)
+    with pytest.raises(FilterError, match=message):
+        searcher.present(["1"], filter=wrong)
+    with pytest.raises(FilterError, match=message):
+        remove_matching(path, wrong)
+
+
+def test_a_query_takes_a_filter_as_a_tree_only() -> None:
+    with pytest.raises(FilterError, match=r"got 'n > 3' of type str: indexer.filters.as_filter makes one"):
+        Query(filter="n > 3")  # type: ignore[arg-type]
+
+
+def test_what_a_search_finds_by_a_filter_is_removed_by_it(path: Path, searcher: Searcher) -> None:
+    forms: list[Any] = [Compare("n", "=", 3), "n = 4", {"path": "n", "op": "=", "value": 5}]
+    for form in forms:
+        assert len(searcher.search("Ada", filter=form)) == 1
+        assert remove_matching(path, form) == 1
+        assert searcher.search("Ada", filter=form) == []
+    with pytest.raises(FilterError, match="a filter must say which documents to remove, got None"):
+        remove_matching(path, None)  # type: ignore[arg-type]
+
+
+def test_a_cursor_that_is_no_text_is_damaged(searcher: Searcher) -> None:
+    with pytest.raises(CursorError, match="is damaged"):
+        searcher.page("Ada", cursor=5)  # type: ignore[arg-type]
