@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from indexer import pipeline
 from indexer.backup import Copied, copy_index
 from indexer.errors import FilterError, InputError, TagdexError, UnfinishedIndexError
 from indexer.export import export_documents, write_records
-from indexer.fields import has_lone_surrogate, id_problem, metadata_problems
+from indexer.fields import has_lone_surrogate, id_problem, metadata_problems, named
 from indexer.filters import AnyFilter, as_filter, check_names
 from indexer.given import as_vector
 from indexer.pipeline import Report
@@ -40,11 +41,13 @@ def add_documents(
 
     `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
     documents bring their vectors, it says by which model those were made, and `None` that this is not known.
+    A vector may be overwritten once the next document is asked for; metadata have to stay as they are until stored.
     `precision`: what a model that is loaded here computes in; "auto" is bf16 where the device is faster with it.
     `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
-    What `on_commit` was told of is durable. `on_error` is called for each document that cannot be kept, which is then
-    passed over; without it the first one ends the call, with what came before it kept. Raises `InputError`,
-    `ModelError`, `IndexFolderError` and what `documents` raises.
+    What `on_commit` was told of is durable; each report is one of its own. `on_error` is called for each document that
+    cannot be kept, which is then passed over; without it the first one ends the call, with what came before it kept.
+    Raises `InputError`, also where there is no document for a new index, `ModelError`, `IndexFolderError` and what
+    `documents` raises.
     """
     path = Path(path)
     iterator = checked(documents, on_error=on_error)
@@ -183,32 +186,46 @@ def checked(
     documents: Iterable[Document], *, on_error: Callable[[InputError], None] | None = None
 ) -> Iterator[Document]:
     """The documents that an index can keep; for others `on_error` is called, or their `InputError` raised."""
+    if isinstance(documents, Document | str | bytes) or not isinstance(documents, Iterable):
+        raise InputError(f"documents must be several, in a list or any other iterable, got {named(documents)}")
     for number, document in enumerate(documents, start=1):
         try:
-            _check(document, f"document {number}")
+            kept = _checked(document, f"document {number}")
         except InputError as error:
             if on_error is None:
                 raise
             on_error(error)
         else:
-            yield document
+            yield kept
 
 
-def _check(document: Document, place: str) -> None:
+def _checked(document: Document, place: str) -> Document:
+    """The document, with a vector in fp32 that stays as it is, whatever the caller does with the array it came in."""
+    if not isinstance(document, Document):
+        raise InputError(f"expected Document(id, text, metadata), got {named(document)}", source=place)
     if not isinstance(document.id, str) or not document.id:
         raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
     if (problem := id_problem(document.id)) is not None:
         raise InputError(problem, source=place, field="id")
-    if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
-        raise InputError("the text is empty", source=f"{place} ('{document.id}')")
+    place = f"{place} ('{document.id}')"
+    if document.text is not None and not isinstance(document.text, str):
+        raise InputError(f"the text must be a string, got {named(document.text)}", source=place)
+    if document.text is None or (not document.text.strip() and document.vector is None):
+        raise InputError("the text is empty", source=place)
     if has_lone_surrogate(document.text):
-        raise InputError(
-            "the text has a lone surrogate, which is not valid Unicode", source=f"{place} ('{document.id}')"
-        )
+        raise InputError("the text has a lone surrogate, which is not valid Unicode", source=place)
+    if not isinstance(document.metadata, Mapping):
+        raise InputError(f"the metadata must be a dict, got {named(document.metadata)}", source=place)
+    if not isinstance(document.metadata, dict):
+        document = replace(document, metadata=dict(document.metadata))
     for field, problem in metadata_problems(document.metadata):
-        raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
-    if document.vector is not None:
-        as_vector(document.vector, f"{place} ('{document.id}')")
+        raise InputError(problem, source=place, field=field or None)
+    if document.vector is None:
+        return document
+    vector = as_vector(document.vector, place)
+    if vector is not document.vector:
+        return replace(document, vector=vector)
+    return replace(document, vector=vector.copy()) if vector.flags.writeable else document
 
 
 def _open_existing(path: Path) -> IndexWriter | None:

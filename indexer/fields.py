@@ -6,7 +6,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from functools import lru_cache
 
@@ -129,6 +129,8 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
             for key, inner in value.items():
                 if not isinstance(key, str):
                     yield path_of(keys), f"key {key!r} is not a string"
+                elif type(key) is not str:  # which JSON writers do not take
+                    yield path_of(keys), f"key {key!r} is not a string of Python's own: give it as str(key)"
                 elif has_lone_surrogate(key):
                     yield path_of(keys), f"key {key!r} has a lone surrogate"
                 else:
@@ -147,7 +149,20 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
             if not math.isfinite(value):
                 yield path_of(keys), f"{value} is not a number that JSON has; leave the field out or use null"
         else:
-            yield path_of(keys), f"a value of type {type(value).__name__} is not JSON"
+            yield path_of(keys), _not_json(value)
+
+
+def _not_json(value: object) -> str:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    way = "give it as a string, a number, a list or a dict"
+    if isinstance(value, Mapping):
+        way = "give it as dict(value)"
+    elif hasattr(value, "isoformat"):
+        way = "give it as a string, value.isoformat()"
+    elif hasattr(value, "tolist"):
+        way = "give it as Python's own, value.tolist()"
+    return f"a value of type {name} is not JSON: {way}"
 
 
 def is_deeper(value: object, limit: int) -> bool:

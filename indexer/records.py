@@ -24,7 +24,7 @@ class Document:
     """One text with its id and metadata, as a reader yields it and as the index keeps it.
 
     `vector`: an embedding made elsewhere, fp32 (dimension,), which is taken as it is; such a document may have an
-    empty text. `None`: the model embeds the text.
+    empty text. `None`: the model embeds the text. `metadata`: a dict of what JSON has.
     """
 
     id: str

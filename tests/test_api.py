@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 import torch
 from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, clustered
 
-from indexer import Document, IndexWriter, remove_documents
+from indexer import Document, IndexWriter, add_documents, pipeline, remove_documents
 from indexer.api import remove_matching
 from indexer.errors import CursorError, FilterError, InputError, QueryError
 from indexer.filters import Compare
+from indexer.pipeline import Report
 from search import Examples, Searcher
 from search.query import Query
 
@@ -45,6 +48,62 @@ def best(vector: np.ndarray[Any, Any], k: int) -> list[str]:
     """Brute force: the ids of the vectors with the highest cosine."""
     stored = VECTORS.astype(np.float16).astype(np.float64)
     return [f"d{at}" for at in np.argsort(-(stored @ vector.astype(np.float64)), kind="stable")[:k]]
+
+
+# Documents
+
+
+def test_a_buffer_that_is_filled_anew_for_each_document_gives_each_its_vector(tmp_path: Path) -> None:
+    def reading() -> Iterator[Document]:
+        buffer = np.empty(16, dtype=np.float32)
+        for number, row in enumerate(VECTORS):
+            buffer[:] = row
+            yield Document(f"d{number}", "", vector=buffer)
+
+    add_documents(tmp_path / "index", reading())
+    with Searcher(tmp_path / "index") as searcher:
+        for row in VECTORS[:3]:
+            assert [hit.id for hit in searcher.search_vector(row, k=3)] == best(row, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("text", r"documents must be several, .* got 'text' of type str"),
+        (Document("a", "text"), r"documents must be several, .* of type Document"),
+        (None, r"documents must be several, .* got None of type NoneType"),
+        ([{"id": "a"}], r"document 1: expected Document\(id, text, metadata\), got {'id': 'a'} of type dict"),
+        ([Document("a", b"text")], r"document 1 \('a'\): the text must be a string, got b'text' of type bytes"),  # type: ignore[arg-type]
+        ([Document("a", float("nan"))], r"the text must be a string, got nan of type float"),  # type: ignore[arg-type]
+        ([Document("a", "text", None)], r"document 1 \('a'\): the metadata must be a dict, got None"),  # type: ignore[arg-type]
+        ([Document("a", "text", [1])], r"the metadata must be a dict, got \[1\] of type list"),  # type: ignore[arg-type]
+        (
+            [Document("a", "text", {np.str_("k"): 1})],
+            r"key np.str_\('k'\) is not a string of Python's own: .*str\(key\)",
+        ),
+        ([Document("a", "text", {"f": np.bool_(True)})], r"numpy.bool is not JSON: give it as .* value.tolist\(\)"),
+        ([Document("a", "text", {"f": date(2024, 1, 2)})], r"datetime.date is not JSON: .* value.isoformat\(\)"),
+        ([Document("a", "text", {"f": {1}})], r"of type set is not JSON: give it as a string, a number"),
+        ([Document("a", "text", {"f": MappingProxyType({})})], r"mappingproxy is not JSON: give it as dict\(value\)"),
+        ([Document("a", "", vector=torch.ones(16, requires_grad=True))], "not one of numbers: .*detach"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_document_is_named(path: Path, wrong: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        add_documents(path, wrong, model=as_text_model(MODEL))
+
+
+def test_metadata_may_be_any_mapping(path: Path, searcher: Searcher) -> None:
+    add_documents(path, [Document("a", "text", MappingProxyType({"n": 1}))], model=as_text_model(MODEL))
+    assert searcher.documents(["a"])["a"].metadata == {"n": 1}
+
+
+def test_every_commit_gets_a_report_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "BATCH_DOCUMENTS", 1)
+    reports: list[Report] = []
+    documents = [Document("a", "", vector=row) for row in VECTORS[:24]]
+    add_documents(tmp_path / "index", documents, on_commit=reports.append)
+    assert [report.documents for report in reports] == [8, 16, 24]
 
 
 # Several of something
