@@ -17,6 +17,7 @@ from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Columns
 from indexer.durable import FileNumber, file_number
 from indexer.errors import (
+    ClosedError,
     CorruptIndexError,
     IndexFolderError,
     NotAnIndexError,
@@ -106,6 +107,7 @@ class IndexReader:
         if not self.path.is_dir():
             raise no_folder(self.path)
         self._mutex = threading.Lock()
+        self._closed = False
         self._helpers: Helpers | None = None
         with self._sqlite_errors():
             self._database: _Database | None
@@ -120,8 +122,12 @@ class IndexReader:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; mapped files are let go with the last reference."""
+        """Close all connections; mapped files are let go with the last reference. Again, it does nothing.
+
+        What another thread is reading is read to its end; what is asked afterwards raises `ClosedError`.
+        """
         with self._mutex:
+            self._closed = True
             if self._database is not None:
                 self._database.close()
                 self._database = None
@@ -163,17 +169,20 @@ class IndexReader:
     def snapshot(self) -> Iterator[Snapshot]:
         """The index as of its newest commit, held still.
 
-        Raises `NotAnIndexError` where it is gone, and its `ReplacedIndexError` where one of another model or dimension
-        is there in its place.
+        Raises `ClosedError`, `NotAnIndexError` where it is gone, and its `ReplacedIndexError` where one of another
+        model or dimension is there in its place.
         """
         with self._sqlite_errors():
             database, connection, view = self._begin()
+            snapshot = Snapshot(self, connection, view, postings=database.postings, columns=database.columns)
             try:
-                yield Snapshot(self, connection, view, postings=database.postings, columns=database.columns)
+                yield snapshot
                 connection.execute("ROLLBACK")
             except BaseException:
                 connection.close()
                 raise
+            finally:
+                snapshot.end()
         with self._mutex:
             if database is self._database:
                 database.idle.append(connection)
@@ -254,7 +263,9 @@ class IndexReader:
         ) from vanished
 
     def _current(self) -> _Database:
-        """The database that has the path's name now; the caller holds the mutex."""
+        """The database that has the path's name now; the caller holds the mutex. Raises `ClosedError`."""
+        if self._closed:
+            raise ClosedError(f"{self.path} was closed here, and is asked again: open it anew")
         if self._database is not None:
             if file_number(self._meta) == self._database.file:
                 return self._database

@@ -36,6 +36,7 @@ from indexer.changes import (
 )
 from indexer.durable import FileNumber, file_number, sync_with_parents, vector_crc
 from indexer.errors import (
+    ClosedError,
     CorruptIndexError,
     FormatError,
     InputError,
@@ -109,6 +110,7 @@ class IndexWriter:
         self._folder = self.path.absolute()  # also after a change of the working directory
         self._meta = self._folder / META
         self._file: FileNumber | None = None
+        self._closed = False
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
@@ -390,7 +392,12 @@ class IndexWriter:
             )
 
     def close(self) -> None:
-        """Seal what is worth it, give free pages back, empty the log, and release the lock."""
+        """Seal what is worth it, give free pages back, empty the log, and release the lock. Again, it does nothing.
+
+        What is asked of the writer afterwards raises `ClosedError`.
+        """
+        if self._closed:
+            return
         try:
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
@@ -410,6 +417,8 @@ class IndexWriter:
 
     def _check_place(self) -> None:
         """Raise where what is written would be found by nobody, and files of another index could be taken for ours."""
+        if self._closed:
+            raise ClosedError(f"{self.path} was closed by this writer: open a new one")
         if self._file is not None and not self.in_place:
             raise ReplacedIndexError(
                 f"{self.path} was moved, deleted or replaced while it was being written to: what was not acknowledged "
@@ -425,6 +434,7 @@ class IndexWriter:
                 break
             except KeyboardInterrupt as again:
                 interrupt = again
+        self._closed = True
         self._connection.close()
         self._lock.release()
         if interrupt is not None:

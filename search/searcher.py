@@ -72,11 +72,14 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index. Again, it does nothing; what is asked afterwards raises `ClosedError`."""
         self._reader.close()
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
-        """The index as of its newest commit, held still: what is asked with it is answered from that commit."""
+        """The index as of its newest commit, held still: what is asked with it is answered from that commit.
+
+        For the thread that took it, inside its `with` block.
+        """
         return self._reader.snapshot()
 
     @property
@@ -497,8 +500,12 @@ class Searcher:
         return self._answer(hits, asked, explanation)
 
     def _held(self, snapshot: Snapshot | None) -> AbstractContextManager[Snapshot]:
-        """A caller's snapshot, or one of the newest commit."""
-        return self._reader.snapshot() if snapshot is None else nullcontext(snapshot)
+        """A caller's snapshot, or one of the newest commit. Raises `QueryError` for that of another searcher."""
+        if snapshot is None:
+            return self._reader.snapshot()
+        if not snapshot.is_of(self._reader):
+            raise QueryError(f"the snapshot is of another Searcher: take one of this one's, of {self._reader.path}")
+        return nullcontext(snapshot)
 
     def _check_filter(self, filter: Filter | None) -> None:
         """Unknown types and labels are errors before anything is computed."""

@@ -15,7 +15,7 @@ from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, 
 
 from indexer import Document, IndexWriter, add_documents, pipeline, remove_documents
 from indexer.api import remove_matching
-from indexer.errors import CursorError, FilterError, InputError, QueryError
+from indexer.errors import ClosedError, CursorError, FilterError, InputError, QueryError
 from indexer.filters import Compare
 from indexer.pipeline import Report
 from search import Examples, Searcher
@@ -274,3 +274,44 @@ def test_what_a_search_finds_by_a_filter_is_removed_by_it(path: Path, searcher: 
 def test_a_cursor_that_is_no_text_is_damaged(searcher: Searcher) -> None:
     with pytest.raises(CursorError, match="is damaged"):
         searcher.page("Ada", cursor=5)  # type: ignore[arg-type]
+
+
+# Closing
+
+
+def test_what_was_closed_says_so(path: Path) -> None:
+    with Searcher(path, model=as_text_model(MODEL)) as searcher:
+        assert searcher.search("Ada")
+        searcher.close()
+        for ask in (lambda: searcher.search("Ada"), lambda: searcher.info, lambda: searcher.facets(names=["n"])):
+            with pytest.raises(ClosedError, match="was closed here, and is asked again: open it anew"):
+                ask()
+    searcher.close()
+
+
+def test_a_writer_that_was_closed_says_so(path: Path) -> None:
+    with IndexWriter(path) as writer:
+        writer.remove(["1"])
+        writer.close()
+        for ask in (lambda: writer.remove(["2"]), writer.seal, lambda: writer.state):
+            with pytest.raises(ClosedError, match="was closed by this writer: open a new one"):
+                ask()
+    writer.close()
+    assert remove_documents(path, ["1", "2"]) == ["1"]
+
+
+def test_a_snapshot_that_has_ended_says_so(searcher: Searcher) -> None:
+    with searcher.snapshot() as snapshot:
+        assert searcher.answer("Ada", Query(), snapshot=snapshot).hits
+    for ask in (
+        snapshot.count,
+        lambda: searcher.answer("Ada", Query(), snapshot=snapshot),
+        lambda: searcher.facets("Ada", snapshot=snapshot),
+    ):
+        with pytest.raises(ClosedError, match="this snapshot has ended: ask inside its with block"):
+            ask()
+
+
+def test_a_snapshot_of_another_searcher_is_refused(searcher: Searcher, given: Searcher) -> None:
+    with given.snapshot() as snapshot, pytest.raises(QueryError, match="of another Searcher: take one of this one's"):
+        searcher.answer("Ada", Query(), snapshot=snapshot)
