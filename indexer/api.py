@@ -8,6 +8,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from indexer import pipeline
 from indexer.backup import Copied, copy_index
 from indexer.errors import FilterError, InputError, TagdexError, UnfinishedIndexError
@@ -70,18 +72,18 @@ def add_documents(
     first, iterator = _peek(iterator)
     if first is None:
         raise InputError("there is nothing to add: no document was given")
-    given = first.vector is not None
-    tags = not given if tags is None else tags
-    if given and model is None and not tags:
-        settings = settings_of_vectors(len(first.vector if first.vector is not None else ()))
+    dimension = None if first.vector is None else len(np.asarray(first.vector))
+    tags = dimension is None if tags is None else tags
+    if dimension is not None and model is None and not tags:
+        settings = settings_of_vectors(dimension)
         with IndexWriter(path, create=settings) as writer:
             return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
-    if given and model is None:
+    if dimension is not None and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
     loaded = _load(model, device, precision, batch_tokens)
-    if first.vector is not None and len(first.vector) != loaded.dimension:
+    if dimension not in (None, loaded.dimension):
         raise InputError(
-            f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
+            f"its vector has {dimension} dimensions, those of model {loaded.name} have {loaded.dimension}",
             source=f"document '{first.id}'",
         )
     if model is None:

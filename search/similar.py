@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -21,17 +22,17 @@ _NO_DIRECTION = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """What the hits should be like, `ids` and `texts`, and unlike, `not_ids` and `not_texts`.
+    """What the hits should be like, `ids` and `texts`, and unlike, `not_ids` and `not_texts`; each kept as a tuple.
 
     `not_weight`: how much the negative ones count against the positive ones; 0 not at all.
 
     Raises `QueryError` where there is no positive example, or one is positive and negative.
     """
 
-    ids: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
-    not_ids: tuple[str, ...] = ()
-    not_texts: tuple[str, ...] = ()
+    ids: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    not_ids: Sequence[str] = ()
+    not_texts: Sequence[str] = ()
     not_weight: float = NOT_WEIGHT
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, clustered
 
-from indexer import Document, IndexWriter, add_documents, pipeline, remove_documents
+from indexer import Document, IndexWriter, add_documents, pipeline, read_documents, remove_documents
 from indexer.api import remove_matching
 from indexer.errors import ClosedError, CursorError, FilterError, InputError, QueryError
 from indexer.filters import Compare
@@ -91,6 +91,14 @@ def test_a_buffer_that_is_filled_anew_for_each_document_gives_each_its_vector(tm
 def test_what_is_no_document_is_named(path: Path, wrong: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         add_documents(path, wrong, model=as_text_model(MODEL))
+
+
+def test_one_file_is_read_as_a_list_of_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    documents = list(read_documents([file]))
+    assert [document.text for document in documents] == ["text"]
+    assert list(read_documents(file)) == list(read_documents(str(file))) == documents
 
 
 def test_metadata_may_be_any_mapping(path: Path, searcher: Searcher) -> None:
