@@ -51,7 +51,8 @@ TOGETHER = 32
 class Searcher:
     """An open index that answers queries, with the model that built it. Safe to use from several threads.
 
-    Commits of a writer, in this process or another, are seen by the next query.
+    Commits of a writer, in this process or another, are seen by the next query. Each process needs one of its own, and
+    what has embedded a text must not fork: torch's threads do not come with it, and the child waits for ever.
     """
 
     def __init__(self, path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto") -> None:
