@@ -95,7 +95,8 @@ def add_documents(
 def compact_index(path: str | Path, *, codes: str | None = None) -> int:
     """Give back the space of what was removed, and put segments together; returns how many were written.
 
-    `codes`: which segments have compressed codes, from now on: "auto", the large ones; "always"; "never".
+    `codes`: which segments have compressed codes, from now on: "auto", the large ones; "always"; "never". Raises
+    `IndexFolderError`, and `TagdexError` for another one.
     """
     with IndexWriter(path) as writer:
         return writer.compact(full=True, codes=codes)

@@ -155,14 +155,22 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
 def _not_json(value: object) -> str:
     kind = type(value)
     name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
-    way = "give it as a string, a number, a list or a dict"
+    return f"a value of type {name} is not JSON: {instead_of(value)}"
+
+
+def instead_of(value: object) -> str:
+    """What to give in place of a value that JSON does not have.
+
+    >>> instead_of({1})
+    'give it as a string, a number, a list or a dict'
+    """
     if isinstance(value, Mapping):
-        way = "give it as dict(value)"
-    elif hasattr(value, "isoformat"):
-        way = "give it as a string, value.isoformat()"
-    elif hasattr(value, "tolist"):
-        way = "give it as Python's own, value.tolist()"
-    return f"a value of type {name} is not JSON: {way}"
+        return "give it as dict(value)"
+    if hasattr(value, "isoformat"):
+        return "give it as a string, value.isoformat()"
+    if hasattr(value, "tolist"):
+        return "give it as Python's own, value.tolist()"
+    return "give it as a string, a number, a list or a dict"
 
 
 def is_deeper(value: object, limit: int) -> bool:

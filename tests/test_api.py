@@ -13,10 +13,10 @@ import pytest
 import torch
 from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, clustered
 
-from indexer import Document, IndexWriter, add_documents, pipeline, read_documents, remove_documents
+from indexer import Document, IndexWriter, add_documents, compact_index, pipeline, read_documents, remove_documents
 from indexer.api import remove_matching
-from indexer.errors import ClosedError, CursorError, FilterError, InputError, QueryError
-from indexer.filters import Compare
+from indexer.errors import ClosedError, CursorError, FilterError, InputError, QueryError, TagdexError
+from indexer.filters import Compare, Field
 from indexer.pipeline import Report
 from search import Examples, Searcher
 from search.query import Query
@@ -277,6 +277,20 @@ def test_what_a_search_finds_by_a_filter_is_removed_by_it(path: Path, searcher: 
         assert searcher.search("Ada", filter=form) == []
     with pytest.raises(FilterError, match="a filter must say which documents to remove, got None"):
         remove_matching(path, None)  # type: ignore[arg-type]
+
+
+def test_what_no_filter_can_compare_with_is_named() -> None:
+    with pytest.raises(FilterError, match="isin takes several values, got one: 'abc' of type str; put it in a list"):
+        Field("lang").isin("abc")
+    with pytest.raises(FilterError, match=r"a number or a boolean, got int64: give it as .* value.tolist\(\)"):
+        _ = Field("n") >= np.int64(3)  # type: ignore[operator]
+    with pytest.raises(FilterError, match=r"a number or a boolean, got date: give it as .* value.isoformat\(\)"):
+        _ = Field("day") == date(2024, 1, 2)  # type: ignore[comparison-overlap]
+
+
+def test_a_choice_of_codes_that_there_is_not_is_named(path: Path) -> None:
+    with pytest.raises(TagdexError, match="unknown choice of codes 'all'; there are auto, always, never"):
+        compact_index(path, codes="all")
 
 
 def test_a_cursor_that_is_no_text_is_damaged(searcher: Searcher) -> None:
