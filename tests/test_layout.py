@@ -144,6 +144,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(answer["modules"]) & {*HEAVY, "numpy", "sqlite_utils", "orjson", "tqdm"}
 
 
+@pytest.mark.parametrize("name", ["indexer", "search"])
+def test_a_command_line_that_is_run_as_a_module_is_no_silent_success(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"{name}.cli", "nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "No such command 'nonsense'" in result.stderr
+
+
 def test_what_the_packages_export_is_there() -> None:
     import indexer
     import search
