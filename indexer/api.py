@@ -12,7 +12,7 @@ import numpy as np
 
 from indexer import pipeline
 from indexer.backup import Copied, copy_index
-from indexer.errors import FilterError, InputError, TagdexError, UnfinishedIndexError
+from indexer.errors import FilterError, InputError, ModelError, TagdexError, UnfinishedIndexError
 from indexer.export import export_documents, write_records
 from indexer.fields import has_lone_surrogate, id_problem, metadata_problems, named
 from indexer.filters import AnyFilter, as_filter, check_names
@@ -61,6 +61,11 @@ def add_documents(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
                     "new index"
                 )
+            if tags and not settings.tagged:
+                raise TagdexError(
+                    f"{path} was built without tags, so tags=True (--tags) cannot be had: leave it out, or build a new "
+                    "index; where a model embedded the texts, 'indexer retag' adds tags"
+                )
             if settings.fingerprint is None:
                 return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
             if model is None:
@@ -73,7 +78,7 @@ def add_documents(
     if first is None:
         raise InputError("there is nothing to add: no document was given")
     dimension = None if first.vector is None else len(np.asarray(first.vector))
-    tags = dimension is None if tags is None else tags
+    wanted, tags = bool(tags), dimension is None if tags is None else tags
     if dimension is not None and model is None and not tags:
         settings = settings_of_vectors(dimension)
         with IndexWriter(path, create=settings) as writer:
@@ -81,6 +86,10 @@ def add_documents(
     if dimension is not None and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
     loaded = _load(model, device, precision, batch_tokens)
+    if wanted and not settings_of(loaded).tagged:
+        raise ModelError(
+            f"model {loaded.name} has no heads, so tags=True (--tags) cannot be had: leave it out, or take another"
+        )
     if dimension not in (None, loaded.dimension):
         raise InputError(
             f"its vector has {dimension} dimensions, those of model {loaded.name} have {loaded.dimension}",

@@ -15,7 +15,7 @@ from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, 
 
 from indexer import Document, IndexWriter, add_documents, compact_index, pipeline, read_documents, remove_documents
 from indexer.api import remove_matching
-from indexer.errors import ClosedError, CursorError, FilterError, InputError, QueryError, TagdexError
+from indexer.errors import ClosedError, CursorError, FilterError, InputError, ModelError, QueryError, TagdexError
 from indexer.filters import Compare, Field
 from indexer.pipeline import Report
 from search import Examples, Searcher
@@ -112,6 +112,18 @@ def test_every_commit_gets_a_report_of_its_own(tmp_path: Path, monkeypatch: pyte
     documents = [Document("a", "", vector=row) for row in VECTORS[:24]]
     add_documents(tmp_path / "index", documents, on_commit=reports.append)
     assert [report.documents for report in reports] == [8, 16, 24]
+
+
+def test_tags_that_cannot_be_had_are_refused(tmp_path: Path) -> None:
+    documents = [Document("a", "Ada")]
+    add_documents(tmp_path / "untagged", documents, model=as_text_model(MODEL), tags=False)
+    with pytest.raises(TagdexError, match=r"was built without tags, so tags=True \(--tags\) cannot be had"):
+        add_documents(tmp_path / "untagged", documents, model=as_text_model(MODEL), tags=True)
+    headless = as_text_model(DemoAnalyser(heads=False))
+    with pytest.raises(ModelError, match=r"model demo has no heads, so tags=True \(--tags\) cannot be had"):
+        add_documents(tmp_path / "new", documents, model=headless, tags=True)
+    assert not (tmp_path / "new").exists()
+    assert add_documents(tmp_path / "new", documents, model=headless).added == 1
 
 
 # Several of something
