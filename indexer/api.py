@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from indexer import pipeline
 from indexer.backup import Copied, copy_index
-from indexer.errors import InputError, TagdexError, UnfinishedIndexError
+from indexer.errors import FilterError, InputError, ModelError, TagdexError, UnfinishedIndexError
 from indexer.export import export_documents, write_records
-from indexer.fields import has_lone_surrogate, id_problem, metadata_problems
-from indexer.filters import Filter, check_names, parse
+from indexer.fields import has_lone_surrogate, id_problem, metadata_problems, named
+from indexer.filters import AnyFilter, as_filter, check_names
 from indexer.given import as_vector
 from indexer.pipeline import Report
 from indexer.records import Document
@@ -40,11 +43,13 @@ def add_documents(
 
     `model`: a loaded one, a folder or a name; by default the index's own, for a new index the default model. Where
     documents bring their vectors, it says by which model those were made, and `None` that this is not known.
+    A vector may be overwritten once the next document is asked for; metadata have to stay as they are until stored.
     `precision`: what a model that is loaded here computes in; "auto" is bf16 where the device is faster with it.
     `tags`: whether a new index has class and entities; by default it has, unless documents bring their vectors.
-    What `on_commit` was told of is durable. `on_error` is called for each document that cannot be kept, which is then
-    passed over; without it the first one ends the call, with what came before it kept. Raises `InputError`,
-    `ModelError`, `IndexFolderError` and what `documents` raises.
+    What `on_commit` was told of is durable; each report is one of its own. `on_error` is called for each document that
+    cannot be kept, which is then passed over; without it the first one ends the call, with what came before it kept.
+    Raises `InputError`, also where there is no document for a new index, `ModelError`, `IndexFolderError` and what
+    `documents` raises.
     """
     path = Path(path)
     iterator = checked(documents, on_error=on_error)
@@ -55,6 +60,11 @@ def add_documents(
                 raise TagdexError(
                     f"{path} was built with tags, so tags=False (--no-tags) cannot be had: leave it out, or build a "
                     "new index"
+                )
+            if tags and not settings.tagged:
+                raise TagdexError(
+                    f"{path} was built without tags, so tags=True (--tags) cannot be had: leave it out, or build a new "
+                    "index; where a model embedded the texts, 'indexer retag' adds tags"
                 )
             if settings.fingerprint is None:
                 return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
@@ -67,18 +77,22 @@ def add_documents(
     first, iterator = _peek(iterator)
     if first is None:
         raise InputError("there is nothing to add: no document was given")
-    given = first.vector is not None
-    tags = not given if tags is None else tags
-    if given and model is None and not tags:
-        settings = settings_of_vectors(len(first.vector if first.vector is not None else ()))
+    dimension = None if first.vector is None else len(np.asarray(first.vector))
+    wanted, tags = bool(tags), dimension is None if tags is None else tags
+    if dimension is not None and model is None and not tags:
+        settings = settings_of_vectors(dimension)
         with IndexWriter(path, create=settings) as writer:
             return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
-    if given and model is None:
+    if dimension is not None and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
     loaded = _load(model, device, precision, batch_tokens)
-    if first.vector is not None and len(first.vector) != loaded.dimension:
+    if wanted and not settings_of(loaded).tagged:
+        raise ModelError(
+            f"model {loaded.name} has no heads, so tags=True (--tags) cannot be had: leave it out, or take another"
+        )
+    if dimension not in (None, loaded.dimension):
         raise InputError(
-            f"its vector has {len(first.vector)} dimensions, those of model {loaded.name} have {loaded.dimension}",
+            f"its vector has {dimension} dimensions, those of model {loaded.name} have {loaded.dimension}",
             source=f"document '{first.id}'",
         )
     if model is None:
@@ -90,21 +104,30 @@ def add_documents(
 def compact_index(path: str | Path, *, codes: str | None = None) -> int:
     """Give back the space of what was removed, and put segments together; returns how many were written.
 
-    `codes`: which segments have compressed codes, from now on: "auto", the large ones; "always"; "never".
+    `codes`: which segments have compressed codes, from now on: "auto", the large ones; "always"; "never". Raises
+    `IndexFolderError`, and `TagdexError` for another one.
     """
     with IndexWriter(path) as writer:
         return writer.compact(full=True, codes=codes)
 
 
 def remove_documents(path: str | Path, ids: Iterable[str]) -> list[str]:
-    """Remove documents in one transaction; returns the ids that were not there. Raises `IndexFolderError`."""
+    """Remove documents in one transaction; returns the ids that were not there.
+
+    Raises `InputError` for one id in place of several, `IndexFolderError`.
+    """
     with IndexWriter(path) as writer:
         return writer.remove(ids)
 
 
-def remove_matching(path: str | Path, where: Filter | str) -> int:
-    """Remove the documents for which a filter is true, in one transaction; returns how many. Raises `FilterError`."""
-    tree = parse(where) if isinstance(where, str) else where
+def remove_matching(path: str | Path, where: AnyFilter) -> int:
+    """Remove the documents for which a filter is true, in one transaction; returns how many.
+
+    `where`: as `filter` in `Searcher.search`. Raises `FilterError`, `IndexFolderError`.
+    """
+    tree = as_filter(where)
+    if tree is None:
+        raise FilterError("a filter must say which documents to remove, got None")
     with IndexWriter(path) as writer:
         check_names(tree, labels=writer.settings.class_labels, entity_types=writer.settings.entity_types)
         return writer.remove_matching(tree)
@@ -175,32 +198,46 @@ def checked(
     documents: Iterable[Document], *, on_error: Callable[[InputError], None] | None = None
 ) -> Iterator[Document]:
     """The documents that an index can keep; for others `on_error` is called, or their `InputError` raised."""
+    if isinstance(documents, Document | str | bytes) or not isinstance(documents, Iterable):
+        raise InputError(f"documents must be several, in a list or any other iterable, got {named(documents)}")
     for number, document in enumerate(documents, start=1):
         try:
-            _check(document, f"document {number}")
+            kept = _checked(document, f"document {number}")
         except InputError as error:
             if on_error is None:
                 raise
             on_error(error)
         else:
-            yield document
+            yield kept
 
 
-def _check(document: Document, place: str) -> None:
+def _checked(document: Document, place: str) -> Document:
+    """The document, with a vector in fp32 that stays as it is, whatever the caller does with the array it came in."""
+    if not isinstance(document, Document):
+        raise InputError(f"expected Document(id, text, metadata), got {named(document)}", source=place)
     if not isinstance(document.id, str) or not document.id:
         raise InputError(f"the id must be a string that is not empty, got {document.id!r}", source=place)
     if (problem := id_problem(document.id)) is not None:
         raise InputError(problem, source=place, field="id")
-    if not isinstance(document.text, str) or (not document.text.strip() and document.vector is None):
-        raise InputError("the text is empty", source=f"{place} ('{document.id}')")
+    place = f"{place} ('{document.id}')"
+    if document.text is not None and not isinstance(document.text, str):
+        raise InputError(f"the text must be a string, got {named(document.text)}", source=place)
+    if document.text is None or (not document.text.strip() and document.vector is None):
+        raise InputError("the text is empty", source=place)
     if has_lone_surrogate(document.text):
-        raise InputError(
-            "the text has a lone surrogate, which is not valid Unicode", source=f"{place} ('{document.id}')"
-        )
+        raise InputError("the text has a lone surrogate, which is not valid Unicode", source=place)
+    if not isinstance(document.metadata, Mapping):
+        raise InputError(f"the metadata must be a dict, got {named(document.metadata)}", source=place)
+    if not isinstance(document.metadata, dict):
+        document = replace(document, metadata=dict(document.metadata))
     for field, problem in metadata_problems(document.metadata):
-        raise InputError(problem, source=f"{place} ('{document.id}')", field=field)
-    if document.vector is not None:
-        as_vector(document.vector, f"{place} ('{document.id}')")
+        raise InputError(problem, source=place, field=field or None)
+    if document.vector is None:
+        return document
+    vector = as_vector(document.vector, place)
+    if vector is not document.vector:
+        return replace(document, vector=vector)
+    return replace(document, vector=vector.copy()) if vector.flags.writeable else document
 
 
 def _open_existing(path: Path) -> IndexWriter | None:

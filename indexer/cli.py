@@ -307,3 +307,7 @@ def dumps(value: object) -> str:
 def main() -> None:
     """Entry point of the command `indexer`."""
     run(cli, name="indexer")
+
+
+if __name__ == "__main__":
+    main()

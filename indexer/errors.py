@@ -62,6 +62,10 @@ class ReplacedIndexError(NotAnIndexError):
     """Another index has taken the place of an open one."""
 
 
+class ClosedError(IndexFolderError):
+    """What is asked of an index that was closed, or of a snapshot that has ended."""
+
+
 class LockedError(IndexFolderError):
     """Another process is writing to the index."""
 

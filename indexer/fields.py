@@ -6,10 +6,11 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from functools import lru_cache
 
+from indexer.errors import TagdexError
 from indexer.records import Metadata
 
 Scalar = str | int | float | bool
@@ -77,6 +78,25 @@ def flatten(metadata: Metadata) -> set[tuple[str, Kind, Scalar]]:
     return rows
 
 
+def several(texts: Iterable[str], what: str, *, error: type[TagdexError]) -> list[str]:
+    """Ids, names or texts that a caller gives, as a list.
+
+    Raises `error` for one in place of several, which would be taken for its characters, and for what is no text.
+
+    >>> several(("a", "b"), "ids", error=TagdexError)
+    ['a', 'b']
+    """
+    if isinstance(texts, str | bytes):
+        raise error(f"{what} must be several strings, got one: {named(texts)}; put it in a list")
+    if not isinstance(texts, Iterable):
+        raise error(f"{what} must be several strings, got {named(texts)}")
+    found = list(texts)
+    for text in found:
+        if not isinstance(text, str):
+            raise error(f"{what} must be strings, got {named(text)}")
+    return found
+
+
 def id_problem(id: str) -> str | None:
     """Why a document cannot have this id, `None` where it can.
 
@@ -109,6 +129,8 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
             for key, inner in value.items():
                 if not isinstance(key, str):
                     yield path_of(keys), f"key {key!r} is not a string"
+                elif type(key) is not str:  # which JSON writers do not take
+                    yield path_of(keys), f"key {key!r} is not a string of Python's own: give it as str(key)"
                 elif has_lone_surrogate(key):
                     yield path_of(keys), f"key {key!r} has a lone surrogate"
                 else:
@@ -127,7 +149,28 @@ def metadata_problems(metadata: Metadata, *, levels: int = MAX_DEPTH) -> Iterato
             if not math.isfinite(value):
                 yield path_of(keys), f"{value} is not a number that JSON has; leave the field out or use null"
         else:
-            yield path_of(keys), f"a value of type {type(value).__name__} is not JSON"
+            yield path_of(keys), _not_json(value)
+
+
+def _not_json(value: object) -> str:
+    kind = type(value)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return f"a value of type {name} is not JSON: {instead_of(value)}"
+
+
+def instead_of(value: object) -> str:
+    """What to give in place of a value that JSON does not have.
+
+    >>> instead_of({1})
+    'give it as a string, a number, a list or a dict'
+    """
+    if isinstance(value, Mapping):
+        return "give it as dict(value)"
+    if hasattr(value, "isoformat"):
+        return "give it as a string, value.isoformat()"
+    if hasattr(value, "tolist"):
+        return "give it as Python's own, value.tolist()"
+    return "give it as a string, a number, a list or a dict"
 
 
 def is_deeper(value: object, limit: int) -> bool:
@@ -156,6 +199,11 @@ def quote(value: object) -> str:
     if has_lone_surrogate(text):
         text = json.dumps(value, default=str)
     return shorten(text, _SHOWN_CHARACTERS)
+
+
+def named(value: object) -> str:
+    """A value of any type as Python writes it, with that type, cut to what a message can hold."""
+    return f"{shorten(' '.join(repr(value).split()), _SHOWN_CHARACTERS)} of type {type(value).__name__}"
 
 
 def shorten(text: str, limit: int) -> str:

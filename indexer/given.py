@@ -143,9 +143,13 @@ def as_vector(values: npt.ArrayLike, place: str) -> FloatArray:
         vector: FloatArray = values
     else:
         try:
+            numbers = np.asarray(values)
+            if numbers.dtype.kind not in "fiubO":  # numpy would take texts and complex numbers, too
+                raise TypeError(f"it holds {numbers.dtype}")
             with np.errstate(over="ignore"):  # to infinity, which is refused below
-                vector = np.asarray(values, dtype=np.float32)
-        except (ValueError, TypeError, OverflowError) as error:  # rows of several lengths, texts, integers without end
+                vector = numbers.astype(np.float32)
+        except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+            # Rows of several lengths, texts, integers without end, a tensor that requires a gradient.
             raise InputError(f"the vector is not one of numbers: {error}", source=place) from error
     if vector.ndim != 1 or not vector.size:
         raise InputError(f"the vector has shape {vector.shape}, not (dimension,)", source=place)

@@ -107,9 +107,9 @@ class Merger:
         return choice
 
     def choose_codes(self, choice: str) -> None:
-        """From now on segments get codes by this choice. Raises `ValueError` for one that there is not."""
+        """From now on segments get codes by this choice. Raises `TagdexError` for one that there is not."""
         if choice not in CODE_CHOICES:
-            raise ValueError(f"unknown choice of codes '{choice}'; there are {', '.join(CODE_CHOICES)}")
+            raise TagdexError(f"unknown choice of codes '{choice}'; there are {', '.join(CODE_CHOICES)}")
         if choice != self.codes:
             with transaction(self._connection):
                 write_setting(self._connection, CODES, choice)

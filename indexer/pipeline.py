@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,10 +49,10 @@ def index(
 ) -> Report:
     """Embed, tag and store documents; what is in the index already is skipped, so that a run can be repeated.
 
-    Each batch is durable when `on_commit` is called with the report so far. Documents that bring their vector need
-    no model, unless the index has tags. `on_error` is called with what is wrong with a document that does not fit the
-    index, which is then passed over; without it that is raised. Raises `FingerprintError` where the model is not the
-    index's, and whatever `documents` raises, after the batch before it was stored.
+    Each batch is durable when `on_commit` is called with a copy of the report so far. Documents that bring their vector
+    need no model, unless the index has tags. `on_error` is called with what is wrong with a document that does not fit
+    the index, which is then passed over; without it that is raised. Raises `FingerprintError` where the model is not
+    the index's, and whatever `documents` raises, after the batch before it was stored.
     """
     if model is not None:
         check_model(writer.settings, model, place=str(writer.path), heads=True)
@@ -93,7 +93,7 @@ def _index(
             else:
                 report.replaced += 1
         if on_commit is not None:
-            on_commit(report)
+            on_commit(replace(report))
     return report
 
 

@@ -17,6 +17,7 @@ from indexer.codes import CodeSpace, load_code_space
 from indexer.columns import Columns
 from indexer.durable import FileNumber, file_number
 from indexer.errors import (
+    ClosedError,
     CorruptIndexError,
     IndexFolderError,
     NotAnIndexError,
@@ -101,14 +102,16 @@ class IndexReader:
     def __init__(self, path: str | Path) -> None:
         """Raises `NotAnIndexError`, `FormatError`, `StorageError`."""
         self.path = Path(path)
-        self._meta = (self.path / META).absolute()  # also after a change of the working directory
+        self._folder = self.path.absolute()  # also after a change of the working directory
+        self._meta = self._folder / META
         if not self.path.is_dir():
             raise no_folder(self.path)
         self._mutex = threading.Lock()
+        self._closed = False
         self._helpers: Helpers | None = None
         with self._sqlite_errors():
             self._database: _Database | None
-            self._database, self._settings = self._open()
+            self._database, self._settings = self._open(self.path)  # so that errors name it as the caller did
 
     def __enter__(self) -> IndexReader:
         return self
@@ -119,8 +122,12 @@ class IndexReader:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; mapped files are let go with the last reference."""
+        """Close all connections; mapped files are let go with the last reference. Again, it does nothing.
+
+        What another thread is reading is read to its end; what is asked afterwards raises `ClosedError`.
+        """
         with self._mutex:
+            self._closed = True
             if self._database is not None:
                 self._database.close()
                 self._database = None
@@ -162,17 +169,20 @@ class IndexReader:
     def snapshot(self) -> Iterator[Snapshot]:
         """The index as of its newest commit, held still.
 
-        Raises `NotAnIndexError` where it is gone, and its `ReplacedIndexError` where one of another model or dimension
-        is there in its place.
+        Raises `ClosedError`, `NotAnIndexError` where it is gone, and its `ReplacedIndexError` where one of another
+        model or dimension is there in its place.
         """
         with self._sqlite_errors():
             database, connection, view = self._begin()
+            snapshot = Snapshot(self, connection, view, postings=database.postings, columns=database.columns)
             try:
-                yield Snapshot(self, connection, view, postings=database.postings, columns=database.columns)
+                yield snapshot
                 connection.execute("ROLLBACK")
             except BaseException:
                 connection.close()
                 raise
+            finally:
+                snapshot.end()
         with self._mutex:
             if database is self._database:
                 database.idle.append(connection)
@@ -202,7 +212,7 @@ class IndexReader:
                 pending=read("SELECT count(*) FROM pending").fetchone()[0],
                 dead=sum(len(segment) - segment.live_rows for segment in snapshot.view.segments),
                 segments=tuple(read_segments(snapshot.connection)),
-                disk_bytes=folder_bytes(self.path),
+                disk_bytes=folder_bytes(self._folder),
                 commit=commit,
                 sqlite_version=sqlite3.sqlite_version,
             )
@@ -225,7 +235,7 @@ class IndexReader:
             with self._mutex, ExitStack() as on_error:
                 database = self._current()
                 try:
-                    connection = database.idle.pop() if database.idle else connect_reader(self.path / META)
+                    connection = database.idle.pop() if database.idle else connect_reader(self._meta)
                     on_error.callback(connection.close)
                     connection.execute("BEGIN")
                     view = self._view_of(connection, database.view)
@@ -253,13 +263,15 @@ class IndexReader:
         ) from vanished
 
     def _current(self) -> _Database:
-        """The database that has the path's name now; the caller holds the mutex."""
+        """The database that has the path's name now; the caller holds the mutex. Raises `ClosedError`."""
+        if self._closed:
+            raise ClosedError(f"{self.path} was closed here, and is asked again: open it anew")
         if self._database is not None:
             if file_number(self._meta) == self._database.file:
                 return self._database
             self._database.close()
             self._database = None
-        database, settings = self._open()
+        database, settings = self._open(self._folder)
         try:
             self._settings.check_replaced(settings, place=str(self.path))
         except ReplacedIndexError:
@@ -268,16 +280,16 @@ class IndexReader:
         self._database, self._settings = database, settings
         return database
 
-    def _open(self) -> tuple[_Database, IndexSettings]:
+    def _open(self, folder: Path) -> tuple[_Database, IndexSettings]:
         """The database and its settings. Raises as `__init__`, and `CorruptIndexError` where commits are missing."""
         for _ in range(_REOPEN_TRIES):
             number = file_number(self._meta)
-            acknowledged = acknowledged_commit(self.path / LOCK)
+            acknowledged = acknowledged_commit(folder / LOCK)
             with ExitStack() as on_error:
                 try:
-                    held = connect_reader(self.path / META)
+                    held = connect_reader(folder / META)
                     on_error.callback(held.close)
-                    connection = connect_reader(self.path / META)
+                    connection = connect_reader(folder / META)
                     on_error.callback(connection.close)
                     settings = read_settings(connection)
                     commit = 0 if settings is None else self._commit_of(connection)
@@ -319,7 +331,7 @@ class IndexReader:
             if space is None and any(record.rerank for record in records):
                 space = self._code_space(connection)
         segments = [
-            known.get(record.name) or open_segment(self.path / SEGMENTS, record, dimension=self.settings.dimension)
+            known.get(record.name) or open_segment(self._folder / SEGMENTS, record, dimension=self.settings.dimension)
             for record in records
         ]
         tail = self._extended(connection, tail)
@@ -337,7 +349,7 @@ class IndexReader:
         )
 
     def _code_space(self, connection: sqlite3.Connection) -> CodeSpace:
-        path = self.path / SEGMENTS / CODE_SPACE
+        path = self._folder / SEGMENTS / CODE_SPACE
         if path.is_file() and file_sha256(path) != read_setting(connection, CODE_SPACE_SHA256):
             raise CorruptIndexError(f"{path} is not what was written; run 'indexer verify {self.path}'")
         return load_code_space(path, dimension=self.settings.dimension)

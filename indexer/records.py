@@ -23,14 +23,14 @@ Metadata = Mapping[str, Any]
 class Document:
     """One text with its id and metadata, as a reader yields it and as the index keeps it.
 
-    `vector`: an embedding made elsewhere, fp32 (dimension,), which is taken as it is; such a document may have an
-    empty text. `None`: the model embeds the text.
+    `metadata`: a dict of what JSON has. `vector`: an embedding made elsewhere, numbers (dimension,), which is taken as
+    it is, in fp32; such a document may have an empty text. `None`: the model embeds the text.
     """
 
     id: str
     text: str
     metadata: Metadata = field(default_factory=dict)
-    vector: FloatArray | None = field(default=None, compare=False, repr=False)
+    vector: npt.ArrayLike | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from indexer.attributes import Attribute
 from indexer.codes import CodeSpace
 from indexer.columns import Column, Columns
 from indexer.durable import vector_crc
-from indexer.errors import CorruptIndexError
+from indexer.errors import ClosedError, CorruptIndexError
 from indexer.fields import has_lone_surrogate
 from indexer.filters import Filter
 from indexer.metadata import select_in
@@ -57,9 +57,24 @@ class Snapshot:
         self, reader: IndexReader, connection: sqlite3.Connection, view: View, *, postings: Postings, columns: Columns
     ) -> None:
         self._reader = reader
-        self.connection = connection
+        self._connection: sqlite3.Connection | None = connection
         self.view = view
         self._postings, self._columns = postings, columns
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """In the read transaction of this commit. Raises `ClosedError` where the snapshot has ended."""
+        if self._connection is None:
+            raise ClosedError("this snapshot has ended: ask inside its with block")
+        return self._connection
+
+    def end(self) -> None:
+        """Let the connection go, which is another snapshot's from now on."""
+        self._connection = None
+
+    def is_of(self, reader: IndexReader) -> bool:
+        """Whether a reader has made it."""
+        return self._reader is reader
 
     def count(self) -> int:
         """Number of documents."""

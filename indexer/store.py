@@ -36,15 +36,17 @@ from indexer.changes import (
 )
 from indexer.durable import FileNumber, file_number, sync_with_parents, vector_crc
 from indexer.errors import (
+    ClosedError,
     CorruptIndexError,
     FormatError,
+    InputError,
     NotAnIndexError,
     ReplacedIndexError,
     StorageError,
     TagdexError,
     UnfinishedIndexError,
 )
-from indexer.fields import has_lone_surrogate
+from indexer.fields import has_lone_surrogate, several
 from indexer.filters import Filter, allowed
 from indexer.lock import WriterLock, acknowledged_commit
 from indexer.manifest import add_segment, naming
@@ -105,8 +107,10 @@ class IndexWriter:
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
         self.path = Path(path)
-        self._meta = (self.path / META).absolute()  # also after a change of the working directory
+        self._folder = self.path.absolute()  # also after a change of the working directory
+        self._meta = self._folder / META
         self._file: FileNumber | None = None
+        self._closed = False
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
@@ -123,9 +127,9 @@ class IndexWriter:
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merge_error: TagdexError | None = None
-                self._upkeep = Upkeep(self._connection, self.path / META)
+                self._upkeep = Upkeep(self._connection, self._meta)
                 self._merger = Merger(
-                    self._connection, self.path / SEGMENTS, self.settings.dimension, check_place=self._check_place
+                    self._connection, self._folder / SEGMENTS, self.settings.dimension, check_place=self._check_place
                 )
         except BaseException:
             self._connection.close()
@@ -266,8 +270,11 @@ class IndexWriter:
             write_setting(self._connection, RETAGGED, None)
 
     def remove(self, ids: Iterable[str]) -> list[str]:
-        """Remove documents in one transaction; returns the ids that were not there."""
-        wanted = list(dict.fromkeys(ids))
+        """Remove documents in one transaction; returns the ids that were not there.
+
+        Raises `InputError` for one id in place of several.
+        """
+        wanted = list(dict.fromkeys(several(ids, "ids", error=InputError)))
         with self._storage_errors(), transaction(self._connection):
             removed = self._remove([id_ for id_ in wanted if not has_lone_surrogate(id_)])  # no id has one
         self._acknowledge()
@@ -343,7 +350,7 @@ class IndexWriter:
         """
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
-            with naming(self._connection, self.path / SEGMENTS, record):
+            with naming(self._connection, self._folder / SEGMENTS, record):
                 apply_change(self._connection, change, pending=not seal)
                 if seal:
                     self._connection.execute("DELETE FROM pending")
@@ -369,8 +376,8 @@ class IndexWriter:
         if not blocks:
             return None
         return write_segment(
-            self.path / SEGMENTS,
-            new_name(self.path / SEGMENTS, f"{self.state.number + 1:010d}"),
+            self._folder / SEGMENTS,
+            new_name(self._folder / SEGMENTS, f"{self.state.number + 1:010d}"),
             blocks,
             dimension=self.settings.dimension,
             space=None,
@@ -385,7 +392,12 @@ class IndexWriter:
             )
 
     def close(self) -> None:
-        """Seal what is worth it, give free pages back, empty the log, and release the lock."""
+        """Seal what is worth it, give free pages back, empty the log, and release the lock. Again, it does nothing.
+
+        What is asked of the writer afterwards raises `ClosedError`.
+        """
+        if self._closed:
+            return
         try:
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
@@ -405,6 +417,8 @@ class IndexWriter:
 
     def _check_place(self) -> None:
         """Raise where what is written would be found by nobody, and files of another index could be taken for ours."""
+        if self._closed:
+            raise ClosedError(f"{self.path} was closed by this writer: open a new one")
         if self._file is not None and not self.in_place:
             raise ReplacedIndexError(
                 f"{self.path} was moved, deleted or replaced while it was being written to: what was not acknowledged "
@@ -420,6 +434,7 @@ class IndexWriter:
                 break
             except KeyboardInterrupt as again:
                 interrupt = again
+        self._closed = True
         self._connection.close()
         self._lock.release()
         if interrupt is not None:
@@ -472,7 +487,7 @@ class IndexWriter:
         """
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
-        orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
+        orphans = [file for file in (self._folder / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
         if orphans:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
             with transaction(self._connection):

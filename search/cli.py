@@ -283,3 +283,7 @@ def similarity(text1: str, text2: str, model: str | None, device: str) -> None:
 def main() -> None:
     """Entry point of the command `search`."""
     run(cli, name="search")
+
+
+if __name__ == "__main__":
+    main()

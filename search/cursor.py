@@ -92,6 +92,8 @@ def decode(text: str) -> Cursor:
     damaged = CursorError(
         "the cursor is damaged: pass it on exactly as the page before gave it, or begin anew without one"
     )
+    if not isinstance(text, str):
+        raise damaged
     try:
         data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

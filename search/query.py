@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
 
-from indexer.errors import QueryError
+from indexer.errors import FilterError, QueryError
+from indexer.fields import named
 from indexer.filters import Filter
 
 MODES = ("cosine", "hybrid", "keyword")
@@ -36,7 +39,7 @@ class Query:
     - `rerank`: a cross-encoder, by name or folder, that puts the best `rerank_top` documents into a new order.
     - `mode`: one of `MODES`; `fusion`: one of `FUSIONS`; `keyword_weight`: the share of words in a weighted fusion.
 
-    Raises `QueryError` for values that make no sense.
+    Raises `QueryError` for values that make no sense, `FilterError` for a filter that is no tree.
     """
 
     k: int = 10
@@ -57,6 +60,16 @@ class Query:
     rerank_top: int = 50
 
     def __post_init__(self) -> None:
+        for name in ("k", "offset", "passages", "neighbours", "rerank_top"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        for name in ("min_score", "keyword_weight", "distinct", "mmr", "boost"):
+            if not isinstance(value := getattr(self, name), Real | None):
+                raise QueryError(f"{name} must be a number, got {named(value)}")
+        if not isinstance(self.filter, Filter | None):
+            raise FilterError(
+                f"the filter of a Query is a tree, got {named(self.filter)}: indexer.filters.as_filter makes one of "
+                "text or JSON"
+            )
         if self.k < 1:
             raise QueryError(f"k must be at least 1, got {self.k}")
         if self.offset < 0:
@@ -100,3 +113,11 @@ class Query:
     def plain(self) -> bool:
         """Whether it ranks by cosine and nothing else, so that one pass over the codes can serve several such."""
         return self.mode == "cosine" and not (self.diverse or self.entities or self.rerank)
+
+
+def whole(name: str, value: object) -> int:
+    """A whole number of any type as Python's own, which FAISS and SQLite take. Raises `QueryError`."""
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]  # raises TypeError
+    except TypeError:
+        raise QueryError(f"{name} must be a whole number, got {named(value)}") from None

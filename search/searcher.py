@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from indexer.attributes import has_field
-from indexer.errors import QueryError
-from indexer.fields import has_lone_surrogate
-from indexer.filters import Between, Compare, Exists, Filter, In, check_names, format_filter, from_json, parse
+from indexer.errors import InputError, QueryError
+from indexer.fields import has_lone_surrogate, named, several
+from indexer.filters import AnyFilter, Between, Compare, Exists, Filter, In, as_filter, check_names, format_filter
 from indexer.filters.sql import leaves
+from indexer.given import as_vector
 from indexer.reader import IndexInfo, IndexReader
 from indexer.records import Analysis, FloatArray
 from indexer.settings import IndexSettings
@@ -34,7 +36,7 @@ from search.hit_parts import parts_of
 from search.hits import Hit
 from search.models import Models
 from search.paging import Page, check_pages, find_page
-from search.query import Query
+from search.query import Query, whole
 from search.ranking import Ranked
 from search.similar import Examples, combine
 from search.steps import Asked
@@ -45,14 +47,12 @@ if TYPE_CHECKING:
 TOGETHER = 32
 """Queries at most that share one pass over the codes, in `search_many`."""
 
-AnyFilter = Filter | str | dict[str, Any]
-"""A filter as a tree (`indexer.filters`), as text, or as a JSON object."""
-
 
 class Searcher:
     """An open index that answers queries, with the model that built it. Safe to use from several threads.
 
-    Commits of a writer, in this process or another, are seen by the next query.
+    Commits of a writer, in this process or another, are seen by the next query. Each process needs one of its own, and
+    what has embedded a text must not fork: torch's threads do not come with it, and the child waits for ever.
     """
 
     def __init__(self, path: str | Path, *, model: TextModel | str | Path | None = None, device: str = "auto") -> None:
@@ -73,11 +73,14 @@ class Searcher:
         self.close()
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the index. Again, it does nothing; what is asked afterwards raises `ClosedError`."""
         self._reader.close()
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
-        """The index as of its newest commit, held still: what is asked with it is answered from that commit."""
+        """The index as of its newest commit, held still: what is asked with it is answered from that commit.
+
+        For the thread that took it, inside its `with` block.
+        """
         return self._reader.snapshot()
 
     @property
@@ -145,7 +148,7 @@ class Searcher:
         query = Query(
             k=k,
             offset=offset,
-            filter=_as_filter(filter),
+            filter=as_filter(filter),
             min_score=min_score,
             mode=mode,
             fusion=fusion,
@@ -164,7 +167,7 @@ class Searcher:
 
     def search_many(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         k: int = 10,
         filter: AnyFilter | None = None,
@@ -176,11 +179,15 @@ class Searcher:
         distinct: float | None = None,
         mmr: float | None = None,
     ) -> list[list[Hit]]:
-        """The answers to several texts, all from one commit, using all cores. As `search` gives them one by one."""
+        """The answers to several texts, all from one commit, using all cores. As `search` gives them one by one.
+
+        Raises as `search` does.
+        """
+        texts = several(texts, "texts", error=QueryError)
         query = Query(
             k=k,
             offset=offset,
-            filter=_as_filter(filter),
+            filter=as_filter(filter),
             min_score=min_score,
             mode=mode,
             fusion=fusion,
@@ -191,7 +198,7 @@ class Searcher:
         for text in texts:
             _check_text(text)
         self._check_filter(query.filter)
-        vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(list(texts))
+        vectors = [None] * len(texts) if mode == "keyword" else self.model.encode(texts)
         with self._reader.snapshot() as snapshot:
             chosen = steps.allowed(snapshot, query)
             if mode != "cosine" or query.diverse:
@@ -212,7 +219,7 @@ class Searcher:
 
     def search_vector(
         self,
-        vector: FloatArray,
+        vector: npt.ArrayLike,
         *,
         k: int = 10,
         filter: AnyFilter | None = None,
@@ -221,11 +228,11 @@ class Searcher:
         distinct: float | None = None,
         mmr: float | None = None,
     ) -> list[Hit]:
-        """The k documents nearest to a vector, fp32 (dimension,), of any length but zero. Needs no model.
+        """The k documents nearest to a vector of numbers, (dimension,), of any length but zero. Needs no model.
 
-        Raises `QueryError` for a vector of another dimension, `FilterError`.
+        Raises `QueryError` for a vector of another shape, or one with NaN or infinity in fp32, `FilterError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
+        query = Query(k=k, offset=offset, filter=as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         return list(self.answer_vector(vector, query).hits)
 
     def similar(
@@ -238,7 +245,7 @@ class Searcher:
         min_score: float | None = None,
         distinct: float | None = None,
         mmr: float | None = None,
-        encoded: Sequence[FloatArray] | None = None,
+        encoded: Sequence[npt.ArrayLike] | None = None,
     ) -> list[Hit]:
         """The k documents nearest to a document of the index, by its id, or to several examples and far from others.
 
@@ -246,16 +253,23 @@ class Searcher:
         model only where texts are among them. `encoded`: the embeddings of `texts` and then of `not_texts`, where the
         caller has them already. Raises `QueryError` for an id that is not there, `FilterError`, `ModelError`.
         """
-        query = Query(k=k, offset=offset, filter=_as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
+        query = Query(k=k, offset=offset, filter=as_filter(filter), min_score=min_score, distinct=distinct, mmr=mmr)
         self._check_filter(query.filter)
         if isinstance(examples, str):
             examples = Examples(ids=(examples,))
+        if not isinstance(examples, Examples):
+            raise QueryError(
+                f"similar takes an id or Examples, got {named(examples)}; write Examples(ids=[…], texts=[…])"
+            )
         texts = [*examples.texts, *examples.not_texts]
         for text in texts:
             _check_text(text)
         if encoded is None:
             encoded = list(self.model.encode(texts)) if texts else []
-        positive, negative = list(encoded[: len(examples.texts)]), list(encoded[len(examples.texts) :])
+        if len(encoded) != len(texts):
+            raise QueryError(f"encoded must hold one embedding for each of {len(texts)} texts, got {len(encoded)}")
+        embeddings = [self._as_vector(one) for one in encoded]
+        positive, negative = embeddings[: len(examples.texts)], embeddings[len(examples.texts) :]
         with self._reader.snapshot() as snapshot:
             docs = snapshot.numbers_of([*examples.ids, *examples.not_ids])
             if missing := [id_ for id_ in (*examples.ids, *examples.not_ids) if id_ not in docs]:
@@ -292,7 +306,7 @@ class Searcher:
         asked = replace(self._models.asked(text, query, explanation, analysis=analysis), path=path)
         return self._found(asked, explanation, explain=explain, snapshot=snapshot)
 
-    def answer_many(self, asked: Sequence[tuple[str | FloatArray, Query, Analysis | None]]) -> list[Answer]:
+    def answer_many(self, asked: Sequence[tuple[str | npt.ArrayLike, Query, Analysis | None]]) -> list[Answer]:
         """As `answer` or `answer_vector` for several texts or vectors, all from one commit.
 
         With each text stands what the model says about it, `None` to ask it. Queries that want as many documents by
@@ -314,21 +328,21 @@ class Searcher:
 
     def answer_vector(
         self,
-        vector: FloatArray,
+        vector: npt.ArrayLike,
         query: Query,
         *,
         path: str = "auto",
         explain: bool = False,
         snapshot: Snapshot | None = None,
     ) -> Answer:
-        """As `answer`, for a vector, fp32 (dimension,), of any length but zero."""
+        """As `answer`, for a vector of numbers, (dimension,), of any length but zero."""
         self._check_filter(query.filter)
         explanation, asked = Explanation(), self._asked_vector(vector, query, path=path)
         return self._found(asked, explanation, explain=explain, snapshot=snapshot)
 
     def page(
         self,
-        text: str | FloatArray,
+        text: str | npt.ArrayLike,
         *,
         k: int = 10,
         cursor: str | None = None,
@@ -353,7 +367,7 @@ class Searcher:
         """
         query = Query(
             k=k,
-            filter=_as_filter(filter),
+            filter=as_filter(filter),
             min_score=min_score,
             mode=mode,
             fusion=fusion,
@@ -370,7 +384,7 @@ class Searcher:
 
     def answer_page(
         self,
-        text: str | FloatArray,
+        text: str | npt.ArrayLike,
         query: Query,
         cursor: str | None = None,
         *,
@@ -398,16 +412,16 @@ class Searcher:
 
     def facets(
         self,
-        query: str | FloatArray | None = None,
+        query: str | npt.ArrayLike | None = None,
         *,
-        names: Sequence[str] = (),
+        names: Iterable[str] = (),
         filter: AnyFilter | None = None,
         of: int = 100,
         min_score: float | None = None,
         mode: str = "cosine",
         top: int = 10,
         significant: bool = False,
-        vector: FloatArray | None = None,
+        vector: npt.ArrayLike | None = None,
         snapshot: Snapshot | None = None,
     ) -> Facets:
         """How many documents have each class, entity and metadata value: exact counts, of one commit.
@@ -420,27 +434,25 @@ class Searcher:
         the embedding of a query that is a text, where the caller has it already. `snapshot`: as for `answer`. Raises
         `QueryError`, `FilterError`, `ModelError`.
         """
-        if top < 1:
+        names = several(names, "names", error=QueryError)
+        if (top := whole("top", top)) < 1:
             raise QueryError(f"top must be at least 1, got {top}")
         if query is None and min_score is not None:
             raise QueryError("min_score needs a query")
-        asked = Query(k=of, filter=_as_filter(filter), min_score=min_score, mode=mode)
+        asked = Query(k=of, filter=as_filter(filter), min_score=min_score, mode=mode)
         if query is None and mode != "cosine":
             raise QueryError(f"mode '{mode}' needs a query")
         if significant and query is None and asked.filter is None:
             raise QueryError("significant values need a query or a filter, to compare with the whole index")
         self._check_filter(asked.filter)
-        if query is None:
-            vector = None
-        elif vector is None:
-            vector = self._query_vector(query, mode)
-        else:
-            self._check_vector(vector)
+        embedding = None
+        if query is not None:
+            embedding = self._query_vector(query, mode) if vector is None else self._as_vector(vector)
         text = query if isinstance(query, str) else ""
         with self._held(snapshot) as held:
             docs = steps.allowed(held, asked)
             if query is not None:
-                ranked = steps.rank(held, Asked(query=asked, text=text, vector=vector), docs, Explanation())
+                ranked = steps.rank(held, Asked(query=asked, text=text, vector=embedding), docs, Explanation())
                 docs = BitMap(document.doc for document in steps.page(steps.ordered(held, ranked, asked), asked))
             return count_facets(held, self._reader.settings, docs, names, top=top, significant=significant)
 
@@ -456,18 +468,24 @@ class Searcher:
             return [name_of_field(path) for path in paths if not has_field(snapshot.connection, path)]
 
     def present(self, ids: Iterable[str], *, filter: AnyFilter | None = None) -> set[str]:
-        """Those of the ids whose documents are in the index, and which a filter allows. Raises `FilterError`."""
-        tree = _as_filter(filter)
+        """Those of the ids whose documents are in the index, and which a filter allows.
+
+        Raises `QueryError` for one id in place of several, `FilterError`.
+        """
+        tree = as_filter(filter)
         self._check_filter(tree)
         with self._reader.snapshot() as snapshot:
-            numbers = snapshot.numbers_of(ids)
+            numbers = snapshot.numbers_of(several(ids, "ids", error=QueryError))
             allowed = None if tree is None else snapshot.allowed(tree)
             return {id_ for id_, doc in numbers.items() if allowed is None or doc in allowed}
 
     def documents(self, ids: Iterable[str]) -> dict[str, StoredDocument]:
-        """Those of the ids whose documents are in the index, with everything that it says about them, of one commit."""
+        """Those of the ids whose documents are in the index, with everything that it says about them, of one commit.
+
+        Raises `QueryError` for one id in place of several.
+        """
         with self._reader.snapshot() as snapshot:
-            numbers = snapshot.numbers_of(ids)
+            numbers = snapshot.numbers_of(several(ids, "ids", error=QueryError))
             found = snapshot.documents(list(numbers.values()))
             return {id_: found[doc] for id_, doc in numbers.items()}
 
@@ -483,8 +501,12 @@ class Searcher:
         return self._answer(hits, asked, explanation)
 
     def _held(self, snapshot: Snapshot | None) -> AbstractContextManager[Snapshot]:
-        """A caller's snapshot, or one of the newest commit."""
-        return self._reader.snapshot() if snapshot is None else nullcontext(snapshot)
+        """A caller's snapshot, or one of the newest commit. Raises `QueryError` for that of another searcher."""
+        if snapshot is None:
+            return self._reader.snapshot()
+        if not snapshot.is_of(self._reader):
+            raise QueryError(f"the snapshot is of another Searcher: take one of this one's, of {self._reader.path}")
+        return nullcontext(snapshot)
 
     def _check_filter(self, filter: Filter | None) -> None:
         """Unknown types and labels are errors before anything is computed."""
@@ -500,7 +522,7 @@ class Searcher:
                 snapshot, explanation.ranked, hits, vector=asked.vector, layers=layers, filter=asked.query.filter
             )
 
-    def _asked_vector(self, vector: FloatArray, query: Query, *, path: str = "auto") -> Asked:
+    def _asked_vector(self, vector: npt.ArrayLike, query: Query, *, path: str = "auto") -> Asked:
         """A query by a vector, which has neither words nor entities."""
         if query.mode != "cosine":
             raise QueryError(f"mode '{query.mode}' needs a text, got a vector")
@@ -508,8 +530,7 @@ class Searcher:
             raise QueryError(f"entities '{query.entities}' are those of a text, got a vector")
         if query.rerank is not None:
             raise QueryError("a cross-encoder reads the text of a query, got a vector")
-        self._check_vector(vector)
-        return Asked(query=query, vector=vector, path=path)
+        return Asked(query=query, vector=self._as_vector(vector), path=path)
 
     def _answer(self, hits: Sequence[Hit], asked: Asked, explanation: Explanation) -> Answer:
         """The hits with what is asked for besides and needs the model, but not the index any more."""
@@ -519,23 +540,30 @@ class Searcher:
                 hits = highlighted_by_meaning(list(hits), asked.vector, model)
         return Answer(tuple(hits), explanation)
 
-    def _query_vector(self, query: str | FloatArray, mode: str) -> FloatArray | None:
+    def _query_vector(self, query: str | npt.ArrayLike, mode: str) -> FloatArray | None:
         """The vector of a query, `None` where only its words count."""
         if isinstance(query, str):
             _check_text(query)
             return None if mode == "keyword" else self.model.encode([query])[0]
         if mode != "cosine":
             raise QueryError(f"mode '{mode}' needs a text, got a vector")
-        self._check_vector(query)
-        return query
+        return self._as_vector(query)
 
-    def _check_vector(self, vector: FloatArray) -> None:
+    def _as_vector(self, vector: npt.ArrayLike) -> FloatArray:
+        """A query's vector, fp32 (dimension,). Raises `QueryError`."""
         wanted = (self._reader.settings.dimension,)
-        if vector.shape != wanted:
-            raise QueryError(f"the query's vector has shape {vector.shape}, the index's vectors have {wanted}")
+        with suppress(ValueError):  # rows of several lengths
+            if (shape := tuple(np.shape(vector))) != wanted:
+                raise QueryError(f"the query's vector has shape {shape}, the index's vectors have {wanted}")
+        try:
+            return as_vector(vector, "the query")
+        except InputError as error:
+            raise QueryError(str(error)) from error
 
 
 def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise QueryError(f"the query's text must be a string, got {named(text)}")
     if not text.strip():
         raise QueryError("the query's text is empty")
     if has_lone_surrogate(text):
@@ -561,9 +589,3 @@ def _together(snapshot: Snapshot, wanted: Sequence[Asked]) -> list[Asked]:
 def _written(filter: Filter | None) -> str | None:
     """A filter as text, by which two can be compared: as trees, those for 1 and for true would be equal."""
     return None if filter is None else format_filter(filter)
-
-
-def _as_filter(filter: AnyFilter | None) -> Filter | None:
-    if isinstance(filter, str):
-        return parse(filter)
-    return from_json(filter) if isinstance(filter, dict) else filter

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
 from indexer.errors import QueryError
+from indexer.fields import several
 from indexer.records import FloatArray
 
 NOT_WEIGHT = 0.5
@@ -19,32 +22,31 @@ _NO_DIRECTION = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """What the hits should be like, `ids` and `texts`, and unlike, `not_ids` and `not_texts`.
+    """What the hits should be like, `ids` and `texts`, and unlike, `not_ids` and `not_texts`; each kept as a tuple.
 
     `not_weight`: how much the negative ones count against the positive ones; 0 not at all.
 
     Raises `QueryError` where there is no positive example, or one is positive and negative.
     """
 
-    ids: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
-    not_ids: tuple[str, ...] = ()
-    not_texts: tuple[str, ...] = ()
+    ids: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    not_ids: Sequence[str] = ()
+    not_texts: Sequence[str] = ()
     not_weight: float = NOT_WEIGHT
 
     def __post_init__(self) -> None:
         for name in ("ids", "texts", "not_ids", "not_texts"):
-            given = getattr(self, name)
-            if isinstance(given, str):
-                raise QueryError(f"{name} must be several strings, got one: {given!r}")
+            given = several(getattr(self, name), name, error=QueryError)
             object.__setattr__(self, name, tuple(dict.fromkeys(given)))  # an example counts once
         if not self.ids and not self.texts:
             raise QueryError("more like nothing: give at least one id or text that hits should be like")
         for what, positive, negative in (("id", self.ids, self.not_ids), ("text", self.texts, self.not_texts)):
             if both := set(positive).intersection(negative):
                 raise QueryError(f"the {what} '{min(both)}' is both a positive and a negative example")
-        if not (math.isfinite(self.not_weight) and self.not_weight >= 0):
-            raise QueryError(f"not_weight must be a number from 0 up, got {self.not_weight}")
+        weight = self.not_weight
+        if not (isinstance(weight, Real) and math.isfinite(weight) and weight >= 0):
+            raise QueryError(f"not_weight must be a number from 0 up, got {weight!r}")
 
 
 def combine(positives: FloatArray, negatives: FloatArray, *, not_weight: float = NOT_WEIGHT) -> FloatArray:

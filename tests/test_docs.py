@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -41,6 +43,27 @@ def test_readme_examples_print_what_they_say(tmp_path: Path) -> None:
     assert len(blocks) >= 10
     for written, printed in blocks:
         assert without_figures(written) == without_figures(printed)
+
+
+@pytest.mark.usefixtures("default_model_there")
+def test_python_examples_run(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "PYTHON.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "3 0 0"
+    assert lines[1].startswith("ada ")
+    assert lines[3].startswith("document 1 ('mary'): the text is empty")
+    assert lines[4] == "['d1', 'd2']"
+    assert lines[-1] == "['nobody'] 1 ()"
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])

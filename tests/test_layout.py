@@ -144,6 +144,15 @@ def test_help_imports_nothing_heavy() -> None:
     assert not set(answer["modules"]) & {*HEAVY, "numpy", "sqlite_utils", "orjson", "tqdm"}
 
 
+@pytest.mark.parametrize("name", ["indexer", "search"])
+def test_a_command_line_that_is_run_as_a_module_is_no_silent_success(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"{name}.cli", "nonsense"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "No such command 'nonsense'" in result.stderr
+
+
 def test_what_the_packages_export_is_there() -> None:
     import indexer
     import search
@@ -153,3 +162,32 @@ def test_what_the_packages_export_is_there() -> None:
             assert getattr(package, name).__name__ == name
         with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
             _ = package.nonsense
+
+
+def test_every_name_is_offered() -> None:
+    import indexer
+    import indexer.api
+    import search
+
+    assert dir(indexer) == sorted([*indexer.__all__, "__version__"])
+    assert dir(search) == sorted(search.__all__)
+    functions = {name for name, value in vars(indexer.api).items() if getattr(value, "__module__", "") == "indexer.api"}
+    assert {name for name in functions if name.endswith(("_index", "_documents", "_matching"))} <= {*indexer.__all__}
+
+
+def test_a_misspelt_name_is_an_error_to_mypy(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("from indexer import Document, add_document\nfrom search import Hit, Sercher\n")
+    ours = [str(ROOT / package / "__init__.py") for package in ("indexer", "search")]
+    result = subprocess.run(
+        [sys.executable, "-m", "mypy", "--follow-imports=skip", f"--cache-dir={tmp_path}", "program.py", *ours],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    errors = [line for line in result.stdout.splitlines() if line.startswith("program.py")]
+    assert [error.partition(";")[0] for error in errors] == [
+        'program.py:1: error: Module "indexer" has no attribute "add_document"',
+        'program.py:2: error: Module "search" has no attribute "Sercher"',
+    ]

@@ -196,7 +196,10 @@ def test_what_on_commit_was_told_of_is_durable(
         ),
         (Document("x", "text", {"a": 2**63}), "field 'a': integer 9223372036854775808 does not fit in 64 bits"),
         (Document("x", "text", {"a": object()}), "field 'a': a value of type object is not JSON"),
-        (Document("x", "text", {"a": np.float64(1.5)}), "field 'a': a value of type float64 is not JSON"),
+        (
+            Document("x", "text", {"a": np.float64(1.5)}),
+            "field 'a': a value of type numpy.float64 is not JSON: ",
+        ),
         (Document("x", "text", {"a": "\ud800"}), "field 'a': has a lone surrogate"),
         (Document("x", "text", {1: "a"}), "key 1 is not a string"),  # type: ignore[dict-item]
     ],

@@ -16,11 +16,12 @@ from fakes import DemoAnalyser, as_text_model, build_index, build_vector_index, 
 from indexer.backup import copy_index
 from indexer.errors import CursorError, NotAnIndexError, QueryError, ReplacedIndexError
 from indexer.filters import parse
-from indexer.reader import IndexReader
+from indexer.reader import IndexReader, folder_bytes
 from indexer.records import Document
 from indexer.repair import repair_index
 from indexer.snapshot import Snapshot
 from indexer.store import IndexWriter
+from indexer.verify import verify_index
 from search import Searcher
 
 MODEL = DemoAnalyser()
@@ -160,13 +161,24 @@ def test_a_repaired_index_is_followed(path: Path, searcher: Searcher) -> None:
 
 def test_a_change_of_the_working_directory_is_no_replacement(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
+    elsewhere = path.parent / "elsewhere"
+    build_index(elsewhere / path.name, documents("new", 5))
     with IndexReader(path.name) as reader, IndexWriter(path.name) as writer:
         assert reader.info().documents == 30
-        monkeypatch.chdir(path)
+        monkeypatch.chdir(elsewhere)
         writer.remove(["old1"])
+        with reader.snapshot() as first, reader.snapshot() as second:  # the second one connects anew
+            assert (first.count(), second.count()) == (29, 29)
+        writer.write(entries([Document("old99", "old text 3")], MODEL))
+        writer.seal()
         with reader.snapshot() as snapshot:
-            assert snapshot.count() == 29
+            assert found(snapshot) == {"old"}
+        assert reader.info().disk_bytes == folder_bytes(path)
         monkeypatch.chdir(path.parent)
+    check_consistent(path)
+    check_consistent(elsewhere / path.name)
+    assert verify_index(path).faults == ()
+    assert not list((elsewhere / path.name / "segments").iterdir())
 
 
 # The writer

@@ -20,7 +20,7 @@ from indexer.filters.ast import (
 )
 from indexer.filters.builder import Field, entity, ids, label
 from indexer.filters.flags import parse_entity_flag
-from indexer.filters.json_form import from_json, to_json
+from indexer.filters.json_form import AnyFilter, as_filter, from_json, to_json
 from indexer.filters.matching import DocumentFacts, matches
 from indexer.filters.parser import parse
 from indexer.filters.printer import format_filter
@@ -30,6 +30,7 @@ __all__ = [
     "MAX_DEPTH",
     "MAX_NODES",
     "And",
+    "AnyFilter",
     "Between",
     "Compare",
     "DocumentFacts",
@@ -46,6 +47,7 @@ __all__ = [
     "all_of",
     "allowed",
     "any_of",
+    "as_filter",
     "check_names",
     "entity",
     "format_filter",

@@ -18,6 +18,7 @@ from indexer.fields import (
     Kind,
     Scalar,
     has_lone_surrogate,
+    instead_of,
     kind_of,
     normalise_entity,
 )
@@ -302,7 +303,8 @@ def keys_of(path: str) -> tuple[str, ...]:
 def checked_kind(value: object) -> Kind:
     """The kind of a value; raises FilterError where it is not one that metadata can hold."""
     if type(value) not in (bool, int, float, str):
-        raise FilterError(f"expected a text, a number or a boolean, got {_short(value)}")
+        way = f": {instead_of(value)}" if hasattr(value, "isoformat") or hasattr(value, "tolist") else ""
+        raise FilterError(f"expected a text, a number or a boolean, got {_short(value)}{way}")
     if isinstance(value, str):
         _check_text("a value", value)
     elif isinstance(value, float) and not math.isfinite(value):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from indexer.fields import Scalar
+from indexer.errors import FilterError
+from indexer.fields import Scalar, named
 from indexer.filters.ast import Between, Compare, Exists, Filter, HasEntity, HasId, HasLabel, In, any_of, keys_of
 
 
@@ -48,6 +49,8 @@ class Field:
 
     def isin(self, values: Iterable[Scalar]) -> In:
         """Some value of the field is one of these."""
+        if isinstance(values, str):
+            raise FilterError(f"isin takes several values, got one: {named(values)}; put it in a list, or write ==")
         return In(self.path, tuple(values))
 
     def between(self, low: str | int | float | None, high: str | int | float | None) -> Between:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar, assert_never
 
 from indexer.errors import FilterError
+from indexer.fields import named
 from indexer.filters.ast import (
     And,
     Between,
@@ -27,7 +28,25 @@ from indexer.filters.ast import (
 )
 from indexer.filters.parser import parse
 
+AnyFilter = Filter | str | dict[str, Any]
+"""A filter as a tree (`indexer.filters`), as text, or as a JSON object."""
+
 T = TypeVar("T")
+
+
+def as_filter(filter: AnyFilter | None) -> Filter | None:
+    """The tree of a filter in any of its forms. Raises `FilterError`, also for what is no filter.
+
+    >>> as_filter("year >= 2020") == as_filter({"path": "year", "op": ">=", "value": 2020})
+    True
+    """
+    if filter is None or isinstance(filter, Filter):
+        return filter
+    if isinstance(filter, str):
+        return parse(filter)
+    if isinstance(filter, dict):
+        return from_json(filter)
+    raise FilterError(f"a filter is a text, a JSON object or a tree from indexer.filters, got {named(filter)}")
 
 
 def to_json(filter: Filter) -> dict[str, Any]:

@@ -18,19 +18,21 @@ from indexer.records import Document
 
 
 def read_documents(
-    sources: Sequence[str | os.PathLike[str]],
+    sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     options: ReadOptions = DEFAULT_OPTIONS,
     *,
     on_error: Callable[[InputError], None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Iterator[Document]:
-    """The documents of files, folders and standard input ("-"), in order, one record in memory at a time.
+    """The documents of one or several files, folders and standard input ("-"), in order, one in memory at a time.
 
     Without `on_error`, the first record or file that cannot be read raises its `InputError`. With it, it is
     called with each such error, and reading goes on with the next record, or with the next file where the
     rest of one is lost. `on_progress` is called with the number of bytes on disk that were consumed since its
     last call; over a whole run they add up to `total_bytes`.
     """
+    if isinstance(sources, str | os.PathLike):
+        sources = [sources]
     for file in find_files(sources, options):
         for item in [file] if isinstance(file, InputError) else _read_file(file, options, on_progress):
             if isinstance(item, Document):
