@@ -558,8 +558,8 @@ def test_two_fields_of_one_name_are_refused(write: Write) -> None:
     documents, errors = read_all(path)
     assert [document.text for document in documents] == ["four"]
     assert [str(error) for error in errors] == [
-        f'{path}, line 1: two fields of one object are named "text": rename one',
-        f'{path}, line 2: two fields of one object are named "": rename one',
+        f'{path}, line 1: two fields of one object are named "text": rename one, or leave it out',
+        f'{path}, line 2: two fields of one object are named "": rename one, or leave it out',
     ]
 
 

@@ -267,6 +267,41 @@ def test_what_is_no_request_is_refused(limited: Any, content: bytes, status: int
 
 
 @pytest.mark.parametrize(
+    ("path", "content", "name"),
+    [("/v1/search", '{"query": "x", "k": 1, "\\u006b": 2}', "k"),
+     ("/v1/search", '{"query": "x", "filter": {"path": "year", "op": "=", "value": 1, "value": 2}}', "value"),
+     ("/v1/search/batch", '{"searches": [{"query": "x", "query": "y"}]}', "query"),
+     ("/v1/similar", '{"ids": ["a"], "ids": ["b"]}', "ids"),
+     ("/v1/facets", '{"names": [], "names": ["label"]}', "names"),
+     ("/v1/tag", '{"text": "x", "text": "y"}', "text"),
+     ("/v1/embeddings", '{"model": "demo", "input": "x", "input": "y"}', "input"),
+     ("/v1/documents", '{"documents": [{"id": "a", "text": "x", "metadata": {"n": 1, "n": 2}}]}', "n")],
+)  # fmt: skip
+def test_two_members_of_one_name_are_refused(limited: Any, path: str, content: str, name: str) -> None:
+    answer = limited.post(path, content=content, headers={"Content-Type": "application/json"})
+    detail = f'two fields of one object are named "{name}": rename one, or leave it out'
+    kind = "invalid-document" if path == "/v1/documents" else "invalid-request"
+    assert problem(answer, 422, kind)["detail"] == detail
+    assert ("error" in answer.json()) == (path == "/v1/embeddings")
+
+
+def test_a_line_of_a_stream_with_two_members_of_one_name_is_refused(limited: Any) -> None:
+    lines = '{"id": "a", "text": "x"}\n{"id": "b", "text": "x", "text": "y"}'
+    answer = limited.post("/v1/documents", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    content = problem(answer, 422, "invalid-document")
+    assert content["detail"] == 'line 2: two fields of one object are named "text": rename one, or leave it out'
+    assert content["written"]["added"] == 0
+
+
+def test_a_filter_with_two_members_of_one_name_removes_nothing(limited: Any) -> None:
+    tree = '{"path": "year", "op": ">", "value": 3000, "op": "<"}'
+    answer = limited.delete("/v1/documents", params={"filter": tree})
+    assert problem(answer, 422, "invalid-filter")["detail"].startswith(
+        'the filter: two fields of one object are named "op"'
+    )
+
+
+@pytest.mark.parametrize(
     "path",
     ["/v1/documents/..%2f..%2fetc%2fpasswd", "/page/..%2fservice.py", "/page/../app.py", "/page/index.html%00.js",
      "/page//etc/passwd", "/v1/nothing", "/v1/documents/", "/page/", "/v1/documents/%ff%fe"],
