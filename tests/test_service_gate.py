@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
+from cross_encoders import save_cross_encoder
 from serving import READER, WRITER, client_of, demo_service, listening, problem, raw, until_closed
 
 from indexer.errors import TagdexError
@@ -244,6 +245,27 @@ def test_a_client_that_is_still_sending_sees_why_it_is_refused(limited: Any, gua
         answer = limited.post("/v1/search", content=(b"x" * 100_000 for _ in range(20)))
         assert problem(answer, 413, "limit-exceeded")
         assert problem(guarded.post("/v1/search", content=(b"x" * 100_000 for _ in range(20))), 401, "unauthorized")
+
+
+def test_defaults_keep_to_a_small_limit(tmp_path: Path) -> None:
+    """What a request does not name is no reason to refuse it."""
+    folder = str(save_cross_encoder(tmp_path / "cross"))
+    with client_of(demo_service(tmp_path, limits={"k": 2}, reranker=folder)) as client:
+
+        def hits(path: str, **body: Any) -> int:
+            return len(client.post(path, json=body).raise_for_status().json()["hits"])
+
+        assert hits("/v1/search", query="boat", rerank=True) == 2
+        assert hits("/v1/search", query="boat", offset=1) == 1
+        assert hits("/v1/similar", ids=["boat"]) == 2
+        assert client.post("/v1/facets", json={"query": "boat"}).json()["documents"] == 2
+        answer = client.post("/v1/search", json={"query": "boat", "facets": {"names": ["year"]}}).json()
+        assert (len(answer["hits"]), answer["facets"]["documents"]) == (2, 2)
+        answer = client.post("/v1/search/batch", json={"searches": [{"query": "boat"}]}).json()
+        assert len(answer["answers"][0]["hits"]) == 2
+        for named in ({"k": 3}, {"offset": 2}, {"facets": {"of": 3}}, {"facets": {"top": 3}}):
+            answer = client.post("/v1/search", json={"query": "boat", **named})
+            assert problem(answer, 422, "limit-exceeded")["limit"] == "k"
 
 
 def test_limits_must_be_above_0() -> None:

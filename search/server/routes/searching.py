@@ -128,7 +128,7 @@ def search_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/facets", response_model=FacetsAnswer, summary="Count by class, entity and metadata")
     async def facets(body: FacetsRequest) -> Response:
-        index = service.index(body.index)
+        index, body = service.index(body.index), asking.lowered(body, limits)
         filters = Filters(limits)
         text, vector, filter = await reading(
             service.searching, [body.filter], lambda: asking.facet_query_of(body, limits, filters)
