@@ -101,17 +101,23 @@ def add(
             documents = with_vector_field(documents, vector_field, on_error=source.on_error)
         if metadata_field:
             documents = with_metadata_field(documents, metadata_field, on_error=source.on_error)
-        report = add_documents(
-            index,
-            documents,
-            model=model,
-            device=device,
-            precision=precision,
-            batch_tokens=batch_tokens,
-            tags=True if tags else False if no_tags else None,
-            on_commit=source.show,
-            on_error=source.on_error,
-        )
+        try:
+            report = add_documents(
+                index,
+                documents,
+                model=model,
+                device=device,
+                precision=precision,
+                batch_tokens=batch_tokens,
+                tags=True if tags else False if no_tags else None,
+                on_commit=source.show,
+                on_error=source.on_error,
+            )
+        except InputError as error:
+            if error is not source.stopped or not source.stored:
+                raise
+            way_out = "" if vectors else ", --on-error skip goes on without it"
+            raise InputError(f"{error}; what came before it is kept{way_out}") from error
     click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
 
 

@@ -101,12 +101,14 @@ class IndexWriter:
     def __init__(self, path: str | Path, *, create: IndexSettings | None = None) -> None:
         """Open an index for writing, or with `create` make it where there is none.
 
+        It is made with the first commit, or by `close`: an error before leaves nothing that says how it is to be made.
         Where another has taken its place since, every method raises `ReplacedIndexError`, and nothing is acknowledged.
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
         self.path = Path(path)
         self._meta = (self.path / META).absolute()  # also after a change of the working directory
         self._file: FileNumber | None = None
+        self._create = create
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
@@ -144,6 +146,7 @@ class IndexWriter:
         try:
             if issubclass(kind, KeyboardInterrupt | TagdexError):
                 self._merger.close()
+                self._create = None
                 with suppress(Exception):  # the first error is the one to show
                     self.close()
         finally:
@@ -219,6 +222,7 @@ class IndexWriter:
         """
         try:
             with self._storage_errors(), transaction(self._connection):
+                self._make()
                 if settings.heads_fingerprint != self.settings.heads_fingerprint or not self.retagged_up_to:
                     write_setting(self._connection, RETAGGED, 0)
                 write_settings(self._connection, settings)
@@ -321,6 +325,8 @@ class IndexWriter:
         """
         with self._storage_errors():
             if codes is not None:
+                with transaction(self._connection):
+                    self._make()
                 self._merger.choose_codes(codes)
         if not full:
             with self._storage_errors():
@@ -344,6 +350,7 @@ class IndexWriter:
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
             with naming(self._connection, self.path / SEGMENTS, record):
+                self._make()
                 apply_change(self._connection, change, pending=not seal)
                 if seal:
                     self._connection.execute("DELETE FROM pending")
@@ -387,6 +394,9 @@ class IndexWriter:
     def close(self) -> None:
         """Seal what is worth it, give free pages back, empty the log, and release the lock."""
         try:
+            if self._create is not None:
+                with self._storage_errors(), transaction(self._connection):
+                    self._make()
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
             if not self._merger.closed:
@@ -459,11 +469,14 @@ class IndexWriter:
             )
         # First the folders: where there are settings, no later process asks whether the index's name is durable.
         sync_with_parents(self.path)
-        with transaction(self._connection):
-            write_settings(self._connection, create)
+        return create
+
+    def _make(self) -> None:
+        """Write the settings where there are none yet, in the caller's transaction."""
+        if self._create is not None and read_settings(self._connection) is None:
+            write_settings(self._connection, self._create)
             write_setting(self._connection, INDEX_ID, secrets.token_hex(8))
             write_commit(self._connection, CommitState().chained_to(CommitState().chain))
-        return create
 
     def _delete_orphans(self) -> None:
         """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock.
@@ -473,7 +486,7 @@ class IndexWriter:
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
         orphans = [file for file in (self.path / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
-        if orphans:
+        if orphans and read_settings(self._connection) is not None:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
             with transaction(self._connection):
                 write_commit(self._connection, self.state.following(Change()))

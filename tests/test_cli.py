@@ -156,6 +156,8 @@ def test_a_record_that_cannot_be_read_is_one_line_and_what_came_before_it_stays(
     run: Run, model: str, content: bytes, options: list[str], message: str
 ) -> None:
     Path("bad.jsonl").write_bytes(content)
+    if content.startswith(GOOD):
+        message += "; what came before it is kept, --on-error skip goes on without it"
     assert_fails(run("indexer", "add", "i", "bad.jsonl", "--model", model, *options), message)
     if content.startswith(GOOD):
         assert [row[1] for row in table_rows(Path("i"), "documents")] == ["good"]

@@ -519,7 +519,8 @@ def test_a_record_without_its_vector_is_one_line(run: Run) -> None:
     records = [RECORDS[0] | {"v": TABLE[0].tolist()}, RECORDS[1]]
     assert_fails(
         run("indexer", "add", "i", write_jsonl("r.jsonl", records), "--vector-field", "v"),
-        "document 'd1', field 'v': is not an array of numbers",
+        "document 'd1', field 'v': is not an array of numbers; what came before it is kept, --on-error skip goes on "
+        "without it",
     )
     assert [row[1] for row in table_rows(Path("i"), "documents")] == ["d0"]
 
