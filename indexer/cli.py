@@ -17,7 +17,7 @@ from indexer import __version__
 from indexer.cli_copies import export, restore, snapshot
 from indexer.cli_source import SHOWN_ERRORS, computing_options, reading_options, source_documents
 from indexer.cli_texts import encode, tag
-from indexer.command import CONTEXT, counted, model_options, one_line, run
+from indexer.command import CONTEXT, counted, model_options, one_line, run, say_missing_fields
 from indexer.errors import CorruptIndexError, InputError
 from indexer.training.commands import evaluate, train
 
@@ -133,11 +133,18 @@ def remove(index: Path, ids: tuple[str, ...], where: str | None) -> None:
               indexer remove myindex --where 'year < 2015'
     """
     from indexer.api import remove_documents, remove_matching
+    from indexer.attributes import missing_fields
+    from indexer.filters import parse
+    from indexer.reader import IndexReader
 
     if bool(ids) == bool(where):
         raise click.UsageError("give either IDS or --where EXPR")
     if where:
-        click.echo(f"{index}: {counted(remove_matching(index, where), 'document')} removed")
+        removed = remove_matching(index, where)
+        click.echo(f"{index}: {counted(removed, 'document')} removed")
+        if not removed:
+            with IndexReader(index) as reader, reader.snapshot() as snapshot:
+                say_missing_fields(missing_fields(snapshot.connection, parse(where)))
         return
     missing = remove_documents(index, ids)
     found = len(set(ids)) - len(missing)

@@ -420,6 +420,13 @@ def test_a_field_that_no_document_has_is_named_where_nothing_fits(run: Run, inde
     assert run("search", "query", index, "acme", "--mode", "keyword", *filter) == Result(0, "", notes)
     assert run("search", "similar", index, "--id", "a", *filter) == Result(0, "", notes)
     assert run("search", "similar", index, "--id", "a", "--where", "year > 9999").err == "no document fits\n"
+    for query in ([], ["--query", "acme", "--mode", "keyword"]):
+        facets = run("search", "facets", index, *query, *filter)
+        assert (facets.out.partition("\n")[0], facets.err) == ("0 of 3 documents", "no document has the field yeer\n")
+    assert run("search", "facets", index, *filter, "--json").err == ""
+    removed = run("indexer", "remove", index, *filter)
+    assert removed == Result(0, f"{index}: 0 documents removed\n", "no document has the field yeer\n")
+    assert run("indexer", "remove", index, "--where", "year > 9999").err == ""
     as_json = run("search", "query", index, "acme", "--mode", "keyword", *filter, "--json", "--explain")
     assert as_json.err.count("\n") == 1  # one object
 
