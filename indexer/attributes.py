@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 from pyroaring import BitMap
 
 from indexer.fields import INT64_MAX, INT64_MIN, Kind, Scalar, flatten
+from indexer.filters import Between, Compare, Exists, Filter, In, format_filter
+from indexer.filters.sql import leaves
 
 Key = tuple[Kind, Scalar]
 """A value with its kind, so that true is not 1. Keys have an order: by kind, then by value."""
@@ -191,6 +193,12 @@ def has_field(connection: sqlite3.Connection, path: str) -> bool:
         "SELECT 1 FROM fields WHERE path = (SELECT path FROM paths WHERE name = ?) LIMIT 1", (path,)
     ).fetchone()
     return found is not None
+
+
+def missing_fields(connection: sqlite3.Connection, filter: Filter) -> list[str]:
+    """Metadata fields that a filter names and no document has, as they are written in filters."""
+    paths = dict.fromkeys(leaf.path for leaf in leaves(filter) if isinstance(leaf, Compare | In | Between | Exists))
+    return [format_filter(Exists(path)).removeprefix("exists ") for path in paths if not has_field(connection, path)]
 
 
 def field_paths(connection: sqlite3.Connection, most: int) -> list[str]:

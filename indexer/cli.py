@@ -17,7 +17,7 @@ from indexer import __version__
 from indexer.cli_copies import export, restore, snapshot
 from indexer.cli_source import SHOWN_ERRORS, computing_options, reading_options, source_documents
 from indexer.cli_texts import encode, tag
-from indexer.command import CONTEXT, counted, model_options, one_line, run
+from indexer.command import CONTEXT, counted, model_options, one_line, run, say_missing_fields
 from indexer.errors import CorruptIndexError, InputError
 from indexer.training.commands import evaluate, train
 
@@ -101,17 +101,23 @@ def add(
             documents = with_vector_field(documents, vector_field, on_error=source.on_error)
         if metadata_field:
             documents = with_metadata_field(documents, metadata_field, on_error=source.on_error)
-        report = add_documents(
-            index,
-            documents,
-            model=model,
-            device=device,
-            precision=precision,
-            batch_tokens=batch_tokens,
-            tags=True if tags else False if no_tags else None,
-            on_commit=source.show,
-            on_error=source.on_error,
-        )
+        try:
+            report = add_documents(
+                index,
+                documents,
+                model=model,
+                device=device,
+                precision=precision,
+                batch_tokens=batch_tokens,
+                tags=True if tags else False if no_tags else None,
+                on_commit=source.show,
+                on_error=source.on_error,
+            )
+        except InputError as error:
+            if error is not source.stopped or not source.stored:
+                raise
+            way_out = "" if vectors else ", --on-error skip goes on without it"
+            raise InputError(f"{error}; what came before it is kept{way_out}") from error
     click.echo(f"{index}: {describe(report)} in {time.monotonic() - started:.1f} s")
 
 
@@ -127,11 +133,18 @@ def remove(index: Path, ids: tuple[str, ...], where: str | None) -> None:
               indexer remove myindex --where 'year < 2015'
     """
     from indexer.api import remove_documents, remove_matching
+    from indexer.attributes import missing_fields
+    from indexer.filters import parse
+    from indexer.reader import IndexReader
 
     if bool(ids) == bool(where):
         raise click.UsageError("give either IDS or --where EXPR")
     if where:
-        click.echo(f"{index}: {counted(remove_matching(index, where), 'document')} removed")
+        removed = remove_matching(index, where)
+        click.echo(f"{index}: {counted(removed, 'document')} removed")
+        if not removed:
+            with IndexReader(index) as reader, reader.snapshot() as snapshot:
+                say_missing_fields(missing_fields(snapshot.connection, parse(where)))
         return
     missing = remove_documents(index, ids)
     found = len(set(ids)) - len(missing)

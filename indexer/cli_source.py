@@ -81,10 +81,12 @@ class Source:
         self._files, self._options = files, options
         self.skipped: list[InputError] = []
         self.skipped_count = 0
+        self.stopped: InputError | None = None
+        self.stored = 0
         total = total_bytes(files, options)
         self._bar = tqdm(total=total, unit="B", unit_scale=True, disable=not sys.stderr.isatty(), dynamic_ncols=True)
         self._started = time.monotonic()
-        self.on_error = self._skip if skip else None
+        self.on_error = self._skip if skip else self._stop
         self.documents: Iterator[Document] = read_documents(
             files, options, on_error=self.on_error, on_progress=self._bar.update
         )
@@ -105,7 +107,8 @@ class Source:
         return count
 
     def show(self, report: Report) -> None:
-        """The number of documents and their rate, beside the bar."""
+        """The number of documents, which are stored, and their rate, beside the bar."""
+        self.stored = report.documents
         rate = report.documents / max(1e-9, time.monotonic() - self._started)
         self._bar.set_postfix_str(f"{report.documents:,} documents, {rate:,.0f}/s")
 
@@ -129,6 +132,10 @@ class Source:
                 click.echo(f"  {one_line(str(error))}", err=True)
             if self.skipped_count > len(self.skipped):
                 click.echo(f"  … and {self.skipped_count - len(self.skipped)} more", err=True)
+
+    def _stop(self, error: InputError) -> None:
+        self.stopped = error
+        raise error
 
     def _skip(self, error: InputError) -> None:
         self.skipped_count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -88,6 +88,12 @@ def one_line(message: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in message
     )
+
+
+def say_missing_fields(names: Iterable[str]) -> None:
+    """Say on standard error which fields of a filter no document has: a mistyped name makes every comparison false."""
+    for name in names:
+        click.echo(f"no document has the field {one_line(name)}", err=True)
 
 
 def options(*decorators: Callable[[F], F]) -> Callable[[F], F]:

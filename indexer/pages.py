@@ -191,7 +191,7 @@ def _roots() -> dict[str, tuple[int, int]]:
         return {name: (root, data[(root - 1) * PAGE_SIZE]) for name, root in rows}
 
 
-class _File:
+class SectorFile:
     """The bytes of a file, with zeros for the sectors that the disk cannot read.
 
     They would end a process that maps the file.
@@ -224,11 +224,11 @@ class _File:
             return bytes(stop - start)
 
 
-def _read(path: Path) -> _File | bytes:
-    return _File(path) if path.is_file() else b""
+def _read(path: Path) -> SectorFile | bytes:
+    return SectorFile(path) if path.is_file() else b""
 
 
-def _frames(log: _File | bytes, *, pages: int, whole: bool) -> dict[int, int]:
+def _frames(log: SectorFile | bytes, *, pages: int, whole: bool) -> dict[int, int]:
     """The offset in the log of the last version of each page, as of the last commit."""
     step = _FRAME_HEADER + PAGE_SIZE
     count = max(0, len(log) - _LOG_HEADER) // step

@@ -6,6 +6,7 @@
 | ids of a segment | from passages and removals, proven by the file's SHA-256; else its rows by their own CRC-32 |
 | fp16 vectors | the rows with the right CRC-32 are kept; the others from the texts, by the same model |
 | pending, pooled vectors | the same |
+| sectors of a segment's files that the disk cannot read | as if there were zeros |
 | fields, paths, entity terms, SQLite's indexes, the log of changes | made again from the documents |
 | labels, types of terms | each name is tried until a document's digest is right |
 | passages, class, entities | from the text by the same model, proven by the document's digest |

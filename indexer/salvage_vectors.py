@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import faiss
 import numpy as np
@@ -14,12 +18,13 @@ import numpy.typing as npt
 
 from indexer.durable import vector_crc, write_npy
 from indexer.errors import StorageError
-from indexer.pages import DamagedDatabase
-from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentFile, SegmentRecord, suffixes
+from indexer.pages import DamagedDatabase, SectorFile
+from indexer.segments import IDS_SUFFIX, VECTORS_SUFFIX, SegmentRecord, suffixes
 from indexer.sources import file_sha256
 from indexer.vectors import IdArray, new_flat_index
 
 _NPY_HEADER = 128  # bytes before the numbers of a file of ids
+_COPIED = 2**20  # bytes at a time
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,18 @@ def read_segment_files(
     start = len(faiss.serialize_index(new_flat_index(dimension)))
     for name in sorted(names):
         record = known.get(name)
+        files = record.files if record else ()
         file = folder / (name + VECTORS_SUFFIX)
         there = max(0, file.stat().st_size - start) // (2 * dimension) if file.is_file() else 0
         rows = record.rows if record else there
         there = min(rows, there)
         table: npt.NDArray[np.float16] = np.zeros((0, dimension), dtype="<f2")
+        digests = {part: _digest(folder / part) for part in {file.name, *(part.name for part in files)}}
         if there:
-            table = np.memmap(file, dtype="<f2", mode="r", offset=start, shape=(there, dimension))
+            with nullcontext(file) if digests[file.name] is not None else _readable_copy(file) as source:
+                table = np.memmap(source, dtype="<f2", mode="r", offset=start, shape=(there, dimension))
         ids = _read_ids(folder / (name + IDS_SUFFIX), rows)
-        good = {wanted.name: _is(folder / wanted.name, wanted) for wanted in (record.files if record else ())}
+        good = {part.name: digests[part.name] == part.sha256 for part in files}
         if record and good.get(file.name) and not good.get(name + IDS_SUFFIX):
             again = _ids_again(record, table, owners, removed)
             if again is not None:
@@ -92,8 +100,27 @@ def read_segment_files(
         yield VectorSource(ids[0], ids[1], table, sound, record if whole else None)
 
 
-def _is(file: Path, wanted: SegmentFile) -> bool:
-    return file.is_file() and file.stat().st_size == wanted.bytes and sha256_if_readable(file) == wanted.sha256
+def _digest(file: Path) -> str | None:
+    """SHA-256 of a file, in hex; `None` where it is not there, or has sectors that the disk cannot read."""
+    try:
+        return file_sha256(file) if file.is_file() else None
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return None
+
+
+def _readable_copy(file: Path) -> IO[bytes]:
+    """What can be read of a file, with zeros for the other sectors, in a file without a name beside it."""
+    parts, copy = SectorFile(file), tempfile.TemporaryFile(dir=file.parent)  # noqa: SIM115  # the caller closes it
+    try:
+        for start in range(0, len(parts), _COPIED):
+            copy.write(parts[start : start + _COPIED])
+        copy.flush()
+    except BaseException:
+        copy.close()
+        raise
+    return copy
 
 
 def sha256_if_readable(file: Path) -> str:
@@ -111,7 +138,7 @@ def _read_ids(file: Path, rows: int) -> IdArray | None:
     """The numbers in a file of ids, zeros behind its end, whatever its header says."""
     if not file.is_file() or not rows:
         return None
-    data = file.read_bytes()[_NPY_HEADER : _NPY_HEADER + 24 * rows].ljust(24 * rows, b"\0")
+    data = SectorFile(file)[_NPY_HEADER : _NPY_HEADER + 24 * rows].ljust(24 * rows, b"\0")
     return np.frombuffer(data, dtype="<i8").reshape(3, rows)
 
 

@@ -103,6 +103,7 @@ class IndexWriter:
     def __init__(self, path: str | Path, *, create: IndexSettings | None = None) -> None:
         """Open an index for writing, or with `create` make it where there is none.
 
+        It is made with the first commit, or by `close`: an error before leaves nothing that says how it is to be made.
         Where another has taken its place since, every method raises `ReplacedIndexError`, and nothing is acknowledged.
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
@@ -111,6 +112,7 @@ class IndexWriter:
         self._meta = self._folder / META
         self._file: FileNumber | None = None
         self._closed = False
+        self._create = create
         self._prepare_folder(create=create is not None)
         self._lock = WriterLock(self.path / LOCK)
         try:
@@ -148,6 +150,7 @@ class IndexWriter:
         try:
             if issubclass(kind, KeyboardInterrupt | TagdexError):
                 self._merger.close()
+                self._create = None
                 with suppress(Exception):  # the first error is the one to show
                     self.close()
         finally:
@@ -223,6 +226,7 @@ class IndexWriter:
         """
         try:
             with self._storage_errors(), transaction(self._connection):
+                self._make()
                 if settings.heads_fingerprint != self.settings.heads_fingerprint or not self.retagged_up_to:
                     write_setting(self._connection, RETAGGED, 0)
                 write_settings(self._connection, settings)
@@ -328,6 +332,8 @@ class IndexWriter:
         """
         with self._storage_errors():
             if codes is not None:
+                with transaction(self._connection):
+                    self._make()
                 self._merger.choose_codes(codes)
         if not full:
             with self._storage_errors():
@@ -351,6 +357,7 @@ class IndexWriter:
         with self._storage_errors():
             record = self._new_segment(change) if seal else None
             with naming(self._connection, self._folder / SEGMENTS, record):
+                self._make()
                 apply_change(self._connection, change, pending=not seal)
                 if seal:
                     self._connection.execute("DELETE FROM pending")
@@ -399,6 +406,9 @@ class IndexWriter:
         if self._closed:
             return
         try:
+            if self._create is not None:
+                with self._storage_errors(), transaction(self._connection):
+                    self._make()
             if self.pending_rows >= SEAL_ROWS_ON_CLOSE:
                 self.seal()
             if not self._merger.closed:
@@ -474,11 +484,14 @@ class IndexWriter:
             )
         # First the folders: where there are settings, no later process asks whether the index's name is durable.
         sync_with_parents(self.path)
-        with transaction(self._connection):
-            write_settings(self._connection, create)
+        return create
+
+    def _make(self) -> None:
+        """Write the settings where there are none yet, in the caller's transaction."""
+        if self._create is not None and read_settings(self._connection) is None:
+            write_settings(self._connection, self._create)
             write_setting(self._connection, INDEX_ID, secrets.token_hex(8))
             write_commit(self._connection, CommitState().chained_to(CommitState().chain))
-        return create
 
     def _delete_orphans(self) -> None:
         """Delete segment files that the manifest does not name: what a crash left. Only ever under the lock.
@@ -488,7 +501,7 @@ class IndexWriter:
         named = {CODE_SPACE} if read_setting(self._connection, CODE_SPACE_SHA256) else set()
         named |= {name for (name,) in self._connection.execute("SELECT name FROM segment_files").fetchall()}
         orphans = [file for file in (self._folder / SEGMENTS).iterdir() if file.name not in named and _is_ours(file)]
-        if orphans:
+        if orphans and read_settings(self._connection) is not None:
             # A reader that was there all the time hides a commit that failed in the log, and that names these.
             with transaction(self._connection):
                 write_commit(self._connection, self.state.following(Change()))

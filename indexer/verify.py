@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -335,27 +336,32 @@ def _check_vectors(
         read_pending(pending, settings.dimension)
     except CorruptIndexError as error:
         yield Fault("pending", str(error))
-    wanted = dict(connection.execute("SELECT vid, doc FROM passages").fetchall())
-    removed = {vid for (vid,) in connection.execute("SELECT vid FROM changes WHERE op = 'remove'")}
-    there = {vid: doc for vid, doc, _, _ in pending}
     if unread:
         return  # reported with the segment
+    wanted = _pairs(connection, "SELECT vid, doc FROM passages ORDER BY vid")
+    removed = _pairs(connection, "SELECT vid, doc FROM changes WHERE op = 'remove' AND vid IS NOT NULL")[0]
+    parts = [np.array([row[:2] for row in pending], dtype=np.int64).reshape(-1, 2).T]
     for (name,) in connection.execute("SELECT name FROM segments ORDER BY first_vid").fetchall():
-        ids = np.load(folder / (name + IDS_SUFFIX), allow_pickle=False)
-        for vid, doc in _pairs(ids):
-            if vid in there:
-                yield Fault(f"vector {vid}", "it is there twice")
-            if vid not in removed:
-                there[vid] = doc
-    missing, unknown = wanted.keys() - there.keys(), there.keys() - wanted.keys()
-    if missing:
-        yield Fault("vectors", f"{len(missing)} passages have no vector, the first is number {min(missing)}")
-    if unknown:
-        yield Fault("vectors", f"{len(unknown)} vectors have no passage, the first is number {min(unknown)}")
-    for vid in wanted.keys() & there.keys():
-        if wanted[vid] != there[vid]:
-            yield Fault(f"vector {vid}", f"it belongs to document {there[vid]}, its passage to {wanted[vid]}")
+        ids = np.load(folder / (name + IDS_SUFFIX), allow_pickle=False)[:2]
+        parts.append(ids[:, ~np.isin(ids[0], removed)])
+    there = np.concatenate(parts, axis=1)
+    there = there[:, np.argsort(there[0], kind="stable")]
+    twice = there[0, 1:] == there[0, :-1]
+    for vid in there[0, 1:][twice].tolist():
+        yield Fault(f"vector {vid}", "it is there twice")
+    there = there[:, np.append(~twice, True)] if there.size else there  # the last of several
+    missing, unknown = np.setdiff1d(wanted[0], there[0]), np.setdiff1d(there[0], wanted[0])
+    if len(missing):
+        yield Fault("vectors", f"{len(missing)} passages have no vector, the first is number {missing[0]}")
+    if len(unknown):
+        yield Fault("vectors", f"{len(unknown)} vectors have no passage, the first is number {unknown[0]}")
+    _, at, found = np.intersect1d(wanted[0], there[0], assume_unique=True, return_indices=True)
+    other = wanted[1, at] != there[1, found]
+    for vid, doc, passage in zip(*there[:, found[other]].tolist(), wanted[1, at[other]].tolist(), strict=True):
+        yield Fault(f"vector {vid}", f"it belongs to document {doc}, its passage to {passage}")
 
 
-def _pairs(ids: IdArray) -> Iterable[tuple[int, int]]:
-    return zip(ids[0].tolist(), ids[1].tolist(), strict=True) if ids.ndim == 2 and len(ids) == 3 else ()
+def _pairs(connection: sqlite3.Connection, query: str) -> IdArray:
+    """The two integers of each row of a query, int64 (2, rows)."""
+    numbers = np.fromiter(chain.from_iterable(connection.execute(query)), dtype=np.int64)
+    return numbers.reshape(-1, 2).T

@@ -251,18 +251,21 @@ def facets(
     """
     from search.searcher import Searcher
 
+    filter = flag_filter(entity, label, where)
     with Searcher(index, model=model, device=device) as searcher:
         found = searcher.facets(
             query,
             names=names,
-            filter=flag_filter(entity, label, where),
+            filter=filter,
             of=of,
             min_score=min_score,
             mode=mode,
             top=top,
             significant=significant,
         )
-    show_facets(found, as_json=json)
+        show_facets(found, as_json=json)
+        if not found.documents and not json:
+            show_missing_fields(searcher, filter)
 
 
 @cli.command()

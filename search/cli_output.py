@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from indexer.command import one_line
+from indexer.command import one_line, say_missing_fields
 
 if TYPE_CHECKING:
     from indexer.filters import Filter
@@ -36,9 +36,9 @@ def show_hits(hits: Sequence[Hit], *, as_json: bool, offset: int) -> None:
 
 
 def show_missing_fields(searcher: Searcher, filter: Filter | None) -> None:
-    """Say on standard error which fields of a filter no document has: a mistyped name makes every comparison false."""
-    for name in searcher.missing_fields(filter) if filter is not None else ():
-        click.echo(f"no document has the field {one_line(name)}", err=True)
+    """Say on standard error which fields of a filter no document has."""
+    if filter is not None:
+        say_missing_fields(searcher.missing_fields(filter))
 
 
 def show_cursor(cursor: str | None, *, as_json: bool) -> None:

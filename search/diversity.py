@@ -19,6 +19,7 @@ MMR_POOL = 100  # of the best documents that MMR puts into a new order; further 
 MOST_EXAMINED = 10_000  # documents among which distinct ones are looked for, or twice as many as are wanted
 FIRST_EXAMINED = 32
 WIDEN = 4
+BLOCK = 256  # candidates that are compared with all leaders at a time
 
 _ROUNDING = 1e-9  # of a cosine in fp64: of equal vectors it is 1 up to this
 
@@ -78,21 +79,31 @@ def collapse(vectors: FloatArray, texts: Sequence[str], *, threshold: float, wan
     forms of Unicode; if there is none, it leads a group of its own. So the leaders depend only on what is ranked before
     them: a longer list of candidates adds leaders at the end, and changes none. Texts without a word are not compared.
     """
+    # The cosines of a block with all leaders are one product in fp32, where one candidate after the other would read
+    # all leaders each time. Those that may be near, by the error of that, are computed in fp64, in their order.
     units = _units(vectors)
+    rough, slack = units.astype(np.float32), (units.shape[1] + 2) * float(np.finfo(np.float32).eps)
     keys = [_folded(text) for text in texts]
     groups: list[list[int]] = []
-    leaders = np.empty((min(wanted, len(units)), units.shape[1]))
     by_key: dict[str, int] = {}
-    for at, unit in enumerate(units):
-        near = np.flatnonzero(leaders[: len(groups)] @ unit >= threshold - _ROUNDING)
-        first = min([*near[:1].tolist(), *([by_key[keys[at]]] if keys[at] in by_key else [])], default=None)
-        if first is not None:
-            groups[first].append(at)
-        elif len(groups) < wanted:
-            leaders[len(groups)] = unit
-            if keys[at]:
-                by_key[keys[at]] = len(groups)
-            groups.append([at])
+    for start in range(0, len(units), BLOCK):
+        before, block = len(groups), np.arange(start, min(start + BLOCK, len(units)))
+        columns = np.concatenate([[group[0] for group in groups], block]).astype(np.int64)
+        group_of = np.arange(len(columns))
+        leads = group_of < before
+        cosines = rough[block] @ rough[columns].T
+        for row, at in enumerate(block.tolist()):
+            near = np.flatnonzero(leads & (cosines[row] >= threshold - _ROUNDING - slack))
+            exact = (column for column in near if units[columns[column]] @ units[at] >= threshold - _ROUNDING)
+            first = next((int(group_of[column]) for column in exact), len(groups))
+            first = min(first, by_key.get(keys[at], len(groups)))
+            if first < len(groups):
+                groups[first].append(at)
+            elif len(groups) < wanted:
+                leads[before + row], group_of[before + row] = True, len(groups)
+                if keys[at]:
+                    by_key[keys[at]] = len(groups)
+                groups.append([at])
     return groups
 
 

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from pyroaring import BitMap
 
-from indexer.attributes import has_field
+from indexer.attributes import missing_fields
 from indexer.errors import InputError, QueryError
 from indexer.fields import has_lone_surrogate, named, several
-from indexer.filters import AnyFilter, Between, Compare, Exists, Filter, In, as_filter, check_names, format_filter
-from indexer.filters.sql import leaves
+from indexer.filters import AnyFilter, Filter, as_filter, check_names, format_filter
 from indexer.given import as_vector
 from indexer.reader import IndexInfo, IndexReader
 from indexer.records import Analysis, FloatArray
@@ -30,7 +29,7 @@ from search.counting import count_facets
 from search.enrich import enrich
 from search.excerpts import highlighted_by_meaning
 from search.explain import Answer, Explanation
-from search.facet_names import facet_names, name_of_field
+from search.facet_names import facet_names
 from search.facets import Facets
 from search.hit_parts import parts_of
 from search.hits import Hit
@@ -463,9 +462,8 @@ class Searcher:
 
     def missing_fields(self, filter: Filter) -> list[str]:
         """Metadata fields that a filter names and no document has, as they are written in filters."""
-        paths = dict.fromkeys(leaf.path for leaf in leaves(filter) if isinstance(leaf, Compare | In | Between | Exists))
         with self._reader.snapshot() as snapshot:
-            return [name_of_field(path) for path in paths if not has_field(snapshot.connection, path)]
+            return missing_fields(snapshot.connection, filter)
 
     def present(self, ids: Iterable[str], *, filter: AnyFilter | None = None) -> set[str]:
         """Those of the ids whose documents are in the index, and which a filter allows.

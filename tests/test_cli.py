@@ -156,6 +156,8 @@ def test_a_record_that_cannot_be_read_is_one_line_and_what_came_before_it_stays(
     run: Run, model: str, content: bytes, options: list[str], message: str
 ) -> None:
     Path("bad.jsonl").write_bytes(content)
+    if content.startswith(GOOD):
+        message += "; what came before it is kept, --on-error skip goes on without it"
     assert_fails(run("indexer", "add", "i", "bad.jsonl", "--model", model, *options), message)
     if content.startswith(GOOD):
         assert [row[1] for row in table_rows(Path("i"), "documents")] == ["good"]
@@ -418,6 +420,13 @@ def test_a_field_that_no_document_has_is_named_where_nothing_fits(run: Run, inde
     assert run("search", "query", index, "acme", "--mode", "keyword", *filter) == Result(0, "", notes)
     assert run("search", "similar", index, "--id", "a", *filter) == Result(0, "", notes)
     assert run("search", "similar", index, "--id", "a", "--where", "year > 9999").err == "no document fits\n"
+    for query in ([], ["--query", "acme", "--mode", "keyword"]):
+        facets = run("search", "facets", index, *query, *filter)
+        assert (facets.out.partition("\n")[0], facets.err) == ("0 of 3 documents", "no document has the field yeer\n")
+    assert run("search", "facets", index, *filter, "--json").err == ""
+    removed = run("indexer", "remove", index, *filter)
+    assert removed == Result(0, f"{index}: 0 documents removed\n", "no document has the field yeer\n")
+    assert run("indexer", "remove", index, "--where", "year > 9999").err == ""
     as_json = run("search", "query", index, "acme", "--mode", "keyword", *filter, "--json", "--explain")
     assert as_json.err.count("\n") == 1  # one object
 

@@ -99,6 +99,19 @@ def test_groups_are_those_of_the_definition_and_stay_when_more_candidates_come(
         assert leaders == [group[0] for group in expected][: len(leaders)]
 
 
+@pytest.mark.parametrize("block", [1, 7, 256])
+@pytest.mark.parametrize("threshold", [0.3, 0.8, 0.99, 1.0])
+def test_groups_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch, block: int, threshold: float) -> None:
+    rng = np.random.default_rng(7)
+    vectors = rng.standard_normal((40, 12))[rng.integers(0, 40, 300)] + rng.choice([0.0, 0.1], (300, 1))
+    texts = [f"text {number}" for number in rng.integers(0, 200, 300)]
+    monkeypatch.setattr(search.diversity, "BLOCK", block)
+    vectors = vectors.astype(np.float32)
+    groups = groups_by_definition(vectors, texts, threshold)
+    assert collapse(vectors, texts, threshold=threshold, wanted=300) == groups
+    assert 1 < len(groups) < 200
+
+
 # Maximal marginal relevance
 
 

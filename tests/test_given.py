@@ -508,6 +508,20 @@ def test_records_without_any_text_can_be_indexed_by_vector(run: Run) -> None:
     assert run("indexer", "verify", "i").code == 0
 
 
+def test_a_text_field_that_no_record_has_is_named(run: Run) -> None:
+    np.save("v.npy", TABLE)
+    records = write_jsonl("r.jsonl", [record | {"v": LONG[n].tolist()} for n, record in enumerate(RECORDS)])
+    problem = "Error: r.jsonl: no record has the text %s, so all texts are empty; fields here are "
+    one = run("indexer", "add", "i", records, "--vectors", "v.npy", "--text-field", "tetx")
+    assert (one.code, one.err.startswith(problem % 'field "tetx"')) == (1, True)
+    assert not Path("i").exists()
+    two = run("indexer", "add", "i", records, "--vector-field", "v", "--text-field", "tetx", "--text-field", "body")
+    assert (two.code, two.err.startswith(problem % 'fields "tetx", "body"')) == (1, True)
+    assert two.err.count("\n") == 1
+    again = run("indexer", "add", "i", records, "--vector-field", "v", "--text-field", "text", "--text-field", "body")
+    assert (again.code, again.out.startswith("i: 0 documents added, 6 replaced")) == (0, True)
+
+
 def test_a_field_of_each_record_can_hold_its_vector(run: Run) -> None:
     records = [record | {"v": LONG[n].tolist()} for n, record in enumerate(RECORDS)]
     assert run("indexer", "add", "i", write_jsonl("r.jsonl", records), "--vector-field", "v").code == 0
@@ -519,7 +533,8 @@ def test_a_record_without_its_vector_is_one_line(run: Run) -> None:
     records = [RECORDS[0] | {"v": TABLE[0].tolist()}, RECORDS[1]]
     assert_fails(
         run("indexer", "add", "i", write_jsonl("r.jsonl", records), "--vector-field", "v"),
-        "document 'd1', field 'v': is not an array of numbers",
+        "document 'd1', field 'v': is not an array of numbers; what came before it is kept, --on-error skip goes on "
+        "without it",
     )
     assert [row[1] for row in table_rows(Path("i"), "documents")] == ["d0"]
 

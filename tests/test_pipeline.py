@@ -15,6 +15,7 @@ from indexer.api import add_documents, remove_documents, remove_matching
 from indexer.errors import FilterError, FingerprintError, InputError, ModelError, NotAnIndexError, TagdexError
 from indexer.filters import Compare
 from indexer.pipeline import Report, batched
+from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.settings import settings_of
 from indexer.store import IndexWriter
@@ -245,6 +246,23 @@ def test_an_index_that_was_cut_short_before_its_settings_is_made_at_the_next_try
             add(path, docs(2), model)
     assert table_rows(path, "settings") == []
     assert add(path, docs(2), model) == Report(added=2)
+    check_consistent(path)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError, MemoryError])
+def test_a_first_run_that_stores_nothing_binds_no_model_and_no_tags(
+    path: Path, model: DemoAnalyser, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "analyse", stop)
+    with pytest.raises(error):
+        add(path, docs(2), model)
+    with pytest.raises(NotAnIndexError, match="is not an index yet"):
+        IndexReader(path)
+    other = DemoAnalyser(name="other", seed=1, dimension=8)
+    assert add(path, docs(2), other, tags=False) == Report(added=2)
     check_consistent(path)
 
 

@@ -12,6 +12,7 @@ import json
 import lzma
 import os
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -558,8 +559,8 @@ def test_two_fields_of_one_name_are_refused(write: Write) -> None:
     documents, errors = read_all(path)
     assert [document.text for document in documents] == ["four"]
     assert [str(error) for error in errors] == [
-        f'{path}, line 1: two fields of one object are named "text": rename one',
-        f'{path}, line 2: two fields of one object are named "": rename one',
+        f'{path}, line 1: two fields of one object are named "text": rename one, or leave it out',
+        f'{path}, line 2: two fields of one object are named "": rename one, or leave it out',
     ]
 
 
@@ -697,6 +698,50 @@ def test_a_csv_without_the_text_column_is_refused_once(write: Write) -> None:
         f'{path}, line 1, field \'text\': the text is missing; fields here are "id", "body": name the text\'s'
         " with --text-field"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "problem"),
+    [
+        ("a.csv", "id\ttext", "its cells look separated by tabs: pass --format tsv"),
+        ("a.csv", '"sku"\t"name"', "its cells look separated by tabs: pass --format tsv"),
+        ("a.tsv", "id,text", "its cells look separated by commas: pass --format csv"),
+        ("a.csv", "id;text", "its cells look separated by semicolons, which are not read: convert it"),
+        ("a.csv", "id;text;price, in euro", "its cells look separated by semicolons, which are not read: convert it"),
+        ("a.csv", '"id";"text"', "its cells look separated by semicolons, which are not read: convert it"),
+        ("a.csv", "sku|name", "its cells look separated by bars, which are not read: convert it"),
+        ("a.csv", '"id","te"xt"', "text follows a closing quote"),
+    ],
+)
+def test_another_separator_is_named_with_a_way_out(write: Write, name: str, header: str, problem: str) -> None:
+    path = write(name, f"{header}\n1,one\n")
+    (error,) = read_all(path)[1]
+    assert place(error) == (path, 1, None)
+    assert error.problem.startswith(problem)
+
+
+def test_the_command_that_an_error_names_converts_to_commas(write: Write) -> None:
+    path = write("a.csv", 'id;text;n\n1;Kettle, fast;3\n2;"a ""b"";c";4\n')
+    command = refusal(path).problem.partition("`")[2].rstrip("`")
+    done = subprocess.run(command, shell=True, input=Path(path).read_bytes(), stdout=subprocess.PIPE, check=True)
+    converted = write("b.csv", done.stdout)
+    assert [(one.id, one.text, one.metadata) for one in read_all(converted)[0]] == [
+        ("1", "Kettle, fast", {"n": 3}),
+        ("2", 'a "b";c', {"n": 4}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("one,two", 'the text is missing; fields here are "one", "two": name the text\'s with --text-field'),
+        ("one,", "column 2 has no name: the header must name all"),
+        ("1,one,1", "two columns are named '1': rename one"),
+    ],
+)
+def test_a_first_line_that_is_no_header_is_a_way_out(write: Write, line: str, problem: str) -> None:
+    (error,) = read_all(write("a.csv", f"{line}\n2,two\n"))[1]
+    assert error.problem == f"{problem}, or put a header above this line where it is none"
 
 
 def test_a_csv_without_the_id_column_is_refused_once(write: Write) -> None:

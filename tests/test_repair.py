@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from click.testing import CliRunner
@@ -576,6 +578,38 @@ def test_sectors_that_cannot_be_read_are_passed_over(path: Path, monkeypatch: py
     assert page[8_192:12_288] == bytes(4_096) != page[12_288:]
     assert failed[0] == 2  # the page, and of its sectors the one
     assert repaired(path).lost == ()
+    assert content(path) == before
+
+
+@pytest.mark.parametrize(("suffix", "embedded"), [("fp16.faiss", 41), ("ids.npy", 0), ("codes.npy", 0)])
+def test_sectors_of_a_segment_that_cannot_be_read_are_passed_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, embedded: int
+) -> None:
+    before, model = content(path), DemoAnalyser()
+    bad = min((path / "segments").glob(f"*.{suffix}"))
+    number = bad.stat().st_ino
+    real, digest = os.pread, hashlib.file_digest
+
+    def pread(descriptor: int, length: int, at: int) -> bytes:
+        if os.fstat(descriptor).st_ino == number and at < 4_096:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, length, at)
+
+    def file_digest(file: BinaryIO, name: str) -> Any:
+        if os.fstat(file.fileno()).st_ino == number:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return digest(file, name)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(hashlib, "file_digest", file_digest)
+    report = repair_index(path, load=lambda _: model)
+    assert ((fault := report.found[0]).place, fault.problem) == (
+        f"segments/{bad.name}",
+        "cannot be read: Input/output error",
+    )
+    assert (report.lost, len(model.analysed)) == ((), embedded)
+    assert not list((path / "segments").glob("tmp*"))
+    assert verify_index(path).faults == ()
     assert content(path) == before
 
 

@@ -18,6 +18,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
 httpx = pytest.importorskip("httpx", reason="httpx is not installed")
 
+from cross_encoders import save_cross_encoder
 from serving import READER, WRITER, client_of, demo_service, listening, problem, raw, until_closed
 
 from indexer.errors import TagdexError
@@ -246,6 +247,27 @@ def test_a_client_that_is_still_sending_sees_why_it_is_refused(limited: Any, gua
         assert problem(guarded.post("/v1/search", content=(b"x" * 100_000 for _ in range(20))), 401, "unauthorized")
 
 
+def test_defaults_keep_to_a_small_limit(tmp_path: Path) -> None:
+    """What a request does not name is no reason to refuse it."""
+    folder = str(save_cross_encoder(tmp_path / "cross"))
+    with client_of(demo_service(tmp_path, limits={"k": 2}, reranker=folder)) as client:
+
+        def hits(path: str, **body: Any) -> int:
+            return len(client.post(path, json=body).raise_for_status().json()["hits"])
+
+        assert hits("/v1/search", query="boat", rerank=True) == 2
+        assert hits("/v1/search", query="boat", offset=1) == 1
+        assert hits("/v1/similar", ids=["boat"]) == 2
+        assert client.post("/v1/facets", json={"query": "boat"}).json()["documents"] == 2
+        answer = client.post("/v1/search", json={"query": "boat", "facets": {"names": ["year"]}}).json()
+        assert (len(answer["hits"]), answer["facets"]["documents"]) == (2, 2)
+        answer = client.post("/v1/search/batch", json={"searches": [{"query": "boat"}]}).json()
+        assert len(answer["answers"][0]["hits"]) == 2
+        for named in ({"k": 3}, {"offset": 2}, {"facets": {"of": 3}}, {"facets": {"top": 3}}):
+            answer = client.post("/v1/search", json={"query": "boat", **named})
+            assert problem(answer, 422, "limit-exceeded")["limit"] == "k"
+
+
 def test_limits_must_be_above_0() -> None:
     with pytest.raises(TagdexError, match="'k' must be above 0"):
         Limits(k=0)
@@ -264,6 +286,41 @@ def test_what_is_no_request_is_refused(limited: Any, content: bytes, status: int
     answer = limited.post("/v1/search", content=content, headers={"Content-Type": "application/json"})
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "name"),
+    [("/v1/search", '{"query": "x", "k": 1, "\\u006b": 2}', "k"),
+     ("/v1/search", '{"query": "x", "filter": {"path": "year", "op": "=", "value": 1, "value": 2}}', "value"),
+     ("/v1/search/batch", '{"searches": [{"query": "x", "query": "y"}]}', "query"),
+     ("/v1/similar", '{"ids": ["a"], "ids": ["b"]}', "ids"),
+     ("/v1/facets", '{"names": [], "names": ["label"]}', "names"),
+     ("/v1/tag", '{"text": "x", "text": "y"}', "text"),
+     ("/v1/embeddings", '{"model": "demo", "input": "x", "input": "y"}', "input"),
+     ("/v1/documents", '{"documents": [{"id": "a", "text": "x", "metadata": {"n": 1, "n": 2}}]}', "n")],
+)  # fmt: skip
+def test_two_members_of_one_name_are_refused(limited: Any, path: str, content: str, name: str) -> None:
+    answer = limited.post(path, content=content, headers={"Content-Type": "application/json"})
+    detail = f'two fields of one object are named "{name}": rename one, or leave it out'
+    kind = "invalid-document" if path == "/v1/documents" else "invalid-request"
+    assert problem(answer, 422, kind)["detail"] == detail
+    assert ("error" in answer.json()) == (path == "/v1/embeddings")
+
+
+def test_a_line_of_a_stream_with_two_members_of_one_name_is_refused(limited: Any) -> None:
+    lines = '{"id": "a", "text": "x"}\n{"id": "b", "text": "x", "text": "y"}'
+    answer = limited.post("/v1/documents", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    content = problem(answer, 422, "invalid-document")
+    assert content["detail"] == 'line 2: two fields of one object are named "text": rename one, or leave it out'
+    assert content["written"]["added"] == 0
+
+
+def test_a_filter_with_two_members_of_one_name_removes_nothing(limited: Any) -> None:
+    tree = '{"path": "year", "op": ">", "value": 3000, "op": "<"}'
+    answer = limited.delete("/v1/documents", params={"filter": tree})
+    assert problem(answer, 422, "invalid-filter")["detail"].startswith(
+        'the filter: two fields of one object are named "op"'
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,17 @@ def test_every_reference_leads_somewhere_and_limits_stand_in_it(tmp_path: Path) 
             assert operation["responses"]["200"]["content"]
 
 
+def test_defaults_keep_to_a_small_limit(tmp_path: Path) -> None:
+    schemas = routes_of(demo_service(tmp_path, limits={"k": 5})).openapi()["components"]["schemas"]
+    defaults = {
+        (name, field): schemas[name]["properties"][field]["default"]
+        for name in ("SearchRequest", "SimilarRequest", "WantedFacets", "FacetsRequest")
+        for field in schemas[name]["properties"].keys() & {"k", "of", "top", "rerank_top"}
+    }
+    assert len(defaults) == 7
+    assert set(defaults.values()) == {5}
+
+
 def test_the_schema_of_filters_has_every_form() -> None:
     from search.server.openapi import FILTER_SCHEMA
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,9 @@ def writer(path: Path) -> Iterator[IndexWriter]:
 # Rows
 
 
-def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: IndexWriter) -> None:
-    assert writer.settings == SETTINGS
+def test_a_new_index_has_its_settings_and_a_first_commit(path: Path) -> None:
+    with IndexWriter(path, create=SETTINGS) as writer:
+        assert writer.settings == SETTINGS
     stored = dict(table_rows(path, "settings"))
     assert stored.pop("digests").count(":") == 7
     assert re.fullmatch('"[0-9a-f]{16}"', stored.pop("index_id"))
@@ -538,6 +540,24 @@ def test_a_folder_with_other_files_is_left_alone(path: Path) -> None:
     with pytest.raises(NotAnIndexError, match=r"holds other files such as thesis\.tex: choose a new folder"):
         IndexWriter(path, create=SETTINGS)
     assert [file.name for file in path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_index_is_made_by_its_first_commit(path: Path) -> None:
+    """Or by the end of a writer that nothing stopped."""
+
+    def stopped(create: IndexSettings, *entries: Entry) -> None:
+        with IndexWriter(path, create=create) as writer:
+            writer.write(entries)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped(SETTINGS)
+    assert table_rows(path, "settings") == table_rows(path, "commits") == []
+    other = replace(SETTINGS, model="other")
+    with pytest.raises(KeyboardInterrupt):
+        stopped(other, entry("a", "a", EAST))
+    with IndexWriter(path, create=SETTINGS) as again:
+        assert (again.settings, again.state.number) == (other, 1)
 
 
 def test_an_empty_folder_becomes_an_index(path: Path) -> None:

@@ -6,21 +6,24 @@ import errno
 import re
 import sqlite3
 import tempfile
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fakes import DemoAnalyser, build_index, entries
+from fakes import DemoAnalyser, build_index, build_vector_index, clustered, entries
 
 from indexer.cli import cli
-from indexer.durable import is_scarcity
+from indexer.durable import is_scarcity, vector_crc
 from indexer.errors import CorruptIndexError, NotAnIndexError, StorageError
+from indexer.metadata import connect_reader
 from indexer.reader import IndexReader
 from indexer.records import Document
 from indexer.repair import repair_index
+from indexer.settings import read_settings
 from indexer.store import IndexWriter
-from indexer.verify import verify_index
+from indexer.verify import _check_vectors, verify_index
 
 TEXT = "Ada rode a race through Oslo with Nora and a song and a ball at the end of it"
 
@@ -115,6 +118,32 @@ def test_every_flipped_bit_of_the_database_that_matters_is_found(path: Path) -> 
         if not found:
             with closing(sqlite3.connect(file)) as connection:
                 assert connection.execute("SELECT id, text, metadata FROM documents ORDER BY doc").fetchall() == rows
+
+
+def test_a_vector_that_is_there_twice_or_with_another_document_is_named(path: Path) -> None:
+    damage(path, "UPDATE passages SET doc = 9 WHERE vid = 1")
+    with closing(sqlite3.connect(path / "meta.sqlite")) as connection:
+        blob = connection.execute("SELECT vector FROM pending").fetchone()[0]
+        connection.execute("INSERT INTO pending VALUES (5, 2, ?, ?)", (blob, vector_crc(5, 2, blob)))
+        connection.commit()
+    found = faults(path).splitlines()
+    assert "vector 1: it belongs to document 1, its passage to 9" in found
+    assert "vector 5: it is there twice" in found
+
+
+def test_numbers_of_vectors_are_held_as_arrays(tmp_path: Path) -> None:
+    """A set and two dicts of a million vectors took 300 MB."""
+    index = build_vector_index(tmp_path / "index", clustered(9_000, dimension=2), batch=9_000)
+    with closing(connect_reader(index / "meta.sqlite")) as connection:
+        settings = read_settings(connection)
+        assert settings is not None
+        tracemalloc.start()
+        try:
+            assert list(_check_vectors(connection, index / "segments", settings, [])) == []
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 200 * 9_000
 
 
 def test_the_command_prints_the_faults_and_fails(path: Path) -> None:

@@ -37,6 +37,18 @@ _CSV_ERRORS = {
     " with `tr '\\r' '\\n'`",
 }
 
+_TO_COMMAS = (
+    'convert it, for example with `python3 -c "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin,'
+    " delimiter='%s'))\"`"
+)
+_SEPARATORS = {
+    "\t": "its cells look separated by tabs: pass --format tsv",
+    ";": f"its cells look separated by semicolons, which are not read: {_TO_COMMAS % ';'}",
+    "|": f"its cells look separated by bars, which are not read: {_TO_COMMAS % '|'}",
+    ",": "its cells look separated by commas: pass --format csv",
+}
+_NO_HEADER = ", or put a header above this line where it is none"
+
 
 def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> Iterator[Record | InputError]:
     """Records, and an error in the place of each row that is none.
@@ -46,15 +58,15 @@ def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> 
     and text columns are strings as they stand. Other cells become numbers where they are JSON numbers that Python and
     SQLite hold; an empty cell is absent. Raises `InputError` for a header that cannot be used.
     """
-    rows = _read_rows(file, meter, delimiter="\t" if file.format == "tsv" else ",")
+    delimiter = "\t" if file.format == "tsv" else ","
+    rows = _read_rows(file, meter, delimiter=delimiter)
     header: list[str] | None = None
     for row in rows:
         if header is None:
             if isinstance(row, InputError):
                 raise row
             number, header = row
-            _check_header(header, file.path, number)
-            check_columns(header, options, source=file.path, line=number)
+            _check_header(header, options, file.path, number, delimiter)
         elif isinstance(row, InputError):
             yield row
         else:
@@ -64,12 +76,25 @@ def read_delimited(file: SourceFile, options: ReadOptions, meter: ByteMeter) -> 
         raise InputError("is empty: there is no header", source=file.path)
 
 
-def _check_header(header: list[str], source: str, line: int) -> None:
+def _check_header(header: list[str], options: ReadOptions, source: str, line: int, delimiter: str) -> None:
+    """Raise `InputError` for one that cannot be used, as that of a file with another separator, or with none."""
     for column, name in enumerate(header, start=1):
         if not name.strip():
-            raise InputError(f"column {column} has no name: the header must name all", source=source, line=line)
+            problem = f"column {column} has no name: the header must name all{_NO_HEADER}"
+            raise InputError(problem, source=source, line=line)
         if name in header[: column - 1]:
-            raise InputError(f"two columns are named '{name}': rename one", source=source, line=line)
+            raise InputError(f"two columns are named '{name}': rename one{_NO_HEADER}", source=source, line=line)
+    try:
+        check_columns(header, options, source=source, line=line)
+    except InputError as error:
+        wanted = {options.id_name, *options.text_names}
+        if wanted & set(header):
+            raise
+        for separator, way_out in _SEPARATORS.items():
+            cells = {cell for name in header for cell in name.split(separator)}
+            if separator != delimiter and (wanted & cells or len(cells) > len(header) == 1):
+                raise InputError(way_out, source=source, line=line) from error
+        raise InputError(f"{error.problem}{_NO_HEADER}", source=source, line=line, field=error.field) from error
 
 
 def count_of_cells(count: int) -> str:
@@ -110,6 +135,11 @@ def _read_rows(file: SourceFile, meter: ByteMeter, *, delimiter: str) -> Iterato
             cells, is_open = _first_row([first.text], delimiter)
         except csv.Error as error:
             problem = _problem(error)
+            if width is None:  # a header whose names are quoted
+                quoted = (
+                    way for other, way in _SEPARATORS.items() if other != delimiter and f'"{other}"' in first.text
+                )
+                problem = next(quoted, problem)
         else:
             count = len(cells)
             if is_open:

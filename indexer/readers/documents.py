@@ -60,6 +60,16 @@ def check_columns(columns: Collection[str], options: ReadOptions, *, source: str
         raise InputError(error.problem, source=source, line=line, field=error.field)
 
 
+def missing_everywhere(options: ReadOptions, there: Iterable[str], *, source: str) -> InputError:
+    """What is wrong with a file of records of which none has a text field that was named. `there`: of the first."""
+    names = f"field{'s' if len(options.text_names) > 1 else ''} {_names(options.text_names)}"
+    return InputError(
+        f"no record has the text {names}, so all texts are empty; {_fields_here(there)}: name the text's with "
+        "--text-field",
+        source=source,
+    )
+
+
 def _document_of(record: Record, options: ReadOptions) -> Document:
     fields = {**record.fields, **record.origin}
     for name, value in fields.items():

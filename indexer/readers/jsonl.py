@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,16 +38,19 @@ def read_jsonl(file: SourceFile, meter: ByteMeter) -> Iterator[Record | InputErr
             yield error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as a hook for `json`, which of two fields with one name drops the first.
+
+    Raises `InputError`.
+    """
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"two fields of one object are named {quote(twice)}: rename one")
+        twice = next(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        raise InputError(f"two fields of one object are named {quote(twice)}: rename one, or leave it out")
     return fields
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)  # of two fields with one name, it would drop the first
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_fields)
 
 
 def _parse(line: Line, source: str) -> dict[str, Any]:

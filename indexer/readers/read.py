@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from indexer.errors import InputError
 from indexer.readers.delimited import read_delimited
-from indexer.readers.documents import Record, document_of
+from indexer.readers.documents import Record, document_of, missing_everywhere
 from indexer.readers.files import STDIN, ByteMeter, SourceFile, find_files
 from indexer.readers.jsonl import read_jsonl
 from indexer.readers.options import DEFAULT_OPTIONS, ReadOptions
@@ -57,14 +57,19 @@ def _read_file(
     file: SourceFile, options: ReadOptions, on_progress: Callable[[int], None] | None
 ) -> Iterator[Document | InputError]:
     meter = ByteMeter(file.size)
-    empty = True
+    empty, named, first = True, False, None
     try:
         for record in _read_records(file, options, meter):
             empty = False
+            if isinstance(record, Record):
+                named = named or any(name in record.fields for name in options.text_names)
+                first = first or record
             _report(meter, on_progress)
             yield record if isinstance(record, InputError) else _document_or_error(record, options, file.path)
         if empty:
             yield InputError("is empty: there is no record in it", source=file.path)
+        if first is not None and not named and options.text_fields and not options.text_required:
+            yield missing_everywhere(options, first.fields, source=file.path)
     except InputError as error:
         yield error
     meter.finish()

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from indexer import __version__
-from indexer.errors import TagdexError
+from indexer.errors import InputError, TagdexError
 from search.server.gate import Gate, openai_error
 from search.server.openapi import openapi_of
 from search.server.page_files import page_routes
@@ -96,6 +96,8 @@ def _on_invalid(request: Request, error: Exception) -> Response:
 
 
 def _on_http(request: Request, error: Exception) -> Response:
+    if isinstance(error.__cause__, InputError):  # FastAPI's own error takes the place of what a body's reader raises
+        return _respond(request, Problem(422, "invalid-request", str(error.__cause__)))
     status = error.status_code if isinstance(error, HTTPException) else 500
     headers = dict(getattr(error, "headers", None) or {})
     match status:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,10 +14,12 @@ from search.paging import check_pages
 from search.query import Query
 from search.server.filtering import Filters
 from search.server.problems import Problem, beyond
-from search.server.schemas import FacetsRequest, SearchRequest, SimilarRequest, WantedFacets
+from search.server.schemas import Body, FacetsRequest, SearchRequest, SimilarRequest, WantedFacets
 from search.server.service import OpenIndex
 from search.server.settings import Limits, Settings
 from search.similar import Examples
+
+B = TypeVar("B", bound=Body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +63,20 @@ def search_of(body: SearchRequest, settings: Settings, filters: Filters) -> Aske
         raise Problem(422, "invalid-request", "give either 'query', a text, or 'vector'")
     if body.query is not None:
         check_text(body.query, limits)
-    if body.facets is not None:
-        check_facets(body.facets, limits)
+    facets = None if body.facets is None else lowered(body.facets, limits)
+    if facets is not None:
+        check_facets(facets, limits)
     query = query_of(body, limits, filters, reranker=settings.reranker)
     if body.cursor is not None:
         check_pages(query)
-    return Asked(query, body.query or "", vector_of(body.vector), body.facets, body.explain, body.cursor)
+    return Asked(query, body.query or "", vector_of(body.vector), facets, body.explain, body.cursor)
 
 
 def query_of(
     body: SearchRequest | SimilarRequest, limits: Limits, filters: Filters, *, reranker: str | None = None
 ) -> Query:
     """The options of a search. A new option of `Query` is passed on here, and declared in `schemas.py`."""
+    body = lowered(body, limits)
     check_k(body.k + body.offset, limits)
     ranking: dict[str, Any] = {}
     if isinstance(body, SearchRequest):
@@ -143,6 +147,14 @@ def vector_of(values: list[float] | None) -> FloatArray | None:
     if not 0.0 < length < np.inf:
         raise Problem(422, "invalid-query", "the vector has no direction: it is zero, or too large for 32-bit floats")
     return vector
+
+
+def lowered(body: B, limits: Limits) -> B:
+    """A request whose defaults, where it does not name another number, keep to a small limit `k`."""
+    offset = getattr(body, "offset", 0)
+    most = {"k": max(limits.k - offset, 1), "of": limits.k, "top": limits.k, "rerank_top": limits.k}
+    defaults = most.keys() & type(body).model_fields.keys() - body.model_fields_set
+    return body.model_copy(update={name: min(getattr(body, name), most[name]) for name in defaults})
 
 
 def check_text(text: str, limits: Limits) -> None:

@@ -79,6 +79,10 @@ def openapi_of(app: FastAPI, limits: Limits) -> dict[str, Any]:
     for name in ("SearchRequest", "SimilarRequest"):
         schemas[name]["properties"]["k"]["maximum"] = limits.k
         schemas[name]["properties"]["offset"]["maximum"] = limits.k - 1
+    for name in ("SearchRequest", "SimilarRequest", "WantedFacets", "FacetsRequest"):
+        for field in schemas[name]["properties"].keys() & {"k", "of", "top", "rerank_top"}:
+            number = schemas[name]["properties"][field]
+            number["default"] = min(number["default"], limits.k)
     schemas["DocumentsRequest"]["properties"]["documents"]["maxItems"] = limits.batch
     schemas["BatchRequest"]["properties"]["searches"]["maxItems"] = limits.batch
     for path in document["paths"].values():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from json import JSONDecodeError
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from indexer.readers.options import ReadOptions
 from indexer.records import Document, label_json
 from indexer.stored import StoredDocument
 from search.server import asking
+from search.server.bodies import read_json
 from search.server.filtering import Filters, reading
 from search.server.problems import Problem, as_problem, beyond
 from search.server.routes import answer, problems
@@ -128,9 +129,11 @@ def document_routes(service: Service) -> APIRouter:
         given: str | dict[str, Any] = filter
         if filter.lstrip().startswith("{"):
             try:
-                given = json.loads(filter)  # as bodies are read; orjson rounds integers beyond 64 bits
+                given = read_json(filter)
             except (ValueError, RecursionError):
                 raise Problem(422, "invalid-filter", "the filter begins like JSON, but is none") from None
+            except InputError as error:
+                raise Problem(422, "invalid-filter", f"the filter: {error.problem}") from None
         tree = await reading(service.searching, [given], lambda: Filters(limits).read(given))
         if tree is None:
             raise Problem(422, "invalid-filter", "the filter is missing")
@@ -184,6 +187,8 @@ async def _add_stream(request: Request, index: OpenIndex, service: Service, tota
             raise Problem(
                 422, "invalid-document", f"line {number} is not a document", errors=errors_of(error.errors())
             ) from error
+        except InputError as error:
+            raise Problem(422, "invalid-document", f"line {number}: {error.problem}") from None
         batch.append(_document(document, f"line {number}", service.limits))
         size += len(line)
         if len(batch) >= STREAM_DOCUMENTS or size >= STREAM_BYTES:
@@ -212,11 +217,14 @@ async def _lines(request: Request, limits: Limits) -> AsyncIterator[tuple[int, b
 
 
 def _parse(form: type[T], data: bytes) -> T:
-    """JSON as one of the schemas. Raises `RequestValidationError`."""
+    """JSON as one of the schemas. Raises `RequestValidationError`, `InputError`."""
     try:
-        return form.model_validate_json(data)
+        return form.model_validate(read_json(data))
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_url=False, include_input=False)) from None
+    except (ValueError, RecursionError) as error:
+        place = f" at column {error.pos + 1}" if isinstance(error, JSONDecodeError) else ""
+        raise RequestValidationError([{"type": "json_invalid", "loc": (), "msg": f"Invalid JSON{place}"}]) from None
 
 
 def errors_of(errors: Sequence[Any]) -> list[dict[str, str]]:

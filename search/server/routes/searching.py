@@ -19,6 +19,7 @@ from search.paging import Page
 from search.server import asking
 from search.server.asking import Asked
 from search.server.batching import Together
+from search.server.bodies import JSONRoute
 from search.server.filtering import Filters, reading
 from search.server.problems import Problem, as_problem, beyond, to_bytes
 from search.server.routes import check_texts, problems
@@ -38,7 +39,7 @@ from search.server.settings import Limits
 
 def search_routes(service: Service) -> APIRouter:
     """POST /v1/search, /v1/search/batch, /v1/similar, /v1/facets."""
-    router = APIRouter(tags=["Search"], responses=problems(404, 409))
+    router = APIRouter(route_class=JSONRoute, tags=["Search"], responses=problems(404, 409))
     limits = service.limits
     together = {
         index.name: Together(
@@ -127,7 +128,7 @@ def search_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/facets", response_model=FacetsAnswer, summary="Count by class, entity and metadata")
     async def facets(body: FacetsRequest) -> Response:
-        index = service.index(body.index)
+        index, body = service.index(body.index), asking.lowered(body, limits)
         filters = Filters(limits)
         text, vector, filter = await reading(
             service.searching, [body.filter], lambda: asking.facet_query_of(body, limits, filters)

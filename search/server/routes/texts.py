@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from indexer.records import FloatArray, label_json
 from search.server import asking
+from search.server.bodies import JSONRoute
 from search.server.problems import Problem
 from search.server.routes import answer, check_texts, problems
 from search.server.schemas import EmbeddingsAnswer, EmbeddingsRequest, TagAnswer, TagRequest
@@ -19,7 +20,7 @@ from search.server.service import OpenIndex, Service
 
 def text_routes(service: Service) -> APIRouter:
     """POST /v1/tag and /v1/embeddings."""
-    router = APIRouter(tags=["Texts"], responses=problems(404))
+    router = APIRouter(route_class=JSONRoute, tags=["Texts"], responses=problems(404))
     limits = service.limits
 
     @router.post("/v1/tag", response_model=TagAnswer, summary="Class and entities of a text")
