@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from indexer.batches import plan_even_batches
 from indexer.checkpoint import Loaded, load_checkpoint
 from indexer.cores import Workers
 from indexer.encoder import concatenate_layers
-from indexer.errors import ModelError
+from indexer.errors import InputError, ModelError
+from indexer.fields import several
 from indexer.finite import all_finite
 from indexer.folders import no_panic
 from indexer.passages import split_passages
@@ -73,11 +74,13 @@ class TextModel:
     def __init__(
         self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None, precision: str = "fp32"
     ) -> None:
-        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for a device that is not there.
+        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for one that is not there, and for `batch_tokens` < 1.
 
         `precision`: what the backbone computes in; "auto" is bf16 where the device is faster with it and the
         embeddings stay what they are (`precision.choose`), and `self.precision` then says what was chosen.
         """
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ModelError(f"batch_tokens must be at least 1, got {batch_tokens}")
         self.loaded = loaded
         self.device = choose_device(device)
         self.model = loaded.model.to(self.device).eval()
@@ -141,28 +144,33 @@ class TextModel:
         pairs = zip(self.windows(texts), texts, strict=True)
         return self.pad_words([self.words(window, text) for window, text in pairs])
 
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """Raw embeddings, not normalised: fp32 (len(texts), dimension), in the order given.
+    def encode(self, texts: Iterable[str]) -> FloatArray:
+        """Raw embeddings, not normalised: fp32 (texts, dimension), in the order given.
 
-        A text longer than one window is pooled over all tokens of all its windows; nothing is cut off.
+        A text longer than one window is pooled over all tokens of all its windows; nothing is cut off. Raises
+        `InputError` for one text in place of several, and for what is no text.
         """
-        if not texts:
+        analyses = self.analyse(texts, tags=False)
+        if not analyses:
             return np.zeros((0, self.dimension), dtype=np.float32)
-        return np.stack([analysis.pooled for analysis in self.analyse(texts, tags=False)])
+        return np.stack([analysis.pooled for analysis in analyses])
 
     def similarity(self, first: str, second: str) -> float:
-        """Cosine of the embeddings of two texts, in [−1, 1]."""
+        """Cosine of the embeddings of two texts, in [−1, 1]. Raises `InputError` for what is no text."""
         a, b = self.encode([first, second]).astype(np.float64)
         return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1.0, 1.0))
 
-    def analyse(self, texts: Sequence[str], *, tags: bool = True) -> list[Analysis]:
-        """Everything the model says about each text, in the order given; class and entities only with `tags`."""
+    def analyse(self, texts: Iterable[str], *, tags: bool = True) -> list[Analysis]:
+        """Everything the model says about each text, in the order given; class and entities only with `tags`.
+
+        Raises `InputError` for one text in place of several, and for what is no text.
+        """
         work = self._analysing(texts, tags=tags, in_steps=False)
         while (analyses := next(work)) is None:
             pass
         return analyses
 
-    def analyse_in_steps(self, texts: Sequence[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]:
+    def analyse_in_steps(self, texts: Iterable[str], *, tags: bool = True) -> Iterator[list[Analysis] | None]:
         """As `analyse`, giving way between batches: `None` after each step, at last the analyses.
 
         A step takes as long as one batch of `batch_tokens`; the first also splits the texts.
@@ -170,10 +178,10 @@ class TextModel:
         return self._analysing(texts, tags=tags, in_steps=True)
 
     def _analysing(
-        self, texts: Sequence[str], *, tags: bool, in_steps: bool
+        self, texts: Iterable[str], *, tags: bool, in_steps: bool
     ) -> Generator[list[Analysis] | None, None, None]:
         """With `in_steps` it gives way after one batch for each core."""
-        texts = [_SURROGATES.sub("\ufffd", text) for text in texts]
+        texts = [_SURROGATES.sub("\ufffd", text) for text in several(texts, "texts", error=InputError)]
         windows = self.windows(texts)
         if not windows:
             yield []

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 from indexer.checkpoint import Loaded, attach
 from indexer.config import TagdexConfig
 from indexer.encoder import concatenate_layers, pool_layers
-from indexer.errors import ModelError
+from indexer.errors import InputError, ModelError
 from indexer.heads import MultiTaskModel
 from indexer.model import TextModel
 from indexer.records import FloatArray
@@ -132,6 +132,25 @@ def test_similarity_is_the_cosine() -> None:
     assert model.similarity("hello there", "the acme in london") == pytest.approx(expected, abs=1e-9)
     assert model.similarity("hello there", "hello there") == pytest.approx(1.0, abs=1e-6)
     assert -1.0 <= expected < 0.999
+
+
+def test_encode_takes_any_iterable_of_texts_and_nothing_else() -> None:
+    model = TextModel(tiny(), device="cpu")
+    expected = model.encode(["hello", "there"])
+    for texts in (("hello", "there"), iter(["hello", "there"]), np.array(["hello", "there"])):
+        assert np.array_equal(model.encode(texts), expected)
+    assert model.encode(iter([])).shape == (0, model.dimension)
+    with pytest.raises(InputError, match="texts must be several strings, got one: 'hello'; put it in a list"):
+        model.encode("hello")
+    with pytest.raises(InputError, match="texts must be strings, got None"):
+        model.analyse(["hello", None])
+    with pytest.raises(InputError, match="texts must be strings, got 3"):
+        model.similarity("hello", 3)
+
+
+def test_a_batch_has_room_for_a_token() -> None:
+    with pytest.raises(ModelError, match="batch_tokens must be at least 1, got -5"):
+        TextModel(tiny(), device="cpu", batch_tokens=-5)
 
 
 def test_encode_of_no_texts_has_the_right_width() -> None:
