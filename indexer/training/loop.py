@@ -78,6 +78,7 @@ def prepare(
     begun = start_model(loaded, config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
     check_fit(config, sets, model)
+    check_new_heads(config, begun.new)
     encoded = [encode(data.settings, data.train, model) for data in sets]
     report = data_report(sets, encoded, begun.heads)
     folder.claim(base=loaded.fingerprint, heads=loaded.heads_fingerprint)
@@ -90,6 +91,7 @@ def prepare(
         train=encoded,
         dev=[DevSet(data, encode(data.settings, data.dev, model)) for data in sets if data.dev],
         start=copy.deepcopy(model.model.backbone).eval() if config.distill.weight else None,
+        new=begun.new,
         watch=watch,
     )
     return run, report
@@ -101,6 +103,7 @@ def look(config: TrainConfig) -> Report:
     begun = start_model(load_checkpoint(config.model.base), config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
     check_fit(config, sets, model)
+    check_new_heads(config, begun.new)
     return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
 
 
@@ -216,7 +219,8 @@ def score(
     """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones.
 
     Where a task is trained that no dev set measures, the mean says nothing about it: then weights are kept because they
-    are the last that the guard does not refuse, and the phase goes on to its end.
+    are the last that the guard does not refuse, and the phase goes on to its end. Random weights of a new head are no
+    candidate: any that the guard does not refuse take their place, also those of a head that finds nothing yet.
     """
     stopping = run.config.early_stopping
     scores = score_sets(run.model, dev, weights=stopping.weights)
@@ -225,6 +229,7 @@ def score(
     refused = below_floor(run.config, similarity, floor)
     measured = not unmeasured_tasks(run, number, dev)
     first = position.best is None
+    random = first and begins_at_random(run, number)
     kept = first or (not refused and (not measured or position.best is None or scores.mean > position.best))
     if kept:
         run.folder.save_best(trained)
@@ -237,18 +242,30 @@ def score(
             "of": total,
             "sets": scores.sets,
             "mean": scores.mean,
-            "best": kept and measured,
+            "best": kept and measured and not random,
             "refused": refused,
         },
     )
     stale = 0 if kept or not measured else position.stale + 1
     return replace(
         position,
-        best=scores.mean if kept else position.best,
+        best=-math.inf if random else scores.mean if kept else position.best,
         stale=stale,
         floor=floor,
         stopped=stopping.patience is not None and stale >= stopping.patience,
     )
+
+
+def begins_at_random(run: Run, number: int) -> bool:
+    """Whether a phase is the first to train a head that is new."""
+    before, phase = run.config.phase[:number], run.config.phase[number : number + 1]
+    return any(is_trained(run.config, task, phase) and not is_trained(run.config, task, before) for task in run.new)
+
+
+def is_trained(config: TrainConfig, task: str, phases: Sequence[PhaseSettings]) -> bool:
+    """Whether one of the phases trains on data of a task."""
+    data = [one for one in config.data if one.task == task and one.paths]
+    return any(phase.epochs_of(one) for phase in phases for one in data)
 
 
 def unmeasured_tasks(run: Run, number: int, dev: Sequence[DevSet]) -> list[str]:
@@ -342,6 +359,17 @@ def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) ->
     for size in config.matryoshka.dimensions:
         if size >= model.dimension:
             raise ConfigError(f"[matryoshka] dimensions = [{size}]: the embedding has {model.dimension} dimensions")
+
+
+def check_new_heads(config: TrainConfig, new: frozenset[str]) -> None:
+    """Raise `ConfigError` for a new head that no phase trains: it would answer at random."""
+    for task in sorted(new):
+        if not is_trained(config, task, config.phase):
+            raise ConfigError(
+                f"the {task} head is new, and no phase trains it, so that it would answer at random: give [[data]] for "
+                f"{task} with a path, and epochs for it in a [[phase]] that does not freeze it, or leave out what asks "
+                "for it"
+            )
 
 
 def _unwatched(_: Mapping[str, Any]) -> None:
