@@ -10,16 +10,19 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
 from indexer.durable import sync
+from indexer.errors import StorageError
 from indexer.model import TextModel
 from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
 from indexer.training.calibration import fit_temperature
@@ -50,11 +53,14 @@ def train(config: TrainConfig, *, base: Loaded | None = None, watch: Watcher | N
     """Train a model as configured, or go on with a run that was stopped; `output`/model holds the result.
 
     `base` takes the place of `[model] base`; it is not changed. `watch` is called with every event of the log, and with
-    the data report before anything is trained. Raises `ConfigError`, `InputError` and `ModelError`, and `LockedError`
-    where another process trains in the same folder.
+    the data report before anything is trained. Raises `ConfigError`, `InputError` and `ModelError`, `LockedError`
+    where another process trains in the same folder, and `StorageError` where the disk refuses.
     """
     sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
-    with RunFolder(Path(config.output), config=config.digest(), data=digest_of(sets)) as folder:
+    with (
+        RunFolder(Path(config.output), config=config.digest(), data=digest_of(sets)) as folder,
+        what_disks_refuse(folder.folder),
+    ):
         if folder.model.is_dir():
             return Result(folder.model, _finished(folder), None)
         loaded = load_checkpoint(config.model.base) if base is None else copy.deepcopy(base)
@@ -69,6 +75,18 @@ def train(config: TrainConfig, *, base: Loaded | None = None, watch: Watcher | N
                 position = run_phase(run, number, position)
         folder.load_state(run.model.model, None)  # where the phases had ended before, and only the model is missing
         return finish(run, report)
+
+
+@contextmanager
+def what_disks_refuse(folder: Path) -> Iterator[None]:
+    """An error of the disk → `StorageError`. What has been written of the run is whole, and it goes on from there."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StorageError(
+            f"{folder}: {reason}; see to it, and give the same command again: the run goes on from where it stands"
+        ) from error
 
 
 def prepare(
