@@ -486,10 +486,21 @@ def test_a_run_does_not_go_on_from_another_base(
     train(config, base=base)
 
 
-def test_what_is_refused_before_the_first_step_leaves_the_folder_free(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("second", "tables", "message"),
+    [
+        ({"train": "all"}, {"matryoshka": {"dimensions": [100_000]}}, "the embedding has"),
+        ({"train": "top:9"}, {}, "the backbone has 4 layers"),
+        ({"train": "lora", "lora": {"targets": ["qurey"]}}, {}, "the backbone has no linear layer 'qurey'"),
+    ],
+    ids=["matryoshka", "top", "lora"],
+)
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(
+    folder: Path, second: dict[str, Any], tables: dict[str, Any], message: str
+) -> None:
     phase = {"train": "all", "epochs": 1}
-    with pytest.raises(ConfigError, match="the embedding has"):
-        train(configure(folder, "run", [SCORES], phase, matryoshka={"dimensions": [100_000]}), base=raw())
+    with pytest.raises(ConfigError, match=message):
+        train(configure(folder, "run", [SCORES], phase, {**phase, **second}, **tables), base=raw())
     train(configure(folder, "run", [SCORES], phase), base=raw())
 
 

@@ -24,7 +24,7 @@ from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
 from indexer.durable import sync
 from indexer.errors import StorageError
 from indexer.model import TextModel
-from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
+from indexer.training.adapt import Group, adapt, check_phase, heads_of, restore, set_dropout, set_train_mode
 from indexer.training.calibration import fit_temperature
 from indexer.training.encoded import UNKNOWN, Encoded, encode
 from indexer.training.keys import ConfigError
@@ -366,7 +366,9 @@ def calibrate(run: Run) -> None:
 
 
 def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) -> None:
-    """Raise `ConfigError` for a Matryoshka size that the embedding lacks, and for dev sets whose head is not there."""
+    """Raise `ConfigError` for what the model lacks: layers that a phase trains, dev sets' heads, Matryoshka's sizes."""
+    for phase in config.phase:
+        check_phase(model.model, phase)
     heads = heads_of(model.model)
     for one in sets:
         if one.task in HEADS and one.task not in heads:
