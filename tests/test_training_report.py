@@ -20,6 +20,9 @@ from indexer.training.start import start_model
 LONG = " ".join(f"ada met london in paris {n}." for n in range(40))
 
 
+HEADS = {"class": ("a", "b"), "tags": ("LOC", "PER")}
+
+
 def model() -> TextModel:
     return TextModel(multi_task(class_labels=["a", "b"], entity_types=["LOC", "PER"], max_length=32), device="cpu")
 
@@ -28,7 +31,7 @@ def test_duplicates_contradictions_and_unknown_labels_are_counted(tmp_path: Path
     (tmp_path / "train.csv").write_text("text,label\nhello,a\nHello ,b\nthere,b\nparis,b\n")
     (tmp_path / "dev.csv").write_text("text,label\n  THERE,b\nlondon,c\n")
     data = read_set(DataSettings(task="class", path="train.csv", dev="dev.csv"), root=tmp_path, seed=0)
-    report = data_report([data], [encode(data.settings, data.train, model())], {"class": "new, 2 labels"})
+    report = data_report([data], [encode(data.settings, data.train, model())], {"class": "new, 2 labels"}, HEADS)
     (found,) = report.sets
     assert found.labels == {"a": 1, "b": 3}
     assert (found.train, found.dev, found.shared, found.contradictions, found.unknown) == (4, 2, 1, 1, ("c",))
@@ -38,9 +41,19 @@ def test_duplicates_contradictions_and_unknown_labels_are_counted(tmp_path: Path
         "2 labels: b 3, a 1",
         "note: 1 dev examples also stand in the training part",
         "note: 1 texts stand there with two labels",
-        "note: only in dev, and so never right: c",
+        "note: in dev, but not known to the head, and so never right: c",
     ):
         assert part in lines
+
+
+def test_labels_of_dev_are_unknown_where_the_head_does_not_know_them(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nhello,a\n")
+    (tmp_path / "dev.csv").write_text("text,label\nthere,b\nlondon,c\n")
+    both = DataSettings(task="class", path="train.csv", dev="dev.csv")
+    for settings in (both, DataSettings(task="class", dev="dev.csv")):  # b is known, though nothing trains it
+        data = read_set(settings, root=tmp_path, seed=0)
+        (found,) = data_report([data], [encode(settings, data.train, model())], {}, HEADS).sets
+        assert found.unknown == ("c",)
 
 
 def test_a_long_text_is_several_examples_of_its_class_and_one_answer() -> None:
@@ -80,7 +93,7 @@ def test_a_span_across_the_end_of_a_window_is_counted_as_lost() -> None:
     spans = (("PER", first.end - 2, second.start + 3),)
     data = DataSet(DataSettings(task="tags", path="x"), [TaggedText(LONG, spans)], [], SpanProblems())
     encoded = encode(data.settings, data.train, text_model)
-    (found,) = data_report([data], [encoded], {}).sets
+    (found,) = data_report([data], [encoded], {}, HEADS).sets
     assert (found.long, found.lost) == (1, 1)
 
 

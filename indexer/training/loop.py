@@ -98,7 +98,7 @@ def prepare(
     check_fit(config, sets, model)
     check_new_heads(config, begun.new)
     encoded = [encode(data.settings, data.train, model) for data in sets]
-    report = data_report(sets, encoded, begun.heads)
+    report = data_report(sets, encoded, begun.heads, labels_of_heads(model))
     folder.claim(base=loaded.fingerprint, heads=loaded.heads_fingerprint)
     folder.write_json("report.json", asdict(report))
     watch({"event": "report", "report": report})
@@ -122,7 +122,13 @@ def look(config: TrainConfig) -> Report:
     model = TextModel(begun.loaded, device=config.device)
     check_fit(config, sets, model)
     check_new_heads(config, begun.new)
-    return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
+    encoded = [encode(data.settings, data.train, model) for data in sets]
+    return data_report(sets, encoded, begun.heads, labels_of_heads(model))
+
+
+def labels_of_heads(model: TextModel) -> dict[str, tuple[str, ...]]:
+    """What each head knows, by task."""
+    return {"class": model.class_labels or (), "tags": model.entity_types or ()}
 
 
 def run_phase(run: Run, number: int, position: Position) -> Position:

@@ -98,6 +98,9 @@ def read_set(settings: DataSettings, *, root: Path, seed: int) -> DataSet:
         train = [train[index] for index in sorted(order)]
     if settings.paths and not train:
         raise InputError("there is no example to train on", source=", ".join(settings.paths))
+    if settings.dev is not None and not dev:
+        place = settings.dev if isinstance(settings.dev, str) else ", ".join(settings.paths)
+        raise InputError("there is no example to measure on: give more, or leave out dev", source=place)
     return DataSet(settings, train, dev, problems)
 
 
@@ -161,11 +164,12 @@ def _tag_examples(settings: DataSettings, path: Path, kind: str, problems: SpanP
             tags = [_tag_name(tag, settings, row) for tag in row.items(settings.tags)]
             if len(tokens) != len(tags):
                 raise row.error(f"{len(tokens)} tokens, but {len(tags)} tags")
-            text, offsets = data.join_tokens(tokens)
             try:
-                spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in data.spans_of_tags(tags)]
+                tokens, found = data.merge_handles(tokens, data.spans_of_tags(tags))
             except DataError as error:
                 raise row.error(error.problem, settings.tags) from error
+            text, offsets = data.join_tokens(tokens)
+            spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in found]
         else:
             raise row.error(f"neither '{settings.entities}' (spans) nor '{settings.tokens}' (tokens) is there")
         yield clean_spans(text, _renamed(spans, settings), settings, problems=problems, place=row.place)
@@ -213,8 +217,13 @@ def clean_spans(
             problem = "overlapping"
         if problem:
             if settings.on_misaligned == "error":
+                what = f"is {problem}"
+                if start < end and not within:
+                    what = (
+                        f"is not within its {len(text)} characters (offsets count code points, from 0, end exclusive)"
+                    )
                 raise InputError(
-                    f'{place}: the span {shown} is {problem}; with on_misaligned = "expand" spans are widened to '
+                    f'{place}: the span {shown} {what}; with on_misaligned = "expand" spans are widened to '
                     "whole "
                     'words, with "drop" left out'
                 )
