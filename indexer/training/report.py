@@ -18,6 +18,7 @@ class SetReport:
     `shared`: dev examples that also stand in the training part; `contradictions`: texts there with two labels;
     `unknown`: labels of dev that the head does not know; `long`: texts longer than a window, `lost`: spans that were
     cut by its end. `misaligned`, `overlapping`, `empty`: spans that were widened or left out, with the first of each.
+    `unnamed`: spans of each type that `types` does not name, which are left out.
     """
 
     title: str
@@ -33,6 +34,7 @@ class SetReport:
     misaligned: int
     overlapping: int
     empty: int
+    unnamed: Mapping[str, int]
     shown: Mapping[str, str]
 
 
@@ -66,6 +68,9 @@ class Report:
                 if count:
                     lines.append(f"  note: {count:,} {what}")
             lines += [f"    {kind}, for example {example}" for kind, example in one.shown.items()]
+            if one.unnamed:
+                left = ", ".join(f"{name} {count:,}" for name, count in sorted(one.unnamed.items())[:10])
+                lines.append(f"  note: left out, as types does not name them: {left}")
             if one.unknown:
                 lines.append(
                     f"  note: in dev, but not known to the head, and so never right: {', '.join(one.unknown[:10])}"
@@ -109,6 +114,7 @@ def _set_report(one: DataSet, encoded: Encoded, of_head: Sequence[str]) -> SetRe
         misaligned=one.problems.misaligned,
         overlapping=one.problems.overlapping,
         empty=one.problems.empty,
+        unnamed=dict(one.problems.unnamed),
         shown=dict(one.problems.shown),
     )
 

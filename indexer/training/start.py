@@ -118,7 +118,9 @@ def _choose(
         return list(given)
     if not labels:
         if any(one.task == task and one.train for one in sets):
-            raise ConfigError(f"the data for {task} hold no label at all")
+            unnamed = sorted({kind for one in sets if one.task == task for kind in one.problems.unnamed})
+            hint = f"; types does not name {', '.join(unnamed[:10])}" if unnamed else ""
+            raise ConfigError(f"the data for {task} hold no label at all{hint}")
         if task in settings.new_heads:
             raise ConfigError(f"[model] new_heads = ['{task}']: there is no [[data]] for {task} to train it on")
         return None
