@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from models import multi_task
 
 from indexer import iob
 from indexer.model import TextModel
 from indexer.training.data import TaggedText
 from indexer.training.encoded import encode
+from indexer.training.keys import ConfigError
 from indexer.training.report import data_report
 from indexer.training.scoring import class_logits, predict_spans, text_classes
 from indexer.training.sets import ClassExample, DataSet, PairExample, SpanProblems, read_set
-from indexer.training.settings import DataSettings
+from indexer.training.settings import DataSettings, ModelSettings
 from indexer.training.start import start_model
 
 LONG = " ".join(f"ada met london in paris {n}." for n in range(40))
+
+
+HEADS = {"class": ("a", "b"), "tags": ("LOC", "PER")}
 
 
 def model() -> TextModel:
@@ -28,7 +34,7 @@ def test_duplicates_contradictions_and_unknown_labels_are_counted(tmp_path: Path
     (tmp_path / "train.csv").write_text("text,label\nhello,a\nHello ,b\nthere,b\nparis,b\n")
     (tmp_path / "dev.csv").write_text("text,label\n  THERE,b\nlondon,c\n")
     data = read_set(DataSettings(task="class", path="train.csv", dev="dev.csv"), root=tmp_path, seed=0)
-    report = data_report([data], [encode(data.settings, data.train, model())], {"class": "new, 2 labels"})
+    report = data_report([data], [encode(data.settings, data.train, model())], {"class": "new, 2 labels"}, HEADS)
     (found,) = report.sets
     assert found.labels == {"a": 1, "b": 3}
     assert (found.train, found.dev, found.shared, found.contradictions, found.unknown) == (4, 2, 1, 1, ("c",))
@@ -38,9 +44,32 @@ def test_duplicates_contradictions_and_unknown_labels_are_counted(tmp_path: Path
         "2 labels: b 3, a 1",
         "note: 1 dev examples also stand in the training part",
         "note: 1 texts stand there with two labels",
-        "note: only in dev, and so never right: c",
+        "note: in dev, but not known to the head, and so never right: c",
     ):
         assert part in lines
+
+
+def test_labels_of_dev_are_unknown_where_the_head_does_not_know_them(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nhello,a\n")
+    (tmp_path / "dev.csv").write_text("text,label\nthere,b\nlondon,c\n")
+    both = DataSettings(task="class", path="train.csv", dev="dev.csv")
+    for settings in (both, DataSettings(task="class", dev="dev.csv")):  # b is known, though nothing trains it
+        data = read_set(settings, root=tmp_path, seed=0)
+        (found,) = data_report([data], [encode(settings, data.train, model())], {}, HEADS).sets
+        assert found.unknown == ("c",)
+
+
+def test_types_that_are_not_named_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "ada met bob in london", "entities": [[0, 3, "PER"], [15, 21, "LOC"]]}\n'
+    )
+    settings = DataSettings(task="tags", path="a.jsonl", types={"PER": "PER", "LCO": "LOC"})
+    data = read_set(settings, root=tmp_path, seed=0)
+    report = data_report([data], [encode(settings, data.train, model())], {}, HEADS)
+    assert "  note: left out, as types does not name them: LOC 1" in report.lines()
+    none = read_set(replace(settings, types={"PERSON": "PER"}), root=tmp_path, seed=0)
+    with pytest.raises(ConfigError, match="hold no label at all; types does not name LOC, PER"):
+        start_model(multi_task(), ModelSettings(), [none], seed=0)
 
 
 def test_a_long_text_is_several_examples_of_its_class_and_one_answer() -> None:
@@ -80,7 +109,7 @@ def test_a_span_across_the_end_of_a_window_is_counted_as_lost() -> None:
     spans = (("PER", first.end - 2, second.start + 3),)
     data = DataSet(DataSettings(task="tags", path="x"), [TaggedText(LONG, spans)], [], SpanProblems())
     encoded = encode(data.settings, data.train, text_model)
-    (found,) = data_report([data], [encoded], {}).sets
+    (found,) = data_report([data], [encoded], {}, HEADS).sets
     assert (found.long, found.lost) == (1, 1)
 
 
@@ -94,8 +123,6 @@ def test_pairs_share_the_windows_of_equal_texts() -> None:
 
 
 def test_a_new_head_may_be_contextual_and_pooled(tmp_path: Path) -> None:
-    from indexer.training.settings import ModelSettings
-
     (tmp_path / "a.csv").write_text("text,label\nhello,x\nthere,y\n")
     data = read_set(DataSettings(task="class", path="a.csv"), root=tmp_path, seed=0)
     settings = ModelSettings(class_head="pooled", class_head_width=7, head_dropout=0.3)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,9 @@ from indexer.model import TextModel
 from indexer.training.keys import ConfigError
 from indexer.training.loop import train
 from indexer.training.runs import RunFolder
+from indexer.training.sets import read_set
 from indexer.training.settings import TrainConfig, read_config
+from indexer.training.start import start_model
 from indexer.training.step import rate_factor
 
 TEXTS = ["hello there london", "ada met paris in the zurich", "acme"]
@@ -281,7 +284,7 @@ def test_early_stopping_ends_a_phase(folder: Path) -> None:
     phase = {"train": "heads", "epochs": 50, "learning_rate": 1e-9}
     config = configure(folder, "run", [CLASSES], phase, early_stopping={"patience": 2})
     events: list[Mapping[str, Any]] = []
-    train(config, base=raw(), watch=events.append)
+    train(config, base=with_both_heads(), watch=events.append)
     scores = [event for event in events if event["event"] == "scores"]
     assert len(scores) == 3
     assert scores[-1]["step"] < scores[-1]["of"]
@@ -293,6 +296,45 @@ def test_the_best_weights_are_kept(folder: Path) -> None:
     result = train(config, base=raw(), watch=events.append)
     best = max(event["mean"] for event in events if event["event"] == "scores")
     assert result.scores["classes (class)"] == best
+
+
+def test_random_weights_of_a_new_head_are_never_the_best(folder: Path) -> None:
+    # No text of dev has an entity of a type that is there to learn, so that all scores are 0, and none is better.
+    (folder / "dev.jsonl").write_text('{"text": "hello there", "entities": [[0, 5, "ODD"]]}\n')
+    phases = [{"train": "heads", "epochs": 2, "learning_rate": 1e-2}] * 2
+    config = configure(folder, "run", [{**SPANS, "dev": "dev.jsonl"}], *phases)
+    events: list[Mapping[str, Any]] = []
+    random = start_model(raw(), config.model, [read_set(config.data[0], root=folder, seed=0)], seed=0).loaded
+    train(config, base=raw(), watch=events.append)
+    scores = [event for event in events if event["event"] == "scores"]
+    assert {event["mean"] for event in scores} == {0.0}
+    assert [(event["phase"], event["step"]) for event in scores if event["best"]] == [(0, 5), (1, 0)]
+    trained = weights(config)
+    for name, before in random.model.tag_head.state_dict().items():  # type: ignore[union-attr]
+        assert not torch.equal(trained[f"tag_head.{name}"], before), name
+
+
+@pytest.mark.parametrize(
+    ("phase", "model"),
+    [
+        ({"epochs": {"class": 1}}, {}),
+        ({"epochs": 1, "freeze_heads": ["tags"]}, {}),
+        ({"epochs": 1}, {"class_labels": ["a", "b"], "new_heads": ["class"]}),
+    ],
+    ids=["epochs", "frozen", "no data"],
+)
+def test_a_new_head_that_nothing_trains_is_refused(folder: Path, phase: dict[str, Any], model: dict[str, Any]) -> None:
+    task = "class" if model else "tags"
+    config = configure(folder, "run", [SPANS] if model else [CLASSES, SPANS], {"train": "heads", **phase}, model=model)
+    with pytest.raises(ConfigError, match=f"the {task} head is new, and no phase trains it"):
+        train(config, base=raw())
+    assert not (Path(config.output) / "run.json").exists()
+
+
+def test_a_new_head_without_data_is_refused(folder: Path) -> None:
+    config = configure(folder, "run", [SPANS], {"train": "heads"}, model={"new_heads": ["class"]})
+    with pytest.raises(ConfigError, match=r"new_heads = \['class'\]: there is no \[\[data\]\] for class"):
+        train(config, base=with_both_heads())
 
 
 def without_dev(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -344,7 +386,6 @@ def test_tasks_that_weights_do_not_name_count_once(folder: Path) -> None:
 def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
     from indexer.training.encoded import encode
     from indexer.training.scoring import class_logits, predict_spans
-    from indexer.training.sets import read_set
     from indexer.training.states import cached_states
 
     model = TextModel(with_both_heads(), device="cpu")
@@ -364,7 +405,6 @@ def test_cached_states_give_what_the_whole_model_gives(folder: Path) -> None:
 def test_states_that_half_precision_cannot_hold_are_kept_whole(folder: Path) -> None:
     from indexer.training.encoded import encode
     from indexer.training.scoring import predict_spans
-    from indexer.training.sets import read_set
     from indexer.training.states import cached_states
 
     base = with_both_heads()
@@ -446,10 +486,21 @@ def test_a_run_does_not_go_on_from_another_base(
     train(config, base=base)
 
 
-def test_what_is_refused_before_the_first_step_leaves_the_folder_free(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("second", "tables", "message"),
+    [
+        ({"train": "all"}, {"matryoshka": {"dimensions": [100_000]}}, "the embedding has"),
+        ({"train": "top:9"}, {}, "the backbone has 4 layers"),
+        ({"train": "lora", "lora": {"targets": ["qurey"]}}, {}, "the backbone has no linear layer 'qurey'"),
+    ],
+    ids=["matryoshka", "top", "lora"],
+)
+def test_what_is_refused_before_the_first_step_leaves_the_folder_free(
+    folder: Path, second: dict[str, Any], tables: dict[str, Any], message: str
+) -> None:
     phase = {"train": "all", "epochs": 1}
-    with pytest.raises(ConfigError, match="the embedding has"):
-        train(configure(folder, "run", [SCORES], phase, matryoshka={"dimensions": [100_000]}), base=raw())
+    with pytest.raises(ConfigError, match=message):
+        train(configure(folder, "run", [SCORES], phase, {**phase, **second}, **tables), base=raw())
     train(configure(folder, "run", [SCORES], phase), base=raw())
 
 
@@ -547,3 +598,47 @@ def test_rates_rise_and_fall() -> None:
     assert factors[:3] == [0.5, 1.0, 1.0]
     assert factors[2:] == sorted(factors[2:], reverse=True)
     assert rate_factor(9, 10, warmup=0.0, decay="constant") == 1.0
+
+
+_TRAINED = """
+import sys
+from indexer.cli import main
+sys.argv = ["indexer", "train", sys.argv[1]]
+main()
+"""
+
+
+def test_a_run_stopped_by_a_full_disk_says_so_and_goes_on(folder: Path) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("cannot mount a small file system here")
+    base = save(raw(), folder / "base")
+    (folder / "run.toml").write_text(
+        f'output = "{disk}/run"\n[model]\nbase = "{base}"\ntag_layers = [-1, -2, -3, -4]\n'
+        '[[data]]\ntask = "tags"\npath = "spans.jsonl"\ndev = 0.2\n[[phase]]\ntrain = "heads"\nepochs = 1\n'
+    )
+    command = [sys.executable, "-c", _TRAINED, str(folder / "run.toml")]
+    try:
+        for size in ("40k", "90k", "150k"):  # too small for the states, for the state of the run, for the model
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            last = result.stderr.splitlines()[-1]
+            assert result.returncode == 1, last
+            assert last.startswith(f"Error: {disk}/run: ")
+            assert "No space left on device" in last
+            assert last.endswith("give the same command again: the run goes on from where it stands")
+        subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert load_checkpoint(disk / "run" / "model").model.tag_head is not None
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_an_output_that_cannot_be_a_folder_is_named(folder: Path) -> None:
+    (folder / "file").write_text("")
+    with pytest.raises(ConfigError, match="file/run' cannot be a folder: Not a directory: choose another"):
+        train(configure(folder, "file/run", [CLASSES], {"train": "heads"}), base=raw())

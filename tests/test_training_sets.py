@@ -285,3 +285,38 @@ def test_paths_may_come_from_the_environment(tmp_path: Path, monkeypatch: pytest
         read_set(settings, root=Path("/"), seed=0)
     monkeypatch.setenv("TAGDEX_TEST_SETS", str(tmp_path))
     assert read_set(settings, root=Path("/"), seed=0).train == [ClassExample("a", "b")]
+
+
+def test_a_space_behind_a_tag_makes_no_other_type(tmp_path: Path) -> None:
+    found = examples(tmp_path, "a.conll", "Ada\tB-PER \nLovelace\tI-PER\r\nran\tO \n", task="tags")
+    assert found == [TaggedText("Ada Lovelace ran", (("PER", 0, 12),))]
+
+
+def test_handles_in_two_tokens_are_one_word_in_every_format(tmp_path: Path) -> None:
+    wanted = [TaggedText("RT @ann: hi", (("PER", 3, 7),))]
+    tokens, tags = ["RT", "@", "ann", ":", "hi"], ["O", "O", "B-PER", "O", "O"]
+    rows = "".join(f"{token}\t{tag}\n" for token, tag in zip(tokens, tags, strict=True))
+    assert examples(tmp_path, "a.conll", rows, task="tags") == wanted
+    row = json.dumps({"tokens": tokens, "ner_tags": tags})
+    assert examples(tmp_path, "a.jsonl", row, task="tags") == wanted
+
+
+@pytest.mark.parametrize(("start", "end"), [(0, 7), (-1, 3), (8, 9)])
+def test_a_span_outside_its_text_is_told_what_offsets_are(tmp_path: Path, start: int, end: int) -> None:
+    row = json.dumps({"text": "Zürich", "entities": [[start, end, "LOC"]]})
+    message = r"is not within its 6 characters \(offsets count code points, from 0, end exclusive\)"
+    with pytest.raises(InputError, match=message):
+        examples(tmp_path, "a.jsonl", row, task="tags")
+
+
+def test_columns_with_spaces_between_them_are_told_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 1: expected 2 columns, got 1: set separator = 'space'"):
+        examples(tmp_path, "a.conll", "Ada B-PER\n", task="tags")
+
+
+@pytest.mark.parametrize("dev", ["dev.csv", 0.5])
+def test_a_dev_set_without_an_example_is_refused(tmp_path: Path, dev: str | float) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nhello,a\n")
+    (tmp_path / "dev.csv").write_text("text,label\n")
+    with pytest.raises(InputError, match="there is no example to measure on"):
+        read_set(DataSettings(task="class", path="train.csv", dev=dev), root=tmp_path, seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ class Group:
     parameters: tuple[nn.Parameter, ...]
     rate: float
     weight_decay: float
+
+
+def check_phase(model: MultiTaskModel, phase: PhaseSettings) -> None:
+    """Raise `ConfigError` where `adapt` would: a run is refused before its first step, not after a phase of hours."""
+    if phase.kind == "lora":
+        _lora_targets(model, phase)
+    elif phase.kind == "top":
+        list(_top_parameters(model, phase.top))
 
 
 def adapt(model: MultiTaskModel, phase: PhaseSettings) -> list[Group]:
@@ -148,11 +157,9 @@ def _top_parameters(model: MultiTaskModel, top: int) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
-def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError("train = 'lora' needs peft: pip install 'tagdex[train]'") from error
+def _lora_targets(model: MultiTaskModel, phase: PhaseSettings) -> list[str]:
+    if find_spec("peft") is None:
+        raise ConfigError("train = 'lora' needs peft: pip install 'tagdex[train]'")
     family = str(model.backbone.config.model_type)
     targets = phase.lora.targets or LORA_TARGETS.get(family)
     linear = sorted({name for name, module in model.backbone.named_modules() if isinstance(module, nn.Linear)})
@@ -167,11 +174,18 @@ def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
                 f"lora.targets: the backbone has no linear layer '{target}', only "
                 f"{', '.join(sorted({name.rpartition('.')[2] for name in linear}))}"
             )
+    return list(targets)
+
+
+def _wrap(model: MultiTaskModel, phase: PhaseSettings) -> None:
+    targets = _lora_targets(model, phase)
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=phase.lora.rank,
         lora_alpha=phase.lora.alpha,  # type: ignore[arg-type, unused-ignore]
         lora_dropout=phase.lora.dropout,
-        target_modules=list(targets),
+        target_modules=targets,
     )
     with warnings.catch_warnings():
         # peft asks transformers by a name that is on its way out, and tells us nothing.

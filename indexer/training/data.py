@@ -381,7 +381,10 @@ def _sentences(path: Path, *, token: int, tag: int, separator: str | None, encod
             begin = begin if rows else number
             fields = line.split(separator)
             if len(fields) < columns:
-                raise DataError(f"expected {columns} columns, got {len(fields)}", source=str(path), line=number)
+                spaced = separator is not None and len(line.split()) >= columns
+                hint = ": set separator = 'space' where white space is between them" if spaced else ""
+                raise DataError(f"expected {columns} columns, got {len(fields)}{hint}", source=str(path), line=number)
+            fields[tag] = fields[tag].strip()  # a space behind it would make a type of its own
             try:
                 _split_tag(fields[tag])
             except DataError as error:

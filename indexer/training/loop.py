@@ -10,18 +10,21 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from indexer.checkpoint import Loaded, attach, load_checkpoint, save_checkpoint
 from indexer.durable import sync
+from indexer.errors import StorageError
 from indexer.model import TextModel
-from indexer.training.adapt import Group, adapt, heads_of, restore, set_dropout, set_train_mode
+from indexer.training.adapt import Group, adapt, check_phase, heads_of, restore, set_dropout, set_train_mode
 from indexer.training.calibration import fit_temperature
 from indexer.training.encoded import UNKNOWN, Encoded, encode
 from indexer.training.keys import ConfigError
@@ -50,11 +53,14 @@ def train(config: TrainConfig, *, base: Loaded | None = None, watch: Watcher | N
     """Train a model as configured, or go on with a run that was stopped; `output`/model holds the result.
 
     `base` takes the place of `[model] base`; it is not changed. `watch` is called with every event of the log, and with
-    the data report before anything is trained. Raises `ConfigError`, `InputError` and `ModelError`, and `LockedError`
-    where another process trains in the same folder.
+    the data report before anything is trained. Raises `ConfigError`, `InputError` and `ModelError`, `LockedError`
+    where another process trains in the same folder, and `StorageError` where the disk refuses.
     """
     sets = [read_set(data, root=config.root, seed=config.seed) for data in config.data]
-    with RunFolder(Path(config.output), config=config.digest(), data=digest_of(sets)) as folder:
+    with (
+        RunFolder(Path(config.output), config=config.digest(), data=digest_of(sets)) as folder,
+        what_disks_refuse(folder.folder),
+    ):
         if folder.model.is_dir():
             return Result(folder.model, _finished(folder), None)
         loaded = load_checkpoint(config.model.base) if base is None else copy.deepcopy(base)
@@ -71,6 +77,18 @@ def train(config: TrainConfig, *, base: Loaded | None = None, watch: Watcher | N
         return finish(run, report)
 
 
+@contextmanager
+def what_disks_refuse(folder: Path) -> Iterator[None]:
+    """An error of the disk → `StorageError`. What has been written of the run is whole, and it goes on from there."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise StorageError(
+            f"{folder}: {reason}; see to it, and give the same command again: the run goes on from where it stands"
+        ) from error
+
+
 def prepare(
     config: TrainConfig, folder: RunFolder, sets: Sequence[DataSet], loaded: Loaded, watch: Watcher
 ) -> tuple[Run, Report]:
@@ -78,8 +96,9 @@ def prepare(
     begun = start_model(loaded, config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
     check_fit(config, sets, model)
+    check_new_heads(config, begun.new)
     encoded = [encode(data.settings, data.train, model) for data in sets]
-    report = data_report(sets, encoded, begun.heads)
+    report = data_report(sets, encoded, begun.heads, labels_of_heads(model))
     folder.claim(base=loaded.fingerprint, heads=loaded.heads_fingerprint)
     folder.write_json("report.json", asdict(report))
     watch({"event": "report", "report": report})
@@ -90,6 +109,7 @@ def prepare(
         train=encoded,
         dev=[DevSet(data, encode(data.settings, data.dev, model)) for data in sets if data.dev],
         start=copy.deepcopy(model.model.backbone).eval() if config.distill.weight else None,
+        new=begun.new,
         watch=watch,
     )
     return run, report
@@ -101,7 +121,14 @@ def look(config: TrainConfig) -> Report:
     begun = start_model(load_checkpoint(config.model.base), config.model, sets, seed=config.seed)
     model = TextModel(begun.loaded, device=config.device)
     check_fit(config, sets, model)
-    return data_report(sets, [encode(data.settings, data.train, model) for data in sets], begun.heads)
+    check_new_heads(config, begun.new)
+    encoded = [encode(data.settings, data.train, model) for data in sets]
+    return data_report(sets, encoded, begun.heads, labels_of_heads(model))
+
+
+def labels_of_heads(model: TextModel) -> dict[str, tuple[str, ...]]:
+    """What each head knows, by task."""
+    return {"class": model.class_labels or (), "tags": model.entity_types or ()}
 
 
 def run_phase(run: Run, number: int, position: Position) -> Position:
@@ -216,7 +243,8 @@ def score(
     """Score the dev sets; keep the weights if they are the best so far, and stop after too many worse ones.
 
     Where a task is trained that no dev set measures, the mean says nothing about it: then weights are kept because they
-    are the last that the guard does not refuse, and the phase goes on to its end.
+    are the last that the guard does not refuse, and the phase goes on to its end. Random weights of a new head are no
+    candidate: any that the guard does not refuse take their place, also those of a head that finds nothing yet.
     """
     stopping = run.config.early_stopping
     scores = score_sets(run.model, dev, weights=stopping.weights)
@@ -225,6 +253,7 @@ def score(
     refused = below_floor(run.config, similarity, floor)
     measured = not unmeasured_tasks(run, number, dev)
     first = position.best is None
+    random = first and begins_at_random(run, number)
     kept = first or (not refused and (not measured or position.best is None or scores.mean > position.best))
     if kept:
         run.folder.save_best(trained)
@@ -237,18 +266,30 @@ def score(
             "of": total,
             "sets": scores.sets,
             "mean": scores.mean,
-            "best": kept and measured,
+            "best": kept and measured and not random,
             "refused": refused,
         },
     )
     stale = 0 if kept or not measured else position.stale + 1
     return replace(
         position,
-        best=scores.mean if kept else position.best,
+        best=-math.inf if random else scores.mean if kept else position.best,
         stale=stale,
         floor=floor,
         stopped=stopping.patience is not None and stale >= stopping.patience,
     )
+
+
+def begins_at_random(run: Run, number: int) -> bool:
+    """Whether a phase is the first to train a head that is new."""
+    before, phase = run.config.phase[:number], run.config.phase[number : number + 1]
+    return any(is_trained(run.config, task, phase) and not is_trained(run.config, task, before) for task in run.new)
+
+
+def is_trained(config: TrainConfig, task: str, phases: Sequence[PhaseSettings]) -> bool:
+    """Whether one of the phases trains on data of a task."""
+    data = [one for one in config.data if one.task == task and one.paths]
+    return any(phase.epochs_of(one) for phase in phases for one in data)
 
 
 def unmeasured_tasks(run: Run, number: int, dev: Sequence[DevSet]) -> list[str]:
@@ -331,7 +372,9 @@ def calibrate(run: Run) -> None:
 
 
 def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) -> None:
-    """Raise `ConfigError` for a Matryoshka size that the embedding lacks, and for dev sets whose head is not there."""
+    """Raise `ConfigError` for what the model lacks: layers that a phase trains, dev sets' heads, Matryoshka's sizes."""
+    for phase in config.phase:
+        check_phase(model.model, phase)
     heads = heads_of(model.model)
     for one in sets:
         if one.task in HEADS and one.task not in heads:
@@ -342,6 +385,17 @@ def check_fit(config: TrainConfig, sets: Sequence[DataSet], model: TextModel) ->
     for size in config.matryoshka.dimensions:
         if size >= model.dimension:
             raise ConfigError(f"[matryoshka] dimensions = [{size}]: the embedding has {model.dimension} dimensions")
+
+
+def check_new_heads(config: TrainConfig, new: frozenset[str]) -> None:
+    """Raise `ConfigError` for a new head that no phase trains: it would answer at random."""
+    for task in sorted(new):
+        if not is_trained(config, task, config.phase):
+            raise ConfigError(
+                f"the {task} head is new, and no phase trains it, so that it would answer at random: give [[data]] for "
+                f"{task} with a path, and epochs for it in a [[phase]] that does not freeze it, or leave out what asks "
+                "for it"
+            )
 
 
 def _unwatched(_: Mapping[str, Any]) -> None:

@@ -16,8 +16,9 @@ class SetReport:
     """One set. `labels`: texts of each class, or spans of each type, to train on.
 
     `shared`: dev examples that also stand in the training part; `contradictions`: texts there with two labels;
-    `unknown`: labels of dev that the training part lacks; `long`: texts longer than a window, `lost`: spans that were
+    `unknown`: labels of dev that the head does not know; `long`: texts longer than a window, `lost`: spans that were
     cut by its end. `misaligned`, `overlapping`, `empty`: spans that were widened or left out, with the first of each.
+    `unnamed`: spans of each type that `types` does not name, which are left out.
     """
 
     title: str
@@ -33,6 +34,7 @@ class SetReport:
     misaligned: int
     overlapping: int
     empty: int
+    unnamed: Mapping[str, int]
     shown: Mapping[str, str]
 
 
@@ -61,13 +63,18 @@ class Report:
                 (one.lost, "spans are cut by the end of a window and left out"),
                 (one.misaligned, "spans were not whole words"),
                 (one.overlapping, "spans overlap another and were left out"),
-                (one.empty, "spans are empty and were left out"),
+                (one.empty, "spans are empty or outside their text, and were left out"),
             ):
                 if count:
                     lines.append(f"  note: {count:,} {what}")
             lines += [f"    {kind}, for example {example}" for kind, example in one.shown.items()]
+            if one.unnamed:
+                left = ", ".join(f"{name} {count:,}" for name, count in sorted(one.unnamed.items())[:10])
+                lines.append(f"  note: left out, as types does not name them: {left}")
             if one.unknown:
-                lines.append(f"  note: only in dev, and so never right: {', '.join(one.unknown[:10])}")
+                lines.append(
+                    f"  note: in dev, but not known to the head, and so never right: {', '.join(one.unknown[:10])}"
+                )
         return lines
 
 
@@ -78,12 +85,15 @@ _LONG = {
 }
 
 
-def data_report(sets: Sequence[DataSet], encoded: Sequence[Encoded], heads: Mapping[str, str]) -> Report:
-    """Count everything. `encoded` are the training parts, in the order of `sets`."""
-    return Report(tuple(_set_report(one, part) for one, part in zip(sets, encoded, strict=True)), heads)
+def data_report(
+    sets: Sequence[DataSet], encoded: Sequence[Encoded], heads: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> Report:
+    """Count everything. `encoded` are the training parts, in the order of `sets`; `known` each head's labels."""
+    parts = zip(sets, encoded, strict=True)
+    return Report(tuple(_set_report(one, part, known.get(one.task, ())) for one, part in parts), heads)
 
 
-def _set_report(one: DataSet, encoded: Encoded) -> SetReport:
+def _set_report(one: DataSet, encoded: Encoded, of_head: Sequence[str]) -> SetReport:
     labels = _labels(one.train)
     texts: dict[str, set[str]] = {}
     for example in one.train:
@@ -98,12 +108,13 @@ def _set_report(one: DataSet, encoded: Encoded) -> SetReport:
         labels=dict(labels),
         shared=sum(_key(example) in known for example in one.dev),
         contradictions=sum(len(found) > 1 for found in texts.values()),
-        unknown=tuple(sorted(_labels(one.dev).keys() - labels.keys())) if one.train else (),
+        unknown=tuple(sorted(_labels(one.dev).keys() - set(of_head))),
         long=encoded.cut,
         lost=encoded.lost,
         misaligned=one.problems.misaligned,
         overlapping=one.problems.overlapping,
         empty=one.problems.empty,
+        unnamed=dict(one.problems.unnamed),
         shown=dict(one.problems.shown),
     )
 

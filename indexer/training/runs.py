@@ -66,7 +66,10 @@ class RunFolder:
 
     def __init__(self, folder: Path, *, config: str, data: str) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"output = '{folder}' cannot be a folder: {error.strerror}: choose another") from error
         if not (folder / RUN).is_file() and any(path.name not in _BEGUN for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and holds no run: choose another output")
         self._lock = WriterLock(folder / LOCK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,12 +47,16 @@ Example = ClassExample | TaggedText | PairExample
 
 @dataclass(slots=True)
 class SpanProblems:
-    """How many spans were not as they should be, and the first of each kind, in words."""
+    """How many spans were not as they should be, and the first of each kind, in words.
+
+    `unnamed`: spans of each type that `types` does not name, which are left out.
+    """
 
     misaligned: int = 0
     overlapping: int = 0
     empty: int = 0
     shown: dict[str, str] = field(default_factory=dict)
+    unnamed: Counter[str] = field(default_factory=Counter)
 
     def note(self, kind: str, description: str) -> None:
         """Count one."""
@@ -98,6 +103,9 @@ def read_set(settings: DataSettings, *, root: Path, seed: int) -> DataSet:
         train = [train[index] for index in sorted(order)]
     if settings.paths and not train:
         raise InputError("there is no example to train on", source=", ".join(settings.paths))
+    if settings.dev is not None and not dev:
+        place = settings.dev if isinstance(settings.dev, str) else ", ".join(settings.paths)
+        raise InputError("there is no example to measure on: give more, or leave out dev", source=place)
     return DataSet(settings, train, dev, problems)
 
 
@@ -161,14 +169,15 @@ def _tag_examples(settings: DataSettings, path: Path, kind: str, problems: SpanP
             tags = [_tag_name(tag, settings, row) for tag in row.items(settings.tags)]
             if len(tokens) != len(tags):
                 raise row.error(f"{len(tokens)} tokens, but {len(tags)} tags")
-            text, offsets = data.join_tokens(tokens)
             try:
-                spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in data.spans_of_tags(tags)]
+                tokens, found = data.merge_handles(tokens, data.spans_of_tags(tags))
             except DataError as error:
                 raise row.error(error.problem, settings.tags) from error
+            text, offsets = data.join_tokens(tokens)
+            spans = [(name, offsets[a][0], offsets[b - 1][1]) for name, a, b in found]
         else:
             raise row.error(f"neither '{settings.entities}' (spans) nor '{settings.tokens}' (tokens) is there")
-        yield clean_spans(text, _renamed(spans, settings), settings, problems=problems, place=row.place)
+        yield clean_spans(text, _renamed(spans, settings, problems), settings, problems=problems, place=row.place)
 
 
 def _columns(settings: DataSettings, path: Path, problems: SpanProblems) -> Iterator[Example]:
@@ -183,7 +192,7 @@ def _columns(settings: DataSettings, path: Path, problems: SpanProblems) -> Iter
     )
     for number, text in enumerate(texts, start=1):
         place = f"{path}, sentence {number}"
-        yield clean_spans(text.text, _renamed(text.spans, settings), settings, problems=problems, place=place)
+        yield clean_spans(text.text, _renamed(text.spans, settings, problems), settings, problems=problems, place=place)
 
 
 def clean_spans(
@@ -213,8 +222,13 @@ def clean_spans(
             problem = "overlapping"
         if problem:
             if settings.on_misaligned == "error":
+                what = f"is {problem}"
+                if start < end and not within:
+                    what = (
+                        f"is not within its {len(text)} characters (offsets count code points, from 0, end exclusive)"
+                    )
                 raise InputError(
-                    f'{place}: the span {shown} is {problem}; with on_misaligned = "expand" spans are widened to '
+                    f'{place}: the span {shown} {what}; with on_misaligned = "expand" spans are widened to '
                     "whole "
                     'words, with "drop" left out'
                 )
@@ -240,9 +254,12 @@ def _given_spans(row: _Row, settings: DataSettings) -> list[tuple[str, int, int]
     return spans
 
 
-def _renamed(spans: Iterable[tuple[str, int, int]], settings: DataSettings) -> list[tuple[str, int, int]]:
+def _renamed(
+    spans: Sequence[tuple[str, int, int]], settings: DataSettings, problems: SpanProblems
+) -> list[tuple[str, int, int]]:
     if settings.types is None:
         return list(spans)
+    problems.unnamed.update(kind for kind, _, _ in spans if kind not in settings.types)
     return [(settings.types[kind], a, b) for kind, a, b in spans if kind in settings.types]
 
 

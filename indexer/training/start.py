@@ -18,10 +18,11 @@ from indexer.training.settings import ModelSettings
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The model, and for each head in words what became of it."""
+    """The model, for each head in words what became of it, and the tasks whose heads are `new`, of random weights."""
 
     loaded: Loaded
     heads: dict[str, str]
+    new: frozenset[str]
 
 
 def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], *, seed: int) -> Start:
@@ -67,7 +68,8 @@ def start_model(base: Loaded, settings: ModelSettings, sets: Sequence[DataSet], 
         model.class_head = base.model.class_head
     if kept["tags"]:
         model.tag_head = base.model.tag_head
-    return Start(attach(model, base.tokenizer, name=base.name), heads)
+    new = frozenset(task for task, stays in kept.items() if not stays)
+    return Start(attach(model, base.tokenizer, name=base.name), heads, new)
 
 
 def _check_pooled(base: MultiTaskModel, config: TagdexConfig) -> None:
@@ -116,7 +118,11 @@ def _choose(
         return list(given)
     if not labels:
         if any(one.task == task and one.train for one in sets):
-            raise ConfigError(f"the data for {task} hold no label at all")
+            unnamed = sorted({kind for one in sets if one.task == task for kind in one.problems.unnamed})
+            hint = f"; types does not name {', '.join(unnamed[:10])}" if unnamed else ""
+            raise ConfigError(f"the data for {task} hold no label at all{hint}")
+        if task in settings.new_heads:
+            raise ConfigError(f"[model] new_heads = ['{task}']: there is no [[data]] for {task} to train it on")
         return None
     if known is not None and set(labels) <= set(known) and task not in settings.new_heads:
         return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from indexer.batches import plan_batches
+from indexer.durable import write_file
 from indexer.encoder import pool_layers
 from indexer.heads import Outputs, PooledClassHead
 from indexer.model import UNMASKED, TextModel
@@ -53,11 +55,7 @@ def cached_states(
     path = folder / f"states-{name}.npy"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        held = _compute(model, encoded, layers, starts, temporary, np.float16 if tags else np.float32, on_batch)
-        if not held:
-            _compute(model, encoded, layers, starts, temporary, np.float32, on_batch)
-        temporary.rename(path)
+        write_file(path, lambda file: _write(model, encoded, layers, starts, file, on_batch))
     return States(np.load(path, mmap_mode="r"), starts)
 
 
@@ -85,16 +83,34 @@ def _layers(model: TextModel, task: str) -> list[int]:
     return list(model.config.pooled_layers) if isinstance(model.model.class_head, PooledClassHead) else []
 
 
+def _write(
+    model: TextModel,
+    encoded: Encoded,
+    layers: Sequence[int],
+    starts: npt.NDArray[np.int64],
+    file: BinaryIO,
+    on_batch: Callable[[int, int], None] | None,
+) -> None:
+    dtype: type[np.floating] = np.float16 if encoded.task == "tags" else np.float32
+    if not _compute(model, encoded, layers, starts, file, dtype, on_batch):
+        file.seek(0)
+        file.truncate()
+        _compute(model, encoded, layers, starts, file, np.float32, on_batch)
+
+
 def _compute(
     model: TextModel,
     encoded: Encoded,
     layers: Sequence[int],
     starts: npt.NDArray[np.int64],
-    path: Path,
+    file: BinaryIO,
     dtype: type[np.floating],
     on_batch: Callable[[int, int], None] | None,
 ) -> bool:
-    """Write the states to `path`. False, and nothing that could be used there, where one is too large for `dtype`."""
+    """Write the states as numpy would. False, and nothing that could be used, where one is too large for `dtype`.
+
+    They are not written through a mapping of the file: where the disk is full, that ends the process without a word.
+    """
     width, tags = model.model.width, encoded.task == "tags"
     shape = (
         max(1, int(starts[-1])),
@@ -102,7 +118,10 @@ def _compute(
             (width * len(layers),) if tags else _shape(layers, width)
         ),
     )
-    values = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    begin, row_bytes = file.tell(), math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    file.truncate(begin + shape[0] * row_bytes)
     lengths = [len(window.ids) for window in encoded.windows]
     padding = model.model.backbone.config.model_type not in UNMASKED
     plan = plan_batches(lengths, max_tokens=model.batch_tokens, padding=padding)
@@ -124,11 +143,11 @@ def _compute(
         if dtype == np.float16 and np.abs(rows).max() > np.finfo(np.float16).max:
             return False
         for row, index in enumerate(batch):
-            end = starts[index + 1]
-            values[starts[index] : end] = rows[row, : end - starts[index]] if tags else rows[row]
+            own = rows[row, : starts[index + 1] - starts[index]] if tags else rows[row]
+            file.seek(begin + int(starts[index]) * row_bytes)
+            file.write(own.astype(dtype).tobytes())
         if on_batch is not None:
             on_batch(done, len(plan))
-    values.flush()
     return True
 
 

@@ -29,7 +29,10 @@ Watcher = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What all phases of a run share. `start` is the starting backbone, for distillation."""
+    """What all phases of a run share.
+
+    `start` is the starting backbone, for distillation; `new` are the tasks whose heads began with random weights.
+    """
 
     config: TrainConfig
     folder: RunFolder
@@ -37,6 +40,7 @@ class Run:
     train: list[Encoded]
     dev: list[DevSet]
     start: nn.Module | None
+    new: frozenset[str]
     watch: Watcher
 
 
