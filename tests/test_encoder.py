@@ -140,7 +140,7 @@ def test_encode_takes_any_iterable_of_texts_and_nothing_else() -> None:
     for texts in (("hello", "there"), iter(["hello", "there"]), np.array(["hello", "there"])):
         assert np.array_equal(model.encode(texts), expected)
     assert model.encode(iter([])).shape == (0, model.dimension)
-    with pytest.raises(InputError, match="texts must be several strings, got one: 'hello' of type str; put it in a list"):
+    with pytest.raises(InputError, match="texts must be several strings, got one: 'hello' of type str; put it"):
         model.encode("hello")
     with pytest.raises(InputError, match="texts must be strings, got None of type NoneType"):
         model.analyse(["hello", None])
