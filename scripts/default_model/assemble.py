@@ -15,7 +15,7 @@ import torch
 from default_model.adapted import Adapted
 from default_model.class_sets import TOPICS, class_sets
 from default_model.classes import Classifier
-from default_model.common import ENTITY_TYPES, LAYERS, MAX_LENGTH
+from default_model.common import ENTITY_TYPES, LAYERS, MAX_LENGTH, TAG_LAYERS
 from default_model.features import Encoder
 from default_model.tag_head import TagSettings
 from default_model.tag_sets import tag_sets
@@ -37,7 +37,7 @@ def assemble(
         pool_layers=LAYERS,
         layer_weights=found.weights,
         normalize_layers=True,
-        tag_layers=LAYERS,
+        tag_layers=TAG_LAYERS,
         class_labels=TOPICS,
         class_head="pooled",
         class_head_width=classifier.head.hidden.out_features,

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 ENTITY_TYPES = ["PER", "ORG", "LOC"]
-LAYERS = [-1, -2, -3, -4]
+LAYERS = [-1, -2, -3, -4]  # that are pooled
+TAG_LAYERS = [-1, -2]  # that the tag head reads
 MAX_LENGTH = 256
 WARMUP = 0.05  # share of a head's steps in which the learning rate rises
 

@@ -18,6 +18,7 @@ from default_model.common import (
     ENTITY_TYPES,
     LAYERS,
     MAX_LENGTH,
+    TAG_LAYERS,
     Floats,
     key_of,
     pad,
@@ -37,7 +38,7 @@ from indexer.words import Words, cut_words, pad_words, word_means
 
 @dataclass(frozen=True, slots=True)
 class WordStates:
-    """What the tag head reads: `states` fp16 (words, 4 · 384), the means of each word's tokens, of all texts one
+    """What the tag head reads: `states` fp16 (words, 2 · 384), the means of each word's tokens, of all texts one
     behind the other, `labels` and `shapes` (words,), `starts` (texts + 1,) where each text begins. `soft` fp16 (words,
     labels): what teachers think of each word, a row of zeros where they are not asked; `None` where there are none."""
 
@@ -109,7 +110,8 @@ class Encoder:
         kept = [pair for pair in zip(texts, encodings, strict=True) if len(pair[1].ids) <= MAX_LENGTH]
         words = [words_of(text.text, encoding) for text, encoding in kept]
         starts = np.concatenate([[0], np.cumsum([len(cut.tokens) for cut in words])]).astype(np.int64)
-        key = key_of([asdict(text) for text in texts], [cut.tokens for cut in words], self.loaded.fingerprint, exact)
+        facts = [asdict(text) for text in texts], [cut.tokens for cut in words], TAG_LAYERS
+        key = key_of(facts, self.loaded.fingerprint, exact)
         path = self.cache / f"words-{name}-{key}.npy"
         if not path.is_file():
             self._compute_states(name, [encoding.ids for _, encoding in kept], words, starts, path, exact=exact)
@@ -135,16 +137,16 @@ class Encoder:
         backbone = self.backbone if exact else self.half
         temporary = path.with_suffix(".tmp")
         states = np.lib.format.open_memmap(
-            temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(LAYERS) * self.width)
+            temporary, mode="w+", dtype=np.float16, shape=(int(starts[-1]), len(TAG_LAYERS) * self.width)
         )
         for batch in progress(name, plan_batches([len(ids) for ids in encoded], max_tokens=1024 if exact else 4096)):
             ids, mask = pad([encoded[row] for row in batch])
             with torch.inference_mode():
                 hidden = backbone(  # type: ignore[misc]
-                    input_ids=ids, attention_mask=mask, output_hidden_states=sorted(LAYERS)
+                    input_ids=ids, attention_mask=mask, output_hidden_states=sorted(TAG_LAYERS)
                 ).hidden_states
                 means = word_means(
-                    [hidden[layer] for layer in LAYERS], pad_words([words[row] for row in batch], ids.device)
+                    [hidden[layer] for layer in TAG_LAYERS], pad_words([words[row] for row in batch], ids.device)
                 )
             for row, index in enumerate(batch):
                 states[starts[index] : starts[index + 1]] = means[row, : len(words[index].tokens)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from default_model.common import (
     ENTITY_TYPES,
-    LAYERS,
+    TAG_LAYERS,
     WARMUP,
     Floats,
     key_of,
@@ -26,7 +26,7 @@ from default_model.common import (
 from default_model.features import Encoder, WordStates, words_of
 from indexer import iob
 from indexer.batches import plan_batches
-from indexer.heads import ContextualTagHead
+from indexer.heads import ContextualTagHead, initialise
 from indexer.precision import native_bf16
 from indexer.shapes import CAPITALS, LOWERED, Shape
 from indexer.training import metrics
@@ -83,12 +83,14 @@ def cached_tag_head(
     """A head from the cache, or trained with `fit_tag_head`. `known`: what else it depends on, for the key."""
     torch.manual_seed(settings.seed)
     head = ContextualTagHead(
-        encoder.width * len(LAYERS),
+        len(TAG_LAYERS),
+        encoder.width,
         2 * len(ENTITY_TYPES) + 1,
         inner=settings.width,
         dropout=settings.dropout,
         shapes=settings.tag_shapes,
     )
+    head.apply(initialise)
     path = encoder.cache / f"tag-head-{name}-{key_of(asdict(settings), known)}.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
@@ -135,7 +137,7 @@ def fit_tag_head(
             found = tag_batch(train, batch)
             shapes = other_case(found.shapes, settings, generator)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16(torch.device("cpu"))):
-                logits = head(found.states, found.mask, shapes)
+                logits = word_logits(head, found, shapes)
             loss = tag_loss(logits.float().flatten(end_dim=1), found, soft=soft)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -216,7 +218,7 @@ def tag_batches(
 
 @dataclass(frozen=True, slots=True)
 class TagBatch:
-    """`states` fp32 (batch, words, 1536); `mask`, `shapes` and `labels` int64 (batch, words); `soft` fp32 (batch,
+    """`states` fp32 (batch, words, 768); `mask`, `shapes` and `labels` int64 (batch, words); `soft` fp32 (batch,
     words, labels), `None` where no set has teachers."""
 
     states: Tensor
@@ -244,6 +246,13 @@ def tag_batch(sets: Sequence[WordStates], batch: Sequence[tuple[int, int]]) -> T
             soft[row, : end - start] = teachers[start:end]
     tensors = [torch.from_numpy(array) for array in (states, mask, shapes, labels)]
     return TagBatch(*tensors, soft=torch.from_numpy(soft) if any(one.soft is not None for one in sets) else None)
+
+
+def word_logits(head: ContextualTagHead, batch: TagBatch, shapes: Tensor) -> Tensor:
+    """What a head says of the words of a batch, (batch, words, labels)."""
+    layers = batch.states.chunk(len(TAG_LAYERS), dim=2)
+    logits: Tensor = head(head.project(layers), batch.mask, shapes)
+    return logits
 
 
 def other_case(shapes: Tensor, settings: TagSettings, generator: random.Random) -> Tensor:
@@ -278,7 +287,7 @@ def word_probabilities(heads: Sequence[ContextualTagHead], dev: DevSet) -> list[
     for batch in plan_batches(dev.states.lengths(), max_tokens=4096):
         rows = tag_batch([dev.states], [(0, row) for row in batch])
         with torch.inference_mode():
-            logits = [head(rows.states, rows.mask, rows.shapes) for head in heads]
+            logits = [word_logits(head, rows, rows.shapes) for head in heads]
             mean = torch.stack(logits).softmax(dim=3).mean(dim=0).numpy()
         for row, number in enumerate(batch):
             known = dev.words[number].known
