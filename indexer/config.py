@@ -37,7 +37,7 @@ class TagdexConfig:
     - `class_head`: "linear" (on the first token's last state), or "pooled" (one hidden layer of width
       `class_head_width` on the means of the pooled layers).
     - `tag_head`: "linear" (on the state of each word's first token), or "contextual" (on the mean of its tokens:
-      projection, then a bidirectional LSTM of width `tag_head_width`).
+      projection to `tag_head_width`, then three convolutions).
     - `tag_shapes`: the contextual head also reads each word's case and form in the raw text; see `shapes.py`.
     - `max_length`: tokens of one window, special tokens and prefix included.
     - `prefix`: text put before every text; it is pooled, but never tagged.

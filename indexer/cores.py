@@ -19,11 +19,7 @@ R = TypeVar("R")
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch from sharing out work among threads: a setting of the calling thread, and of threads that begin now.
-
-    An LSTM makes hundreds of small steps, and its threads wait for each other after every one: on a machine that is
-    busy otherwise that took 500 ms where one thread takes 5, while on an idle one a second thread saves 2.
-    """
+    """Keep torch from sharing out work among threads: a setting of the caller's, and of threads that begin now."""
     threads = torch.get_num_threads()
     if threads == 1:
         yield
@@ -39,7 +35,7 @@ class Workers:
     """As many threads as torch has, each of which computes a batch with one core.
 
     Threads that share a batch wait for each other after every layer, and leave all cores but one idle in what only one
-    can do: so many batches of their own take a sixth less time on two cores, with the tags of an LSTM a fifth.
+    can do: so many batches of their own take a sixth less time on two cores.
     """
 
     def __init__(self) -> None:

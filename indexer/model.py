@@ -74,7 +74,7 @@ class TextModel:
     def __init__(
         self, loaded: Loaded, *, device: str = "auto", batch_tokens: int | None = None, precision: str = "fp32"
     ) -> None:
-        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for one that is not there, or `batch_tokens` below 1.
+        """`device`: auto, cpu, cuda or cuda:N. Raises `ModelError` for one that is not there, and `batch_tokens` < 1.
 
         `precision`: what the backbone computes in; "auto" is bf16 where the device is faster with it and the
         embeddings stay what they are (`precision.choose`), and `self.precision` then says what was chosen.

@@ -158,8 +158,9 @@ def marking(
             if "LayerNorm" not in name:
                 parameter.zero_()
         embeddings.word_embeddings.weight.copy_(directions[kinds])
-        head.linear.bias.zero_()
-        head.linear.weight.copy_(directions * logit / 32.0)
+        (linear,) = head.projection.of_layer
+        linear.bias.zero_()
+        linear.weight.copy_(directions * logit / 32.0)
     return attach(loaded.model, tokenizer, name="marking")
 
 

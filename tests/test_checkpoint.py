@@ -346,7 +346,7 @@ def test_what_changes_the_heads_changes_their_fingerprint_alone(changed: dict[st
 def test_a_heads_weights_change_its_fingerprint_alone() -> None:
     before, after = multi_task(), multi_task()
     with torch.no_grad():
-        after.model.tag_head.linear.bias[0] += 1.0
+        after.model.tag_head.projection.of_layer[0].bias[0] += 1.0
     after = attach(after.model, after.tokenizer, name="changed")
     assert after.heads_fingerprint != before.heads_fingerprint
     assert after.fingerprint == before.fingerprint
@@ -551,7 +551,7 @@ def test_a_weight_that_the_model_does_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("key", ["backbone.encoder.layer.0.output.dense.bias", "tag_head.linear.weight"])
+@pytest.mark.parametrize("key", ["backbone.encoder.layer.0.output.dense.bias", "tag_head.projection.of_layer.0.weight"])
 def test_weights_that_are_not_finite(tmp_path: Path, key: str, value: float) -> None:
     folder = own_folder(tmp_path)
     change_weights(folder, lambda weights: weights[key].view(-1)[0].fill_(value))

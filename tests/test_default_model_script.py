@@ -92,14 +92,16 @@ def test_the_tag_head_learns_case_and_is_kept_in_the_cache(stages: Any, tmp_path
     settings = tag_head.TagSettings(width=16, dropout=0.0, epochs=24, batch_words=64, learning_rate=0.02, averaging=0.5)
     settings = replace(settings, averaging=0.5, small_letters=0.0, capitals=0.0)
     train = [states] * 9
-    head, report = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
+    tagger, report = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
     assert report["best mean F1"] == 1.0
     assert report["settings"]["tag_shapes"] is True
     again, same = tag_head.cached_tag_head(encoder, "teacher", train, dev, settings, "few")
     assert same == report
-    assert all(torch.equal(a, b) for a, b in zip(head.parameters(), again.parameters(), strict=True))
+    kept = zip(tagger.head.parameters(), again.head.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in kept)
+    assert tagger.layers == again.layers == [-2, -3]
     plain, found = tag_head.cached_tag_head(encoder, "teacher", train, dev, replace(settings, tag_shapes=False), "few")
-    assert plain.shapes is None
+    assert plain.head.shapes is None
     assert found["best mean F1"] < 0.9
 
 
@@ -120,9 +122,10 @@ def test_words_have_the_mean_of_what_several_heads_think(stages: Any, tmp_path: 
     encoder = features.Encoder(tiny(), tmp_path)
     dev = tag_head.dev_set(encoder, "few", TEXTS)
     heads = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        heads.append(ContextualTagHead(dev.states.states.shape[1], 7, inner=8, dropout=0.5, shapes=True))
+    for layers in ([-1, -2, -3, -4], [-2, -4]):
+        torch.manual_seed(len(layers))
+        head = ContextualTagHead(len(layers), 32, 7, inner=8, dropout=0.5, shapes=True)
+        heads.append(tag_head.Tagger(head, layers))
     first, second = (tag_head.word_probabilities([head], dev) for head in heads)
     for number, mean in enumerate(tag_head.word_probabilities(heads, dev)):
         np.testing.assert_allclose(mean, (first[number] + second[number]) / 2, atol=1e-6)

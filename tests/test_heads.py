@@ -12,6 +12,7 @@ from indexer.config import TagdexConfig, check_config
 from indexer.errors import ModelError
 from indexer.heads import ClassHead, ContextualTagHead, LinearTagHead, MultiTaskModel, Outputs
 from indexer.model import TextModel
+from indexer.words import word_means
 
 TEXTS = ["hello there", "ada lovelace met the acme people in london, of all places", "hi"]
 
@@ -51,7 +52,7 @@ def test_linear_heads_read_the_last_layer_of_any_family(family: str) -> None:
     with torch.no_grad():
         last = model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
         outputs = model(ids, mask)
-    classes, tags = model.class_head.linear, model.tag_head.linear
+    classes, tags = model.class_head.linear, model.tag_head.projection.of_layer[0]
     torch.testing.assert_close(outputs.class_logits, last[:, 0] @ classes.weight.T + classes.bias)
     torch.testing.assert_close(outputs.tag_logits, last @ tags.weight.T + tags.bias)
 
@@ -80,8 +81,9 @@ def test_tag_head_reads_the_layers_asked_for() -> None:
     with torch.no_grad():
         states = model.backbone(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
         logits = model(ids, mask).tag_logits
-    joined = torch.cat([states[1], states[0], states[4]], dim=2)
-    torch.testing.assert_close(logits, joined @ model.tag_head.linear.weight.T + model.tag_head.linear.bias)
+    linear = model.tag_head.projection.of_layer
+    expected = states[1] @ linear[0].weight.T + states[0] @ linear[1].weight.T + states[4] @ linear[2].weight.T
+    torch.testing.assert_close(logits, expected + linear[0].bias)
 
 
 @pytest.mark.parametrize("class_head", ["linear", "pooled"])
@@ -99,36 +101,73 @@ def test_padding_does_not_change_the_logits(tag_head: str, class_head: str) -> N
         torch.testing.assert_close(together.class_logits[row], alone.class_logits[0], rtol=1e-5, atol=1e-5)
 
 
+def logits_of(head: LinearTagHead | ContextualTagHead, states: Tensor, mask: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = head(head.project(states.chunk(2, dim=2)), mask)
+    return found
+
+
+def test_contextual_head_is_three_convolutions_of_the_projection() -> None:
+    torch.manual_seed(0)
+    head = ContextualTagHead(2, 8, 5, inner=4, dropout=0.1).eval()
+    states, inner = torch.randn(1, 6, 16), torch.nn.functional
+    with torch.no_grad():
+        weight = torch.cat([linear.weight for linear in head.projection.of_layer], dim=1)
+        words = inner.relu(head.norm(states @ weight.T))
+        for convolution, by in zip(head.convolutions, (1, 2, 4), strict=True):
+            kernel = convolution.linear.weight.view(4, 3, 4).transpose(1, 2)
+            found = inner.conv1d(words.mT, kernel, convolution.linear.bias, padding=by, dilation=by)
+            words = inner.relu(found.mT) + (words if by > 1 else 0)
+        expected = words @ head.linear.weight.T + head.linear.bias
+    torch.testing.assert_close(logits_of(head, states, torch.ones(1, 6)), expected)
+
+
+@pytest.mark.parametrize("kind", ["linear", "contextual"])
+def test_projecting_tokens_or_the_means_of_words_is_the_same(kind: str) -> None:
+    torch.manual_seed(0)
+    model = TextModel(multi_task(tag_head=kind, tag_head_width=16, tag_layers=[-1, -2]), device="cpu")
+    words, head = model.word_batch(TEXTS), model.model.tag_head
+    assert head is not None
+    states = [torch.randn(len(TEXTS), model.tensors(TEXTS)[0].shape[1], 32) for _ in range(2)]
+    with torch.no_grad():
+        tokens = word_means([head.project(states)], words)
+        means = head.project(word_means(states, words).chunk(2, dim=2))
+    known = word_means([torch.ones_like(states[0])], words)[:, :, :1] > 0
+    assert known.any()
+    torch.testing.assert_close(torch.where(known, tokens, 0), torch.where(known, means, 0))
+
+
 def test_contextual_head_ignores_what_stands_at_padding() -> None:
     torch.manual_seed(0)
-    head = ContextualTagHead(8, 5, inner=4, dropout=0.1).eval()
+    head = ContextualTagHead(2, 4, 5, inner=4, dropout=0.1).eval()
     states, mask = torch.randn(2, 6, 8), torch.tensor([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
     changed = states.clone()
     changed[0, 3:] = 1e4
-    with torch.no_grad():
-        before, after = head(states, mask), head(changed, mask)
+    before, after = logits_of(head, states, mask), logits_of(head, changed, mask)
     assert before.shape == (2, 6, 5)
     assert torch.equal(before[0, :3], after[0, :3])
     assert torch.equal(before[1], after[1])
 
 
-def test_contextual_head_sees_the_words_around() -> None:
+def test_contextual_head_sees_seven_words_on_either_side() -> None:
     torch.manual_seed(0)
-    head = ContextualTagHead(8, 5, inner=4, dropout=0.1).eval()
-    states, mask = torch.randn(1, 4, 8), torch.ones(1, 4, dtype=torch.int64)
-    for changed_token in (0, 3):  # both directions reach the token between
+    head = ContextualTagHead(2, 4, 5, inner=4, dropout=0.1).eval()
+    states, mask = torch.randn(1, 17, 8), torch.ones(1, 17, dtype=torch.int64)
+    for changed_word in range(17):
         changed = states.clone()
-        changed[0, changed_token] += torch.arange(8.0)
-        with torch.no_grad():
-            assert not torch.equal(head(states, mask)[0, 1], head(changed, mask)[0, 1])
+        changed[0, changed_word] += torch.arange(8.0)
+        same = torch.equal(logits_of(head, states, mask)[0, 8], logits_of(head, changed, mask)[0, 8])
+        assert same == (changed_word in (0, 16))
 
 
 def test_heads_drop_out_in_training_only() -> None:
     torch.manual_seed(0)
     states, mask = torch.randn(1, 4, 8), torch.ones(1, 4, dtype=torch.int64)
-    for head in (ContextualTagHead(8, 5, inner=4, dropout=0.5), LinearTagHead(8, 5, dropout=0.5)):
-        assert not torch.equal(head.train()(states, mask), head(states, mask))
-        assert torch.equal(head.eval()(states, mask), head(states, mask))
+    for head in (ContextualTagHead(2, 4, 5, inner=4, dropout=0.5), LinearTagHead(2, 4, 5, dropout=0.5)):
+        head.train()
+        assert not torch.equal(logits_of(head, states, mask), logits_of(head, states, mask))
+        head.eval()
+        assert torch.equal(logits_of(head, states, mask), logits_of(head, states, mask))
     classes = ClassHead(8, 3, dropout=0.5)
     assert not torch.equal(classes.train()(states), classes(states))
     assert torch.equal(classes.eval()(states), classes(states))
@@ -162,7 +201,7 @@ def test_embeddings_are_the_same_bits_with_and_without_tags(tag_head: str) -> No
 def test_a_replaced_head_leaves_every_other_output_bit_identical() -> None:
     first, second = multi_task(), multi_task()
     with torch.no_grad():
-        second.model.tag_head.linear.weight.normal_()
+        second.model.tag_head.projection.of_layer[0].weight.normal_()
     before, after = outputs_of(first.model, *TEXTS), outputs_of(second.model, *TEXTS)
     assert torch.equal(before.layer_means, after.layer_means)
     assert torch.equal(before.class_logits, after.class_logits)
@@ -235,4 +274,4 @@ def test_backbones_that_cannot_be_used_are_refused(encoder: dict[str, object] | 
 
 def test_dimension_is_layers_times_width() -> None:
     assert tiny(pool_layers=[-1, -2]).model.dimension == 64
-    assert multi_task().model.tag_head.linear.out_features == 2 * len(TYPES) + 1
+    assert multi_task().model.tag_head.projection.of_layer[0].out_features == 2 * len(TYPES) + 1

@@ -72,7 +72,8 @@ def head_outputs(model: TextModel, encoded: Encoded, states: States, windows: Se
     for row, part in enumerate(parts):
         padded[row, : len(part)] = part
     head = model.model.tag_head
-    logits = head(torch.from_numpy(padded).to(model.device), words.mask, words.shapes)
+    layers = torch.from_numpy(padded).to(model.device).chunk(len(model.config.tagged_layers), dim=2)
+    logits = head(head.project(layers), words.mask, words.shapes)
     return Outputs(layer_means=None, class_logits=None, tag_logits=logits)
 
 

@@ -37,7 +37,7 @@ def assemble(
         pool_layers=LAYERS,
         layer_weights=found.weights,
         normalize_layers=True,
-        tag_layers=LAYERS,
+        tag_layers=tags.layers,
         class_labels=TOPICS,
         class_head="pooled",
         class_head_width=classifier.head.hidden.out_features,

@@ -15,9 +15,8 @@ from default_model.class_sets import TOPICS
 from default_model.classes import Classifier, class_logits
 from default_model.common import ENTITY_TYPES, Floats
 from default_model.features import WordStates
-from default_model.tag_head import DevSet, predict_words, word_probabilities
+from default_model.tag_head import DevSet, Tagger, predict_words, word_probabilities
 from indexer import iob
-from indexer.heads import ContextualTagHead
 from indexer.training import data
 
 
@@ -67,7 +66,7 @@ class SecondRound:
     """How many heads of the first round, each from a seed of its own, label which texts for the head that is kept."""
 
     teachers: int = 2
-    width: int = 128  # of those heads; the one that is kept may be narrower
+    width: int = 128  # of those heads, which read all layers; the one that is kept may be narrower and read fewer
     soft: float = 0.5  # weight of what they think of a word beside the label that they give it together
     topics: int = 3000  # texts of DBpedia
     headlines: int = 3000  # sentences of STS-B's training part: headlines, captions, posts
@@ -118,7 +117,7 @@ def wiki_paragraphs(folder: Path, count: int) -> list[Paragraph]:
 
 
 def self_label(
-    teachers: Sequence[ContextualTagHead],
+    teachers: Sequence[Tagger],
     classifier: Classifier,
     paragraphs: Sequence[Paragraph],
     dev: DevSet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from default_model.common import (
 from default_model.features import Encoder, WordStates, words_of
 from indexer import iob
 from indexer.batches import plan_batches
-from indexer.heads import ContextualTagHead
+from indexer.heads import ContextualTagHead, initialise
 from indexer.precision import native_bf16
 from indexer.shapes import CAPITALS, LOWERED, Shape
 from indexer.training import metrics
@@ -40,6 +40,7 @@ class TagSettings:
     """How the tag head is trained."""
 
     width: int = 96
+    layers: list[int] = field(default_factory=lambda: [-2, -3])  # that it reads, of `LAYERS`
     dropout: float = 0.4
     epochs: int = 7
     batch_words: int = 4096
@@ -63,6 +64,22 @@ class DevSet:
     words: list[Words]
 
 
+@dataclass(frozen=True, slots=True)
+class Tagger:
+    """A tag head, and which of `LAYERS` it reads."""
+
+    head: ContextualTagHead
+    layers: Sequence[int]
+
+    def logits(self, batch: TagBatch, shapes: Tensor) -> Tensor:
+        """What it says of the words of a batch, (batch, words, labels)."""
+        states = batch.states.chunk(len(LAYERS), dim=2)
+        found: Tensor = self.head(
+            self.head.project([states[LAYERS.index(layer)] for layer in self.layers]), batch.mask, shapes
+        )
+        return found
+
+
 def dev_set(encoder: Encoder, name: str, texts: list[TaggedText], *, exact: bool = True) -> DevSet:
     encodings = encoder.tokenizer.encode_batch([text.text for text in texts])
     words = [words_of(text.text, encoding) for text, encoding in zip(texts, encodings, strict=True)]
@@ -79,29 +96,32 @@ def cached_tag_head(
     *,
     soft: float = 0.0,
     keep: int | None = None,
-) -> tuple[ContextualTagHead, dict[str, Any]]:
+) -> tuple[Tagger, dict[str, Any]]:
     """A head from the cache, or trained with `fit_tag_head`. `known`: what else it depends on, for the key."""
     torch.manual_seed(settings.seed)
     head = ContextualTagHead(
-        encoder.width * len(LAYERS),
+        len(settings.layers),
+        encoder.width,
         2 * len(ENTITY_TYPES) + 1,
         inner=settings.width,
         dropout=settings.dropout,
         shapes=settings.tag_shapes,
     )
+    head.apply(initialise)
     path = encoder.cache / f"tag-head-{name}-{key_of(asdict(settings), known)}.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
         head.load_state_dict(saved["weights"])
-        return head.eval(), json.loads(saved["report"])
-    report = fit_tag_head(head, train, dev, settings, soft=soft, keep=keep)
+        return Tagger(head.eval(), settings.layers), json.loads(saved["report"])
+    tagger = Tagger(head, settings.layers)
+    report = fit_tag_head(tagger, train, dev, settings, soft=soft, keep=keep)
     weights = {"weights": head.state_dict(), "report": json.dumps(report)}
     write_whole(path, lambda temporary: torch.save(weights, temporary))
-    return head, report
+    return tagger, report
 
 
 def fit_tag_head(
-    head: ContextualTagHead,
+    tagger: Tagger,
     train: Sequence[WordStates],
     dev: Mapping[str, DevSet],
     settings: TagSettings,
@@ -117,6 +137,7 @@ def fit_tag_head(
     """
     torch.manual_seed(settings.seed)
     generator = random.Random(settings.seed)
+    head = tagger.head
     plain, head.dropout = head.dropout, LockedDropout(settings.dropout)  # type: ignore[assignment]
     if head.shapes is not None:
         head.shapes.dropout.p = settings.shape_dropout
@@ -135,7 +156,7 @@ def fit_tag_head(
             found = tag_batch(train, batch)
             shapes = other_case(found.shapes, settings, generator)
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bf16(torch.device("cpu"))):
-                logits = head(found.states, found.mask, shapes)
+                logits = tagger.logits(found, shapes)
             loss = tag_loss(logits.float().flatten(end_dim=1), found, soft=soft)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -149,7 +170,7 @@ def fit_tag_head(
         current = {name: value.clone() for name, value in head.state_dict().items()}
         head.load_state_dict(average)
         scores = {
-            name: metrics.span_scores([text.spans for text in held.texts], predict_spans(head, held))
+            name: metrics.span_scores([text.spans for text in held.texts], predict_spans(tagger, held))
             for name, held in dev.items()
         }
         f1 = {name: score["micro"].f1 for name, score in scores.items()}
@@ -258,27 +279,27 @@ def other_case(shapes: Tensor, settings: TagSettings, generator: random.Random) 
     return changed
 
 
-def predict_spans(head: ContextualTagHead, dev: DevSet) -> list[list[tuple[str, int, int]]]:
+def predict_spans(tagger: Tagger, dev: DevSet) -> list[list[tuple[str, int, int]]]:
     """Spans in character offsets, decoded as the product does."""
     return [
         [
             (ENTITY_TYPES[kind], words.offsets[first][0], words.offsets[end - 1][1])
             for kind, first, end in iob.spans_of_labels(labels)
         ]
-        for words, (labels, _) in zip(dev.words, predict_words(dev, word_probabilities([head], dev)), strict=True)
+        for words, (labels, _) in zip(dev.words, predict_words(dev, word_probabilities([tagger], dev)), strict=True)
     ]
 
 
-def word_probabilities(heads: Sequence[ContextualTagHead], dev: DevSet) -> list[Floats]:
-    """The mean of what heads think of each word of each text, fp32 (words, labels), a row of zeros for a word without a
+def word_probabilities(taggers: Sequence[Tagger], dev: DevSet) -> list[Floats]:
+    """The mean of what taggers think of each word of each text, fp32 (words, labels), a row of zeros for one without a
     token; no text may be longer than one window."""
     found: list[Floats] = [np.zeros((0, 0), dtype=np.float32) for _ in dev.texts]
-    for head in heads:
-        head.eval()
+    for tagger in taggers:
+        tagger.head.eval()
     for batch in plan_batches(dev.states.lengths(), max_tokens=4096):
         rows = tag_batch([dev.states], [(0, row) for row in batch])
         with torch.inference_mode():
-            logits = [head(rows.states, rows.mask, rows.shapes) for head in heads]
+            logits = [tagger.logits(rows, rows.shapes) for tagger in taggers]
             mean = torch.stack(logits).softmax(dim=3).mean(dim=0).numpy()
         for row, number in enumerate(batch):
             known = dev.words[number].known

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from default_model.classes import Classifier
-from default_model.common import key_of
+from default_model.common import LAYERS, key_of
 from default_model.features import Encoder
 from default_model.self_labels import SecondRound, self_label, unlabelled_texts
 from default_model.tag_head import TagSettings, cached_tag_head, dev_set
@@ -32,10 +32,9 @@ def train_tag_head(
     known += [[encoder.loaded.fingerprint, found.digest()] for found in train]
     teachers, reports = [], []
     for number in range(second.teachers):
-        head, report = cached_tag_head(
-            encoder, "teacher", train, dev, replace(settings, width=second.width, seed=settings.seed + number), known
-        )
-        teachers.append(head)
+        wide = replace(settings, width=second.width, layers=LAYERS, seed=settings.seed + number)
+        teacher, report = cached_tag_head(encoder, "teacher", train, dev, wide, known)
+        teachers.append(teacher)
         reports.append(report)
     paragraphs = unlabelled_texts(folder, settings.paragraphs, second)
     unlabelled = dev_set(encoder, "unlabelled", [TaggedText(row.text) for row in paragraphs], exact=False)
@@ -49,4 +48,4 @@ def train_tag_head(
     last, _ = cached_tag_head(
         encoder, "last", [*train, labelled, *rest], dev, settings, known, soft=second.soft, keep=found["epoch"]
     )
-    return last, {"teachers": reports, "second round": asdict(second), **found}
+    return last.head, {"teachers": reports, "second round": asdict(second), **found}
