@@ -249,7 +249,7 @@ def _product(pair: LowRank) -> Tensor:
     down, up = pair.down.float(), pair.up.float()
     total = torch.zeros(up.shape[0], down.shape[1])
     for column, row in zip(up.T, down, strict=True):
-        total.addr_(column, row)
+        total += column[:, None] * row
     return total
 
 

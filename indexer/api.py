@@ -81,7 +81,7 @@ def add_documents(
     wanted, tags = bool(tags), dimension is None if tags is None else tags
     if dimension is not None and model is None and not tags:
         settings = settings_of_vectors(dimension)
-        with IndexWriter(path, create=settings) as writer:
+        with IndexWriter(path, create=settings, empty=False) as writer:
             return pipeline.index(iterator, None, writer, on_commit=on_commit, on_error=on_error)
     if dimension is not None and model is None:
         raise InputError("tags for vectors that are given need --model, which says by which model these were made")
@@ -97,7 +97,7 @@ def add_documents(
         )
     if model is None:
         iterator = _without_vectors(iterator, path, loaded.name)
-    with IndexWriter(path, create=settings_of(loaded, tags=tags)) as writer:
+    with IndexWriter(path, create=settings_of(loaded, tags=tags), empty=False) as writer:
         return pipeline.index(iterator, loaded, writer, on_commit=on_commit, on_error=on_error)
 
 

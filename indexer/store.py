@@ -100,10 +100,11 @@ class IndexWriter:
     Every method that changes something returns after the change is durable.
     """
 
-    def __init__(self, path: str | Path, *, create: IndexSettings | None = None) -> None:
+    def __init__(self, path: str | Path, *, create: IndexSettings | None = None, empty: bool = True) -> None:
         """Open an index for writing, or with `create` make it where there is none.
 
-        It is made with the first commit, or by `close`: an error before leaves nothing that says how it is to be made.
+        `empty`: make it at once, without a document; else it is made with the first commit, or by `close`, so that an
+        error before leaves nothing that says how it is to be made, and readers find it from then on.
         Where another has taken its place since, every method raises `ReplacedIndexError`, and nothing is acknowledged.
         Raises `NotAnIndexError`, `LockedError`, `FormatError`, `StorageError`.
         """
@@ -125,7 +126,7 @@ class IndexWriter:
         try:
             with self._storage_errors():
                 self._file = file_number(self._meta)
-                self.settings = self._open_settings(create)
+                self.settings = self._open_settings(create, empty=empty)
                 self._delete_orphans()
                 self._pending = self.pending_rows
                 self._merge_error: TagdexError | None = None
@@ -474,7 +475,7 @@ class IndexWriter:
             with suppress(FormatError), closing(connect_reader(self.path / META)) as connection:
                 check_acknowledged(self.path, read_commit(connection).number, acknowledged)
 
-    def _open_settings(self, create: IndexSettings | None) -> IndexSettings:
+    def _open_settings(self, create: IndexSettings | None, *, empty: bool) -> IndexSettings:
         settings = read_settings(self._connection)
         if settings is not None:
             return settings
@@ -484,6 +485,9 @@ class IndexWriter:
             )
         # First the folders: where there are settings, no later process asks whether the index's name is durable.
         sync_with_parents(self.path)
+        if empty:
+            with transaction(self._connection):
+                self._make()
         return create
 
     def _make(self) -> None:

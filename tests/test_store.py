@@ -112,9 +112,8 @@ def writer(path: Path) -> Iterator[IndexWriter]:
 # Rows
 
 
-def test_a_new_index_has_its_settings_and_a_first_commit(path: Path) -> None:
-    with IndexWriter(path, create=SETTINGS) as writer:
-        assert writer.settings == SETTINGS
+def test_a_new_index_has_its_settings_and_a_first_commit(path: Path, writer: IndexWriter) -> None:
+    assert writer.settings == SETTINGS
     stored = dict(table_rows(path, "settings"))
     assert stored.pop("digests").count(":") == 7
     assert re.fullmatch('"[0-9a-f]{16}"', stored.pop("index_id"))
@@ -546,7 +545,7 @@ def test_an_index_is_made_by_its_first_commit(path: Path) -> None:
     """Or by the end of a writer that nothing stopped."""
 
     def stopped(create: IndexSettings, *entries: Entry) -> None:
-        with IndexWriter(path, create=create) as writer:
+        with IndexWriter(path, create=create, empty=False) as writer:
             writer.write(entries)
             raise KeyboardInterrupt
 
