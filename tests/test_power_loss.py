@@ -147,6 +147,12 @@ def test_an_fsync_covers_only_calls_that_had_returned_when_it_was_entered(tmp_pa
     assert left([*events, SyncStarted(FILE, 4), SyncDone(FILE, 4)], tmp_path / "b") == {(("file", b"new"),)}
 
 
+def test_an_fsync_covers_what_returned_while_another_threads_call_had_not(tmp_path: Path) -> None:
+    other = Names(((ROOT, "other", FOLDER + 1),))
+    events: list[Event] = [other, Pending(0), MADE, *NAMED]
+    assert {tuple(name for name, _ in state) for state in left(events, tmp_path)} == {("file",), ("file", "other")}
+
+
 # The recording
 
 

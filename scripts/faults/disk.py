@@ -26,7 +26,7 @@ What it leaves out: a disk that lies about a flush, and damage to what had been 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,11 +92,12 @@ class _File:
     durable: bytearray = field(default_factory=bytearray)
     changes: list[tuple[int, Write | Truncate]] = field(default_factory=list)
 
-    def settle(self, count: int) -> None:
-        """The first changes are durable now."""
-        for _, change in self.changes[:count]:
-            _apply(self.durable, change)
-        del self.changes[:count]
+    def settle(self, places: Collection[int]) -> None:
+        """The changes of these events are durable now."""
+        for place, change in self.changes:
+            if place in places:
+                _apply(self.durable, change)
+        self.changes = [change for change in self.changes if change[0] not in places]
 
     def latest(self) -> bytearray:
         """What a process sees."""
@@ -113,14 +114,16 @@ class _Folder:
     durable: dict[str, int] = field(default_factory=dict)
     changes: list[tuple[int, tuple[str, int | None]]] = field(default_factory=list)
 
-    def settle(self, count: int) -> None:
-        """The first changes are durable now."""
-        for _, (name, node) in self.changes[:count]:
+    def settle(self, places: Collection[int]) -> None:
+        """The changes of these events are durable now."""
+        for place, (name, node) in self.changes:
+            if place not in places:
+                continue
             if node is None:
                 self.durable.pop(name, None)
             else:
                 self.durable[name] = node
-        del self.changes[:count]
+        self.changes = [change for change in self.changes if change[0] not in places]
 
 
 class Disk:
@@ -133,8 +136,7 @@ class Disk:
         }
         self._nodes |= {number: _File(bytearray(content)) for number, content in recording.files.items()}
         self._running: set[int] = set()  # events whose calls have not returned
-        self._syncs: dict[int, int] = {}  # call → how many changes it makes durable
-        self._synced: dict[int, int] = {}  # node → how many changes were made durable in all
+        self._syncs: dict[int, frozenset[int]] = {}  # call → the events whose changes it makes durable
         self._freed: list[bytes] = []  # what was deleted or cut off lately
         self.acknowledged: int | None = None
         """The last acknowledgement so far."""
@@ -155,14 +157,11 @@ class Disk:
         elif isinstance(event, Returned):
             self._running.discard(event.event)
         elif isinstance(event, SyncStarted):
-            changes = self._nodes[event.node].changes
-            returned = next((n for n, (place, _) in enumerate(changes) if place in self._running), len(changes))
-            self._syncs[event.call] = self._synced.get(event.node, 0) + returned
+            # Of another thread's call that has not returned, nothing is durable; of those that it overlaps, all is.
+            places = {place for place, _ in self._nodes[event.node].changes}
+            self._syncs[event.call] = frozenset(places - self._running)
         elif isinstance(event, SyncDone):
-            # Another fsync of the same node may have returned meanwhile: count from the beginning.
-            count = max(0, self._syncs.pop(event.call) - self._synced.get(event.node, 0))
-            self._nodes[event.node].settle(count)
-            self._synced[event.node] = self._synced.get(event.node, 0) + count
+            self._nodes[event.node].settle(self._syncs.pop(event.call))
         elif isinstance(event, Acknowledged):
             self.acknowledged = event.steps
 
