@@ -124,9 +124,9 @@ def _settings_before_folders() -> None:
     """As it was once: whoever is killed between the two leaves an index whose folders nobody syncs any more."""
     open_settings = store.IndexWriter._open_settings
 
-    def settings_first(self: Any, create: Any) -> Any:
+    def settings_first(self: Any, create: Any, *, empty: bool) -> Any:
         new = store.read_settings(self._connection) is None
-        settings = open_settings(self, create)
+        settings = open_settings(self, create, empty=empty)
         if new:
             durable.sync_with_parents(self.path)
         return settings
