@@ -7,6 +7,7 @@ import pytest
 import torch
 from models import LABELS, TYPES, multi_task, tiny, wordpiece
 from torch import Tensor
+from torch.nn import functional
 
 from indexer.config import TagdexConfig, check_config
 from indexer.errors import ModelError
@@ -110,14 +111,14 @@ def logits_of(head: LinearTagHead | ContextualTagHead, states: Tensor, mask: Ten
 def test_contextual_head_is_three_convolutions_of_the_projection() -> None:
     torch.manual_seed(0)
     head = ContextualTagHead(2, 8, 5, inner=4, dropout=0.1).eval()
-    states, inner = torch.randn(1, 6, 16), torch.nn.functional
+    states = torch.randn(1, 6, 16)
     with torch.no_grad():
         weight = torch.cat([linear.weight for linear in head.projection.of_layer], dim=1)
-        words = inner.relu(head.norm(states @ weight.T))
+        words = functional.relu(head.norm(states @ weight.T))
         for convolution, by in zip(head.convolutions, (1, 2, 4), strict=True):
             kernel = convolution.linear.weight.view(4, 3, 4).transpose(1, 2)
-            found = inner.conv1d(words.mT, kernel, convolution.linear.bias, padding=by, dilation=by)
-            words = inner.relu(found.mT) + (words if by > 1 else 0)
+            found = functional.conv1d(words.mT, kernel, convolution.linear.bias, padding=by, dilation=by)
+            words = functional.relu(found.mT) + (words if by > 1 else 0)
         expected = words @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(logits_of(head, states, torch.ones(1, 6)), expected)
 

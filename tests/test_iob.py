@@ -330,9 +330,8 @@ def test_span_score_is_the_mean_probability_of_its_words() -> None:
     ids = [tokenizer.token_to_id(token) for token in ("ada", "lovelace")]
     loaded = marking(tokenizer, begin=ids[:1], inside=ids[1:], logit=3.0)
     with torch.no_grad():
-        loaded.model.tag_head.projection.of_layer[0].weight[2] /= (
-            2  # the second word's label is less certain than the first's
-        )
+        (linear,) = loaded.model.tag_head.projection.of_layer
+        linear.weight[2] /= 2  # the second word's label is less certain than the first's
     first, second = math.exp(3.0) / (math.exp(3.0) + 2), math.exp(1.5) / (math.exp(1.5) + 2)
     spans = TextModel(loaded, device="cpu").analyse(["met Ada Lovelace"])[0].spans
     assert spans == (Span("ENT", 4, 16, pytest.approx((first + second) / 2, abs=1e-5)),)

@@ -743,20 +743,6 @@ def fill_until_full(writer: IndexWriter, model: DemoAnalyser, *, start: int = 0)
     raise AssertionError("the disk never became full")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("cannot mount a small file system here; the test with RLIMIT_FSIZE stands in for it")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("seal_rows", [100, 10**9])
 def test_a_full_disk_keeps_what_was_acknowledged_and_writing_goes_on_when_there_is_room(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, seal_rows: int
